@@ -1,0 +1,64 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Everything goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The lock file names every package, so pip need not resolve anything (--no-deps).
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
+THREADS ?= 2
+export OMP_NUM_THREADS ?= $(THREADS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test quickstart test test-fast lint types lock clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.setup  ## Make .venv: PyTorch, the OpenMMLab packages and this one, all pinned
+setup-test: $(VENV)/.setup-test  ## The same, plus MMDetection, MMSegmentation, pytest, ruff and mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.setup: requirements/lock.txt setup.py | $(VENV)/bin/python
+	$(PIP_INSTALL) -r requirements/lock.txt
+	$(PIP_INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.setup-test: requirements/lock-test.txt $(VENV)/.setup
+	$(PIP_INSTALL) -r requirements/lock-test.txt
+	@touch $@
+
+quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint and a picture in minutes
+	$(BIN)/python tools/train.py configs/quickstart.py
+
+test: setup-test  ## All tests (two threads)
+	$(BIN)/python -m pytest tests
+
+test-fast: setup-test  ## The tests not marked slow
+	$(BIN)/python -m pytest tests -m 'not slow'
+
+lint: setup-test  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup-test  ## mypy
+	$(BIN)/mypy simmim_plugin tools
+
+# Universal locks (Python 3.10 and up). Changes against the resolver's answer, both needed:
+#   torch===X takes exactly PyPI's build where a local `X+cpu` wheel also matches (torchvision does not load on that);
+#   opencv-python-headless serves for opencv-python, which wants libGL.
+UV_COMPILE = $(BIN)/uv pip compile setup.py -c requirements/pins.txt --universal --python-version 3.10 \
+	--no-annotate --no-header --quiet
+lock: | $(VENV)/bin/python  ## Write the lock files anew
+	$(BIN)/python -m pip install --disable-pip-version-check uv
+	$(UV_COMPILE) --extra mm --extra photos -o requirements/lock.txt
+	$(UV_COMPILE) --extra mm --extra photos --extra det --extra seg --extra dev -c requirements/lock.txt \
+		-o requirements/lock-test.txt
+	sed -i -E -e 's/^torch==/torch===/' -e 's/^opencv-python==/opencv-python-headless==/' \
+		requirements/lock.txt requirements/lock-test.txt
+	grep -vxFf requirements/lock.txt requirements/lock-test.txt | sort -u > requirements/lock-test.tmp
+	mv requirements/lock-test.tmp requirements/lock-test.txt
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,28 @@
+"""Photos below `data_root`, without labels: random crops of 224 px, and masks of 32 px units."""
+
+data_root = 'data/imagenet/train'
+
+train_pipeline = [
+    dict(type='LoadImage'),
+    dict(
+        type='mmpretrain.torchvision/RandomResizedCrop',
+        size=224,
+        scale=(0.67, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation='bilinear',
+        antialias=True,
+    ),
+    dict(type='mmpretrain.torchvision/RandomHorizontalFlip'),
+    dict(type='SimMIMMaskGenerator', mask_ratio=0.6, mask_patch_size=32, model_patch_size=16),
+    dict(type='PackSimMIMInputs'),
+]
+train_dataloader = dict(
+    batch_size=256,
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='ImageFolder', data_root=data_root, pipeline=train_pipeline),
+)

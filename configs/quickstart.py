@@ -1,0 +1,34 @@
+"""A ViT of 0.9 M parameters on the photos inside the scikit-image and scikit-learn wheels: a first look.
+
+Command:  make quickstart
+"""
+
+_base_ = 'simmim_vit-tiny_folder.py'
+
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512),
+        img_size=96,
+        drop_path_rate=0.0,
+        layer_scale_init_value=1.0,  # 0.1 is for deep networks; so shallow a one learns faster without
+    )
+)
+train_pipeline = _base_.train_pipeline
+train_pipeline[0].keep = 16  # the few photos stay decoded
+train_pipeline[1].size = 96
+train_pipeline[1].scale = (0.05, 0.5)  # large photos: many different crops
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=1,
+    dataset=dict(
+        _delete_=True, type='RepeatDataset', times=96, dataset=dict(type='PackagePhotos', pipeline=train_pipeline)
+    ),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+auto_scale_lr = dict(base_batch_size=32)
+param_scheduler = [
+    dict(type='LinearWarmupLR', start_factor=0.005, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=1, end=10, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=10)
+default_hooks = dict(logger=dict(interval=11))

@@ -1,0 +1,11 @@
+"""ViT-B/16 on your own folder of photos: set `data_root`, here or by --cfg-options data_root=/path/to/images.
+
+Source:   configs/simmim_vit-b.py, all of it.
+Command:  python tools/train.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'simmim_vit-b.py'
+
+data_root = 'data/images'

@@ -1,0 +1,11 @@
+"""ViT-L/16 (304 M parameters), ImageNet-1k, 224 px, 800 epochs.
+
+Source:   the recipe of configs/simmim_vit-b.py; for this size no figure is published.
+Command:  tools/dist_train.sh configs/simmim_vit-l.py 8
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'simmim_vit-b.py'
+
+model = dict(backbone=dict(arch='large'))

@@ -1,0 +1,43 @@
+"""Metadata of simmim_plugin. OpenMMLab packages are extras: a hard requirement would overwrite the ones a user has."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = '0.1.0'
+
+EXTRAS = {
+    # The maintained forks; they import as mmengine, mmcv, mmpretrain, mmdet and mmseg.
+    'mm': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmpretrain>=1.3.6'],
+    'det': ['onedl-mmdetection>=3.5.1'],
+    'seg': ['onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'],
+    # The originals, frozen since 2025. Never install both families into one environment.
+    'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.0.0,<2.3', 'mmpretrain>=1.2.0'],
+    # Photos inside wheels for the quickstart, and the plots of tools/.
+    'photos': ['scikit-image>=0.25', 'scikit-learn>=1.7'],
+    'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff'],
+}
+
+setup(
+    name='simmim_plugin',
+    version=VERSION,
+    description='SimMIM masked image modelling for Vision Transformers, as a plugin of the OpenMMLab family',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['simmim_plugin', 'simmim_plugin.*']),
+    package_data={'simmim_plugin': ['py.typed']},
+    python_requires='>=3.10',
+    install_requires=[
+        'torch>=2.11',
+        'torchvision>=0.26',
+        'timm>=1.0.9',
+        'numpy',
+        'pillow>=10.1',
+        'tifffile',
+        'imagecodecs',
+        'matplotlib',
+    ],
+    extras_require=EXTRAS,
+)

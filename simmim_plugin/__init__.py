@@ -1,0 +1,51 @@
+"""SimMIM, masked image modelling, for Vision Transformers, as a plugin of the OpenMMLab family.
+
+Components live in the scope `simmim_plugin`: `dict(type='simmim_plugin.SimMIMViT', ...)` works in every config of
+MMEngine, MMPretrain, MMDetection and MMSegmentation. In Python, import them from here:
+`from simmim_plugin import SimMIMViT`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+try:
+    import mmengine  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'simmim_plugin needs MMEngine, which is not installed here. In a checkout run `make setup` and use '
+        '.venv/bin/python; '
+        "elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the originals, "
+        "`pip install 'simmim_plugin[openmmlab]'`.",
+        name=error.name,
+    ) from error
+
+__version__ = '0.1.0'
+
+_MODULE_OF = {
+    'AutocastOptimWrapper': 'optim',
+    'ImageFolder': 'datasets',
+    'LinearWarmupLR': 'optim',
+    'LoadImage': 'loading',
+    'PackagePhotos': 'datasets',
+    'PackSimMIMInputs': 'loading',
+    'ReconstructionHook': 'reconstruction_hook',
+    'ReconstructionLoss': 'losses',
+    'SimMIM': 'simmim',
+    'SimMIMCheckpointHook': 'checkpoint',
+    'SimMIMDataPreprocessor': 'data_preprocessor',
+    'SimMIMHead': 'head',
+    'SimMIMLogProcessor': 'log_processor',
+    'SimMIMMaskGenerator': 'masking',
+    'SimMIMOptimWrapperConstructor': 'optim',
+    'SimMIMViT': 'backbone',
+    'load_pretrained': 'checkpoint',
+    'reconstruction_loss': 'losses',
+}
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605 (names are imported on first use, see __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a component on first use, so that importing the package is quick."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
+    return getattr(import_module(f'{__name__}.{_MODULE_OF[name]}'), name)

@@ -1,0 +1,257 @@
+"""SimMIMViT: the Vision Transformer of SimMIM, for pretraining (with a mask) and transfer (without)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from mmengine.model import BaseModule
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from torch import Tensor, nn
+
+from simmim_plugin.blocks import LAYER_NORM_EPS, Block
+from simmim_plugin.registry import MODELS
+from simmim_plugin.relative_position import Grid, GridCache, RelativePositionBias
+
+ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+# The field's ViT-S/B/L/H. (MMPretrain calls this small 'deit-small'; its own 'small' is 768 wide and 8 deep.)
+ARCHS: dict[str, dict[str, int]] = {
+    'small': dict(zip(ARCH_KEYS, (384, 12, 6, 1536))),
+    'base': dict(zip(ARCH_KEYS, (768, 12, 12, 3072))),
+    'large': dict(zip(ARCH_KEYS, (1024, 24, 16, 4096))),
+    'huge': dict(zip(ARCH_KEYS, (1280, 32, 16, 5120))),
+}
+OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token', 'raw')
+
+
+@MODELS.register_module()
+class SimMIMViT(BaseModule):
+    """Vision Transformer with mask token and relative position bias (arXiv 2111.09886; BEiT's architecture).
+
+    Words and meanings are MMPretrain's; parameter names are the reference implementation's and timm's `Beit`, so
+    those state dicts load as they are.
+
+    Args:
+        arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
+        img_size: Side, or (height, width), in pixels that the bias tables (or position embedding) are made for.
+            Other inputs whose sides are multiples of `patch_size` work: tables are interpolated (bicubic).
+        patch_size: Side of a patch in pixels.
+        in_channels: Channels of the input, any number.
+        drop_path_rate: Drop path of the last block; it rises linearly from 0. Pretraining and fine-tuning: 0.1.
+        layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
+        use_shared_rel_pos_bias: One relative position bias table for all blocks (pretraining).
+        use_rel_pos_bias: One table per block (fine-tuning). Not together with the shared one.
+        use_abs_pos_embed: A learned absolute position embedding.
+        out_type: 'featmap' (B, embed_dims, h, w); 'avg_featmap' (B, embed_dims), the mean of the patch tokens through
+            a new norm `fc_norm` (then there is no final `norm`); 'cls_token' (B, embed_dims); 'raw'
+            (B, 1 + h*w, embed_dims).
+        out_indices: Block or blocks whose output is returned, negative from the end. The final norm is applied to
+            the last block's only.
+        frozen_stages: Above 0, freeze the patch embedding, the tokens and the first so many blocks; all blocks: the
+            final norm and a shared bias table, too.
+        with_cp: Recompute each block in the backward pass, to save memory.
+        init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
+            training a classifier from scratch (the reference's values).
+        init_cfg: MMEngine's, e.g. `dict(type='Pretrained', checkpoint=..., prefix='backbone.')`.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict[str, int] = 'base',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.1,
+        use_shared_rel_pos_bias: bool = True,
+        use_rel_pos_bias: bool = False,
+        use_abs_pos_embed: bool = False,
+        out_type: str = 'featmap',
+        out_indices: int | Sequence[int] = -1,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cut: float = 0.02,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if use_shared_rel_pos_bias and use_rel_pos_bias:
+            raise ValueError(
+                'use_shared_rel_pos_bias=True and use_rel_pos_bias=True exclude each other; set one to False'
+            )
+        if out_type not in OUT_TYPES:
+            raise ValueError(f'out_type={out_type!r} is unknown; choose one of {", ".join(map(repr, OUT_TYPES))}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate} is outside [0, 1); the published value is 0.1')
+        self.embed_dims, self.num_layers, num_heads, feedforward_channels = _arch_settings(arch)
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f'frozen_stages={frozen_stages} is outside -1 ... {self.num_layers}, the number of blocks')
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.out_type = out_type
+        self.out_indices = _out_indices(out_indices, self.num_layers)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(sides) != 2:
+            raise ValueError(f'img_size={img_size} must be one side or (height, width)')
+        self.img_size = (sides[0], sides[1])
+        self.grid = self._grid_of(self.img_size, 'img_size')
+
+        D = self.embed_dims
+        self.patch_embed = PatchEmbed(None, patch_size, in_channels, D, strict_img_size=False)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.pos_embed = None
+        if use_abs_pos_embed:
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], D))
+            self.pos_cache = GridCache(_resize_pos_embed)
+        self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rel_pos_bias else None
+        table_grid = self.grid if use_rel_pos_bias else None
+        rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
+        self.blocks = nn.ModuleList(
+            Block(D, num_heads, feedforward_channels, rate, layer_scale_init_value, table_grid) for rate in rates
+        )
+        pooled = out_type == 'avg_featmap'
+        self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS) if pooled else nn.Identity()
+        self._init_parameters(init_cut)
+        if self.frozen_stages > 0:
+            self._freeze()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Features of normalised images.
+
+        Args:
+            x: (B, in_channels, H, W); H and W are multiples of `patch_size`.
+            mask: (B, H / patch_size, W / patch_size), 1 = replaced by the mask token. None: nothing is.
+
+        Returns:
+            One tensor per entry of `out_indices`, shaped as `out_type` says.
+
+        Raises:
+            ValueError: Channels or sides of `x`, or the shape of `mask`, do not fit.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
+                'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
+            )
+        grid = self._grid_of((x.shape[2], x.shape[3]), 'input')
+        x = self.patch_embed(x)  # (B, h*w, D)
+        x = self._apply_mask(x, mask, grid)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
+        if self.pos_embed is not None:
+            x = x + self.pos_cache(self.pos_embed, self.grid, grid)
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            if self.with_cp and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(block, x, grid, bias, use_reentrant=False)
+            else:
+                x = block(x, grid, bias)
+            if i in self.out_indices:
+                last = i == self.num_layers - 1
+                outputs.append(self._format_output(self.norm(x) if last else x, grid))
+        return tuple(outputs)
+
+    def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        if mask is None:
+            # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.
+            return x + 0 * self.mask_token if self.training and self.mask_token.requires_grad else x
+        if mask.shape != (x.shape[0], *grid):
+            raise ValueError(
+                f'mask of shape {tuple(mask.shape)} does not fit: expected {(x.shape[0], *grid)}, one value per patch; '
+                f'set model_patch_size={self.patch_size} in SimMIMMaskGenerator'
+            )
+        weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
+        return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
+
+    def _format_output(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.out_type == 'raw':
+            return x
+        if self.out_type == 'cls_token':
+            return x[:, 0]
+        patches = x[:, 1:]
+        if self.out_type == 'avg_featmap':
+            return self.fc_norm(patches.mean(dim=1))
+        return patches.transpose(1, 2).reshape(x.shape[0], self.embed_dims, *grid)
+
+    def _grid_of(self, size: tuple[int, int], name: str) -> Grid:
+        patch = self.patch_size
+        if min(size) < 1 or size[0] % patch or size[1] % patch:
+            fit = ' x '.join(str(max(1, round(side / patch)) * patch) for side in size)
+            raise ValueError(
+                f'{name} of {size[0]} x {size[1]} px: both sides must be positive multiples of patch_size={patch}, '
+                f'e.g. {fit}'
+            )
+        return size[0] // patch, size[1] // patch
+
+    def _init_parameters(self, cut: float) -> None:
+        """The reference's initialisation; bias tables, q and v biases stay 0, norms 1 and 0."""
+        drawn: list[Tensor] = [self.cls_token, self.mask_token, *([] if self.pos_embed is None else [self.pos_embed])]
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                drawn.append(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in drawn:
+            nn.init.trunc_normal_(parameter, std=0.02, a=-cut, b=cut)
+        with torch.no_grad():
+            for i in range(self.num_layers):
+                for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
+                    self.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        parts: list[nn.Module] = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        if self.frozen_stages == self.num_layers:
+            parts += [self.norm, self.fc_norm, *([] if self.rel_pos_bias is None else [self.rel_pos_bias])]
+        return parts
+
+    def _freeze(self) -> None:
+        for token in (self.cls_token, self.mask_token, self.pos_embed):
+            if token is not None:
+                token.requires_grad_(False)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'SimMIMViT':
+        """Switch to training; frozen blocks stay in evaluation mode (no drop path)."""
+        super().train(mode)
+        if mode and self.frozen_stages > 0:
+            for part in self._frozen_parts():
+                part.eval()
+        for module in self.modules():  # weights may have been swapped through .data (EMA)
+            for cache in (getattr(module, 'cache', None), getattr(module, 'pos_cache', None)):
+                if isinstance(cache, GridCache):
+                    cache.clear()
+        return self
+
+
+def _resize_pos_embed(pos_embed: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+    return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid))
+
+
+def _arch_settings(arch: str | dict[str, int]) -> tuple[int, int, int, int]:
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(
+                f'arch={arch!r} is unknown; choose one of {", ".join(ARCHS)}, or give a dict of {ARCH_KEYS}'
+            )
+        arch = ARCHS[arch]
+    if set(arch) != set(ARCH_KEYS):
+        raise ValueError(f'arch={arch} must have exactly the keys {", ".join(ARCH_KEYS)}')
+    if arch['embed_dims'] % arch['num_heads']:
+        raise ValueError(f'arch: embed_dims={arch["embed_dims"]} must be a multiple of num_heads={arch["num_heads"]}')
+    return arch['embed_dims'], arch['num_layers'], arch['num_heads'], arch['feedforward_channels']
+
+
+def _out_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    if not indices or any(not -num_layers <= i < num_layers for i in indices):
+        raise ValueError(
+            f'out_indices={out_indices} must lie in {-num_layers} ... {num_layers - 1} (number of blocks: {num_layers})'
+        )
+    return tuple(i % num_layers for i in indices)

@@ -1,0 +1,85 @@
+"""The transformer block of SimMIMViT."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from simmim_plugin.relative_position import Grid, GridCache, bias_from_table, resize_table, table_rows
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with learned q and v biases (k has none) and a relative position bias.
+
+    Args:
+        embed_dims: Width.
+        num_heads: Number of heads.
+        table_grid: Grid (h, w) of this block's own bias table; None: no table of its own.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, table_grid: Grid | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.table_grid = table_grid
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.v_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.relative_position_bias_table = None
+        if table_grid is not None:
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(table_grid), num_heads))
+            self.cache = GridCache(resize_table)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor, grid: Grid, shared_bias: Tensor | None) -> Tensor:
+        """(B, N, D) tokens of a grid, shared bias (heads, N, N) or None -> (B, N, D)."""
+        B, N, D = x.shape
+        qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, N, D / heads)
+        bias = shared_bias
+        if self.relative_position_bias_table is not None and self.table_grid is not None:
+            bias = bias_from_table(self.cache(self.relative_position_bias_table, self.table_grid, grid), grid)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale and drop path on both branches.
+
+    Args:
+        embed_dims: Width.
+        num_heads: Number of heads.
+        feedforward_channels: Hidden width of the MLP.
+        drop_path: Probability to drop a branch, per sample.
+        layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
+        table_grid: See `Attention`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        drop_path: float,
+        layer_scale_init_value: float,
+        table_grid: Grid | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.attn = Attention(embed_dims, num_heads, table_grid)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(embed_dims, feedforward_channels)
+        self.drop_path = DropPath(drop_path)
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale_init_value > 0:
+            self.gamma_1 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
+            self.gamma_2 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
+
+    def forward(self, x: Tensor, grid: Grid, shared_bias: Tensor | None) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        branch = self.attn(self.norm1(x), grid, shared_bias)
+        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)

@@ -1,0 +1,149 @@
+"""Checkpoints that carry their model's config as plain data, and are checked before they are loaded."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from torch import Tensor
+
+from simmim_plugin.registry import HOOKS, SCOPE, build_part
+
+NOTE = SCOPE  # key of the plain config in a checkpoint
+
+
+def load_file(path: str | os.PathLike[str], map_location: str = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint without unpickling arbitrary objects (`weights_only`).
+
+    Args:
+        path: The file.
+        map_location: Device for the tensors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no checkpoint, or holds more than tensors, numbers and strings.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} does not exist (from {os.getcwd()})')
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to KeyError for files that are no checkpoints
+        objects = re.search(r'GLOBAL (\S+)', str(error))
+        reason = (
+            f'it holds Python objects ({objects[1]}), which are refused'
+            if objects
+            else 'it is damaged or no checkpoint'
+        )
+        raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: {reason}') from error
+
+
+def check_fits(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], complete: bool) -> None:
+    """Refuse weights of another architecture, naming the first differences.
+
+    Args:
+        model_state: The model's state dict.
+        state: The checkpoint's.
+        complete: Also refuse a checkpoint that lacks some of the model's entries.
+
+    Raises:
+        ValueError: Shapes differ, entries are missing, or there is nothing in common.
+    """
+    faults = [
+        f'{name} is {tuple(state[name].shape)} in the checkpoint and {tuple(value.shape)} in the model'
+        for name, value in model_state.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    missing = [f'{name} is not in the checkpoint' for name in model_state if name not in state]
+    if complete or len(missing) == len(model_state):
+        faults += missing
+    if faults:
+        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+        raise ValueError(
+            f'the checkpoint is of another architecture: {faults[0]}{more}; use the config that it was trained with'
+        )
+
+
+def _to_plain(value: Any) -> Any:
+    """Replace NumPy's values by Python's and tensors, and MMEngine's histories by dicts of tensors."""
+    if isinstance(value, HistoryBuffer):
+        log_history, count_history = value.data
+        histories = dict(history=torch.as_tensor(log_history), counts=torch.as_tensor(count_history))
+        return dict(**histories, max_length=value.max_length)
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    return value
+
+
+def _from_plain(value: Any) -> Any:
+    """Turn what `_to_plain` made of a history back into one."""
+    if isinstance(value, Mapping) and 'counts' in value:
+        return HistoryBuffer(value['history'].numpy(), value['counts'].numpy(), value['max_length'])
+    return value
+
+
+def _pipeline_of(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    while 'dataset' in dataset:  # RepeatDataset and its like
+        dataset = dataset['dataset']
+    return list(dataset.get('pipeline', ()))
+
+
+@HOOKS.register_module()
+class SimMIMCheckpointHook(CheckpointHook):
+    """MMEngine's checkpoint hook, writing plain data only, and checking what is loaded.
+
+    A checkpoint holds tensors, numbers and strings, so that it can be read without running code. The config of model
+    and pipeline is among them: `tools/reconstruct.py CHECKPOINT` needs no config file.
+    """
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Add `checkpoint['simmim_plugin'] = {'model': ..., 'pipeline': ...}` and make the rest plain."""
+        cfg = runner.cfg.to_dict()
+        for name in ('message_hub', 'meta'):
+            checkpoint[name] = _to_plain(checkpoint[name])
+        checkpoint[NOTE] = dict(model=cfg['model'], pipeline=_pipeline_of(cfg['train_dataloader']['dataset']))
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Refuse a checkpoint of another architecture before anything of it is used, and restore the histories."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        state = checkpoint.get('state_dict', checkpoint)
+        state = {name.removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
+        check_fits(model.state_dict(), state, complete=bool(runner._resume))
+        if 'message_hub' in checkpoint:
+            hub = checkpoint['message_hub']
+            hub['log_scalars'] = {name: _from_plain(value) for name, value in hub['log_scalars'].items()}
+
+
+def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[Any, list[dict[str, Any]]]:
+    """Rebuild a pretrained model from its checkpoint alone.
+
+    Args:
+        path: A checkpoint written by `SimMIMCheckpointHook`.
+        device: Where the model shall live.
+
+    Returns:
+        The model (`SimMIM`, in evaluation mode) and the pipeline that it was trained with.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no checkpoint of this package.
+    """
+    checkpoint = load_file(path)
+    if NOTE not in checkpoint:
+        raise ValueError(
+            f'checkpoint {os.fspath(path)!r} carries no config of {SCOPE}; it must be written by a run with '
+            "default_hooks.checkpoint of type 'SimMIMCheckpointHook', as all pretraining configs here have"
+        )
+    note = checkpoint[NOTE]
+    model = build_part(note['model'])
+    check_fits(model.state_dict(), checkpoint['state_dict'], complete=True)
+    model.load_state_dict(checkpoint['state_dict'])
+    return model.to(device).eval(), note['pipeline']

@@ -1,0 +1,156 @@
+"""Datasets of unlabelled images: a folder, or the photos inside installed packages."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from simmim_plugin.loading import SUFFIXES, ImageReadError
+from simmim_plugin.registry import DATASETS
+
+# So few images must have been tried before a share of bad ones means something (or all of a smaller folder).
+MIN_TRIED = 100
+NAMED_BAD_IMAGES = 20
+UNSEEN, GOOD, BAD = 0, 1, 2
+
+
+class TooManyBadImagesError(RuntimeError):
+    """More images than `max_bad_ratio` could not be read. The message lists them."""
+
+
+@DATASETS.register_module()
+class ImageFolder(BaseDataset):
+    """All images below a folder, without labels.
+
+    An image that cannot be read is counted, named in the log and replaced by another; training goes on. When more than
+    `max_bad_ratio` of the images tried so far are bad, it stops with their list. The count is shared by all
+    worker processes of a data loader.
+
+    Args:
+        data_root: The folder; it is searched recursively, and links to folders are followed.
+        pipeline: Transforms; a sample starts as `{'img_path': str}`.
+        suffixes: Endings of files to take, in lower case.
+        max_bad_ratio: Share of unreadable images that is put up with.
+        kwargs: See `mmengine.dataset.BaseDataset`.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: No image in it.
+    """
+
+    def __init__(
+        self,
+        data_root: str,
+        pipeline: Sequence[Any] = (),
+        suffixes: Sequence[str] = SUFFIXES,
+        max_bad_ratio: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= max_bad_ratio <= 1:
+            raise ValueError(f'max_bad_ratio={max_bad_ratio} is outside [0, 1]')
+        self.suffixes = tuple(suffix.lower() for suffix in suffixes)
+        self.max_bad_ratio = max_bad_ratio
+        super().__init__(data_root=os.path.expanduser(data_root), pipeline=list(pipeline), **kwargs)
+
+    def full_init(self) -> None:
+        """List the images, and make the record of bad ones."""
+        super().full_init()
+        # One byte per image in shared memory: forked and spawned workers write into the same record.
+        self.state = torch.full((len(self),), UNSEEN, dtype=torch.uint8).share_memory_()
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """List the images, sorted by path."""
+        if not os.path.isdir(self.data_root):
+            raise FileNotFoundError(
+                f'data_root={self.data_root!r} is not a folder (from {os.getcwd()}); set data_root in the config, or '
+                'on the command line: --cfg-options data_root=/path/to/images'
+            )
+        paths = list_images(self.data_root, self.suffixes)
+        if not paths:
+            raise ValueError(f'data_root={self.data_root!r} holds no file ending in {" ".join(self.suffixes)}')
+        return [{'img_path': path} for path in paths]
+
+    def prepare_data(self, idx: int) -> Any:
+        """Run the pipeline on one image; None, which makes the caller draw another, if it cannot be read."""
+        try:
+            data = super().prepare_data(idx)
+        except ImageReadError as error:
+            self._note_bad(idx, error)
+            return None
+        self.state[idx] = GOOD
+        return data
+
+    def bad_images(self) -> list[str]:
+        """Paths of the images that could not be read so far, by any worker."""
+        return [self.get_data_info(int(i))['img_path'] for i in (self.state == BAD).nonzero()]
+
+    def _note_bad(self, idx: int, error: ImageReadError) -> None:
+        known = bool(self.state[idx] == BAD)
+        self.state[idx] = BAD
+        bad = int((self.state == BAD).sum())
+        if not known:
+            # As an error, so that it is shown from every rank.
+            print_log(f'Image skipped ({bad} of {len(self)} so far): {error}', 'current', logging.ERROR)
+        tried = int((self.state != UNSEEN).sum())
+        if bad > self.max_bad_ratio * max(tried, min(len(self), MIN_TRIED)):
+            paths = self.bad_images()
+            more = f'\n  ... and {bad - NAMED_BAD_IMAGES} more' if bad > NAMED_BAD_IMAGES else ''
+            listed = '\n'.join(f'  {path}' for path in paths[:NAMED_BAD_IMAGES])
+            raise TooManyBadImagesError(
+                f'{bad} of {tried} images tried cannot be read, more than max_bad_ratio={self.max_bad_ratio}; '
+                f'the last one: {error}. Remove or repair them, or raise max_bad_ratio of the dataset:\n{listed}{more}'
+            )
+
+
+def list_images(folder: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """Paths of the image files below a folder, sorted; links to folders are followed, loops are not."""
+    found, visited = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        found += [os.path.join(parent, name) for name in files if name.lower().endswith(tuple(suffixes))]
+    return sorted(found)
+
+
+@DATASETS.register_module()
+class PackagePhotos(ImageFolder):
+    """The photos that come inside the scikit-image and scikit-learn wheels: data without a download.
+
+    Args:
+        pipeline: See `ImageFolder`.
+        kwargs: See `ImageFolder`.
+
+    Raises:
+        ModuleNotFoundError: A package is not installed; the message names the command.
+    """
+
+    # Colour photos of one kind of thing or another; drawings, text and textures are left out.
+    PHOTOS = {
+        'skimage': ('data', ('astronaut.png', 'chelsea.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png',
+                             'motorcycle_left.png', 'motorcycle_right.png', 'retina.jpg', 'rocket.jpg')),
+        'sklearn': ('datasets/images', ('china.jpg', 'flower.jpg')),
+    }  # fmt: skip
+
+    def __init__(self, pipeline: Sequence[Any] = (), **kwargs: Any) -> None:
+        super().__init__(data_root='', pipeline=pipeline, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """List the photos."""
+        paths = []
+        for package, (folder, names) in self.PHOTOS.items():
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                raise ModuleNotFoundError(
+                    f"PackagePhotos needs {package}: pip install 'simmim_plugin[photos]'", name=package
+                )
+            paths += [Path(spec.origin).parent / folder / name for name in names]
+        return [{'img_path': str(path)} for path in paths]

@@ -1,0 +1,168 @@
+"""Look at what the model predicts: pictures and the loss on fixed images, during pretraining."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS as ROOT_DATASETS
+from PIL import Image
+from torch import Tensor
+
+from simmim_plugin.registry import HOOKS
+from simmim_plugin.visualization import pixel_mask, reconstruction_sheet
+
+
+def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
+    """The simplest prediction: each image's mean over its visible pixels, per channel.
+
+    Args:
+        images: (B, C, H, W).
+        mask: (B, 1, H, W) over the pixels, 1 = masked. An image without a visible pixel is predicted as 0.
+
+    Returns:
+        (B, C, H, W).
+    """
+    visible = 1 - mask.to(images.dtype)
+    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
+    return mean.expand_as(images)
+
+
+@contextmanager
+def fixed_seed(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch (CPU) inside, and put their states back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Draw the reconstruction of fixed images with fixed masks, and measure the loss on them.
+
+    Before training, every `interval` epochs (or iterations) and at the end: a picture, to the visualiser's backends and
+    to `out_dir`, and in the log and the visualiser the masked-pixel loss beside that of predicting each image's visible
+    mean.
+    Drawing the images leaves the run's random numbers as they were.
+
+    Args:
+        interval: Epochs, or iterations if not `by_epoch`, between two pictures.
+        by_epoch: Count epochs.
+        num_images: Images in the picture, drawn at random.
+        num_measured: Images that the loss is measured on; at least those in the picture.
+        dataset: Config of the data, with masks in its pipeline. None takes the training data through its own pipeline.
+        out_dir: Folder of the pictures; None: `reconstructions` in the work dir.
+        seed: Of the crops and masks.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+
+    priority = 'LOWEST'  # after the checkpoint is written, so that the summary can name it
+
+    def __init__(
+        self,
+        interval: int = 10,
+        by_epoch: bool = True,
+        num_images: int = 8,
+        num_measured: int = 64,
+        dataset: dict[str, Any] | None = None,
+        out_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if interval < 1 or num_images < 1 or num_measured < 1:
+            raise ValueError(
+                f'interval={interval}, num_images={num_images}, num_measured={num_measured} must be positive'
+            )
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.num_images = num_images
+        self.num_measured = max(num_images, num_measured)
+        self.dataset = dataset
+        self.out_dir = out_dir
+        self.seed = seed
+        self.first_loss: float | None = None
+
+    @master_only
+    def before_train(self, runner: Any) -> None:
+        """Draw the fixed images, and show the model as it is at the start."""
+        dataset = runner.train_dataloader.dataset if self.dataset is None else ROOT_DATASETS.build(self.dataset)
+        count = min(self.num_measured, max(len(dataset), self.num_images))
+        with fixed_seed(self.seed):
+            samples = [dataset[int(i)] for i in np.resize(np.random.permutation(len(dataset)), count)]
+        self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in ('inputs', 'mask')}
+        self.show(runner, runner.epoch if self.by_epoch else runner.iter)
+
+    @master_only
+    def after_train_epoch(self, runner: Any) -> None:
+        """Every `interval` epochs and after the last."""
+        if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
+            self.show(runner, runner.epoch + 1)
+
+    @master_only
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Every `interval` iterations and after the last."""
+        if not self.by_epoch and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
+            self.show(runner, runner.iter + 1)
+
+    @master_only
+    def after_train(self, runner: Any) -> None:
+        """Sum the run up in the log."""
+        checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
+        runner.logger.info(
+            f'Done. Masked-pixel loss on {len(self.batch["mask"])} fixed images: {self.first_loss:.4f} at the start -> '
+            f'{self.last_loss:.4f} at the end\n'
+            f"  predicting each image's visible mean: {self.mean_loss:.4f}\n"
+            f'  checkpoint: {checkpoint}\n'
+            f'  picture:    {self.last_picture}'
+        )
+
+    def show(self, runner: Any, step: int) -> None:
+        """Measure, log and draw."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        inputs, mask, predicted = self._predict(model)
+        pixels = pixel_mask(mask, model.head.patch_size)
+        self.last_loss = float(model.head.loss_module(predicted, inputs, pixels))
+        self.mean_loss = float(model.head.loss_module(visible_mean(inputs, pixels), inputs, pixels))
+        self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
+        runner.logger.info(
+            f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}: masked-pixel loss {self.last_loss:.4f} '
+            f'(predicting the visible mean: {self.mean_loss:.4f})'
+        )
+        shown = slice(0, len(mask), max(1, len(mask) // self.num_images))
+        denormalize = model.data_preprocessor.denormalize
+        pictures = [x[shown][: self.num_images] for x in (denormalize(inputs), denormalize(predicted), pixels)]
+        sheet = reconstruction_sheet(pictures[0], pictures[1], pictures[2])
+        folder = Path(self.out_dir or Path(runner.work_dir) / 'reconstructions')
+        folder.mkdir(parents=True, exist_ok=True)
+        self.last_picture = folder / f'{"epoch" if self.by_epoch else "iter"}_{step}.png'
+        Image.fromarray(sheet).save(self.last_picture)
+        runner.visualizer.add_image('reconstruction', sheet, step)
+        runner.visualizer.add_scalars({'fixed/loss': self.last_loss, 'fixed/loss_visible_mean': self.mean_loss}, step)
+
+    @torch.no_grad()
+    def _predict(self, model: Any) -> tuple[Tensor, Tensor, Tensor]:
+        was_training = model.training
+        model.eval()
+        parts = []
+        for start in range(0, len(self.batch['mask']), self.num_images):
+            data = model.data_preprocessor({k: v[start : start + self.num_images] for k, v in self.batch.items()})
+            parts.append((data['inputs'], data['mask'], model.reconstruct(data['inputs'], data['mask'])))
+        model.train(was_training)
+        inputs, mask, predicted = (torch.cat(tensors) for tensors in zip(*parts))
+        return inputs, mask, predicted

@@ -1,0 +1,34 @@
+"""Registries of the scope `simmim_plugin`, children of MMEngine's root registries.
+
+MMEngine imports this module by the scope's name when a config says `type='simmim_plugin.X'`, from MMPretrain,
+MMDetection and MMSegmentation alike. `locations` names the modules to import then. It swallows an ImportError raised
+in here, so this module imports MMEngine only.
+"""
+
+from typing import Any
+
+from mmengine import registry as root
+
+SCOPE = 'simmim_plugin'
+
+
+def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
+    return root.Registry(name, parent=parent, scope=SCOPE, locations=[f'{SCOPE}.{module}' for module in modules])
+
+
+MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'simmim')
+TRANSFORMS = _child('transform', root.TRANSFORMS, 'loading', 'masking')
+DATASETS = _child('dataset', root.DATASETS, 'datasets')
+HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'reconstruction_hook')
+LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
+OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
+OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
+PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'optim')
+# Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
+for _name in ('LOOPS', 'DATA_SAMPLERS', 'OPTIMIZERS', 'VISUALIZERS', 'VISBACKENDS', 'METRICS', 'EVALUATOR'):
+    _child(_name.lower(), getattr(root, _name))
+
+
+def build_part(cfg: dict[str, Any]) -> Any:
+    """Build a part of a model; short type names mean this scope, whatever framework runs the model."""
+    return MODELS.build({'_scope_': SCOPE, **cfg})

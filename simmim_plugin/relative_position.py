@@ -1,0 +1,123 @@
+"""Relative position bias (BEiT, arXiv 2106.08254): tables, index and resizing.
+
+A table for a grid of h x w patches has (2h-1)(2w-1) rows, one per offset between two patches, and three more for the
+class token: cls -> patch, patch -> cls, cls -> cls. It has one column per head.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int]  # height and width in patches
+
+CLS_ROWS = 3
+
+
+def table_rows(grid: Grid) -> int:
+    """Number of rows of a table for a grid of h x w patches."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
+
+
+@lru_cache(maxsize=8)
+def relative_position_index(grid: Grid, device: torch.device | None = None) -> Tensor:
+    """Row of the table for every pair of tokens, class token first.
+
+    Args:
+        grid: Height h and width w in patches.
+        device: Where the index shall live.
+
+    Returns:
+        (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
+    """
+    h, w = grid
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
+    y, x = y.flatten(), x.flatten()
+    rows = table_rows(grid)
+    index = torch.empty(1 + h * w, 1 + h * w, dtype=torch.long)
+    index[1:, 1:] = (y[:, None] - y[None, :] + h - 1) * (2 * w - 1) + (x[:, None] - x[None, :] + w - 1)
+    index[0, :] = rows - 3
+    index[:, 0] = rows - 2
+    index[0, 0] = rows - 1
+    return index.to(device)
+
+
+def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+    """Interpolate a table to another grid, per head, as an image of (2h-1) x (2w-1); the cls rows stay.
+
+    Plain bicubic interpolation (align_corners=False), as timm's `resize_rel_pos_bias_table_simple`; non-square
+    grids work on both sides. The reference implementation interpolates on geometrically spaced coordinates.
+
+    Args:
+        table: ((2h-1)(2w-1)+3, heads).
+        old_grid: The grid (h, w) that the table was made for.
+        new_grid: The grid that is wanted.
+
+    Returns:
+        A table for `new_grid`; the same tensor if the grids are equal. Differentiable.
+    """
+    if old_grid == new_grid:
+        return table
+    old_size = (2 * old_grid[0] - 1, 2 * old_grid[1] - 1)
+    new_size = (2 * new_grid[0] - 1, 2 * new_grid[1] - 1)
+    offsets, cls_rows = table[:-CLS_ROWS], table[-CLS_ROWS:]
+    image = offsets.T.reshape(1, -1, *old_size).float()  # (1, heads, 2h-1, 2w-1)
+    image = F.interpolate(image, size=new_size, mode='bicubic', align_corners=False)
+    return torch.cat((image.flatten(2).squeeze(0).T.to(table.dtype), cls_rows))
+
+
+class GridCache:
+    """Resize a parameter to other grids, and remember the last result while the parameter cannot change.
+
+    Under `torch.no_grad()` (inference) the result is kept until the parameter is written to, moved or cleared; with
+    gradients it is computed anew in each call, since it is part of the graph.
+
+    Args:
+        resize: `resize(parameter, old_grid, new_grid)`.
+    """
+
+    def __init__(self, resize: Callable[[Tensor, Grid, Grid], Tensor]) -> None:
+        self.resize = resize
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the result. Writing through `.data` leaves no trace: call this after it."""
+        self._key: tuple | None = None
+        self._value: Tensor | None = None
+
+    def __call__(self, parameter: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+        """Return `parameter` for `new_grid`."""
+        if old_grid == new_grid:
+            return parameter
+        if torch.is_grad_enabled() and parameter.requires_grad:
+            return self.resize(parameter, old_grid, new_grid)
+        key = (new_grid, parameter._version, parameter.data_ptr(), parameter.dtype)
+        if self._value is None or self._key != key:
+            self._key, self._value = key, self.resize(parameter, old_grid, new_grid)
+        return self._value
+
+
+def bias_from_table(table: Tensor, grid: Grid) -> Tensor:
+    """Attention bias of a grid from its table: (rows, heads) -> (heads, 1 + h*w, 1 + h*w), [head, query, key]."""
+    return table[relative_position_index(grid, table.device)].permute(2, 0, 1)
+
+
+class RelativePositionBias(nn.Module):
+    """One learned table, shared by all blocks.
+
+    Args:
+        grid: Height and width in patches that the table is made for.
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(self, grid: Grid, num_heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
+        self.cache = GridCache(resize_table)
+
+    def forward(self, grid: Grid) -> Tensor:
+        """Bias for a grid of h x w patches: (heads, 1 + h*w, 1 + h*w)."""
+        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, grid), grid)

@@ -1,0 +1,70 @@
+"""SimMIM: a backbone that sees a masked image and a head that predicts the masked pixels."""
+
+from typing import Any
+
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from simmim_plugin.registry import MODELS, build_part
+
+MODES = ('loss', 'tensor')
+
+
+@MODELS.register_module()
+class SimMIM(BaseModel):
+    """SimMIM: a simple framework for masked image modelling (arXiv 2111.09886).
+
+    Args:
+        backbone: Config of a backbone with `forward(x, mask)`, such as `SimMIMViT`.
+        head: Config of the head. `in_channels`, `patch_size` and `out_channels` are the backbone's where not given.
+        data_preprocessor: Config of the preprocessor, such as `SimMIMDataPreprocessor`.
+        init_cfg: MMEngine's.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        head: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        if data_preprocessor is not None:
+            data_preprocessor = build_part(data_preprocessor)
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = build_part(backbone)
+        fitting = dict(
+            type='SimMIMHead',
+            in_channels=self.backbone.embed_dims,
+            patch_size=self.backbone.patch_size,
+            out_channels=self.backbone.in_channels,
+        )
+        self.head = build_part({**fitting, **(head or {})})
+
+    def forward(
+        self, inputs: Tensor, mask: Tensor | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        """Loss or features of normalised images.
+
+        Args:
+            inputs: (B, C, H, W).
+            mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
+            mode: 'loss' gives `{'loss': scalar}`; 'tensor' gives the backbone's features without a mask.
+
+        Raises:
+            ValueError: Unknown mode, or no mask where one is needed.
+        """
+        if mode == 'tensor':
+            return self.backbone(inputs)
+        if mode != 'loss':
+            raise ValueError(f'mode={mode!r} is unknown; choose one of {", ".join(map(repr, MODES))}')
+        if mask is None:
+            raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
+        return self.loss(inputs, mask)
+
+    def loss(self, inputs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) -> `{'loss': scalar}`."""
+        return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask)
+
+    def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised."""
+        return self.head(self.backbone(inputs, mask)[-1])

@@ -1,0 +1,68 @@
+"""Shared by the tests: reference numbers, tiny models, small folders of images, two threads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simmim_plugin import SimMIM
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parent / 'data'
+# The size that the reference numbers were computed at (tests/data/README.md).
+TINY = dict(
+    type='simmim_plugin.SimMIMViT',
+    arch=dict(embed_dims=48, num_layers=3, num_heads=4, feedforward_channels=192),
+    img_size=64,
+    patch_size=16,
+)
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope='session')
+def pretrain_reference() -> dict[str, np.ndarray]:
+    return dict(np.load(DATA / 'simmim_vit_pretrain.npz'))
+
+
+@pytest.fixture(scope='session')
+def finetune_reference() -> dict[str, np.ndarray]:
+    return dict(np.load(DATA / 'simmim_vit_finetune.npz'))
+
+
+def our_name(name: str) -> str:
+    """The reference's name of a pretraining parameter -> ours."""
+    return name.replace('encoder.', 'backbone.').replace('decoder.0', 'head.decoder')
+
+
+@pytest.fixture
+def reference_model(pretrain_reference: dict[str, np.ndarray]) -> SimMIM:
+    """SimMIM with the reference's weights."""
+    model = SimMIM(backbone=TINY)
+    parameters = dict(model.named_parameters())
+    state = {our_name(k[6:]): torch.from_numpy(v) for k, v in pretrain_reference.items() if k.startswith('state/')}
+    # The decoder is a 1x1 convolution there and a linear layer here.
+    model.load_state_dict({name: value.reshape(parameters[name].shape) for name, value in state.items()})
+    return model
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Twelve JPEGs, 80 x 72 px, in two folders."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        folder = tmp_path / 'images' / f'part{i % 2}'
+        folder.mkdir(parents=True, exist_ok=True)
+        low = rng.integers(0, 255, (6, 5, 3), dtype=np.uint8)
+        Image.fromarray(low).resize((80, 72), Image.Resampling.BICUBIC).save(folder / f'{i:02}.jpg')
+    return tmp_path / 'images'
+
+
+def assert_close(actual: torch.Tensor, expected: np.ndarray | float, tolerance: float = 1e-5) -> None:
+    """Largest difference, relative to the largest value, at most `tolerance`."""
+    expected = torch.as_tensor(np.asarray(expected)).double()
+    actual = actual.detach().double().reshape(expected.shape)
+    scale = expected.abs().max().clamp_min(1e-12)
+    assert ((actual - expected).abs().max() / scale).item() <= tolerance

@@ -1,0 +1,45 @@
+import pickle
+
+import pytest
+import torch
+
+from simmim_plugin.checkpoint import check_fits, load_file, load_pretrained
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ('code from a checkpoint was run',))
+
+
+def test_arbitrary_pickles_are_refused_and_not_run(tmp_path, capsys):
+    torch.save({'state_dict': {}, 'extra': Evil()}, tmp_path / 'evil.pth')
+    with pytest.raises(
+        ValueError, match=r"evil.pth' cannot be read: it holds Python objects \(.*print\), which are refused"
+    ):
+        load_file(tmp_path / 'evil.pth')
+    assert 'code from' not in capsys.readouterr().out
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    torch.save({'state_dict': {'w': torch.zeros(1000)}}, tmp_path / 'whole.pth')
+    (tmp_path / 'half.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:1000])
+    (tmp_path / 'empty.pth').write_bytes(b'')
+    (tmp_path / 'other.pth').write_bytes(pickle.dumps([1]))
+    for name in ('half', 'empty', 'other'):
+        with pytest.raises(ValueError, match=rf'{name}.pth. cannot be read: it'):
+            load_pretrained(tmp_path / f'{name}.pth')
+    with pytest.raises(FileNotFoundError, match=r"nothing.pth' does not exist"):
+        load_pretrained(tmp_path / 'nothing.pth')
+    with pytest.raises(ValueError, match='carries no config of simmim_plugin'):
+        load_pretrained(tmp_path / 'whole.pth')
+
+
+def test_differences_are_in_words():
+    model = {'a.weight': torch.zeros(2, 3), 'b': torch.zeros(1)}
+    check_fits(model, {'a.weight': torch.zeros(2, 3)}, complete=False)
+    with pytest.raises(ValueError, match=r'another architecture: a.weight is \(4, 3\) in the checkpoint and \(2, 3\)'):
+        check_fits(model, {'a.weight': torch.zeros(4, 3), 'b': torch.zeros(1)}, complete=False)
+    with pytest.raises(ValueError, match='b is not in the checkpoint'):
+        check_fits(model, {'a.weight': torch.zeros(2, 3)}, complete=True)
+    with pytest.raises(ValueError, match=r'a.weight is not in the checkpoint \(and 1 more\)'):
+        check_fits(model, {'other': torch.zeros(1)}, complete=False)

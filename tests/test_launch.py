@@ -1,0 +1,135 @@
+import os
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from simmim_plugin import launch
+
+CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
+
+
+def test_data_root_is_all_to_set(tmp_path):
+    assert launch.load_config(CONFIG, {'data_root': '/photos'}).train_dataloader.dataset.data_root == '/photos'
+    leaf = tmp_path / 'mine.py'
+    leaf.write_text(f"_base_ = {CONFIG!r}\ndata_root = '/mine'\n")
+    assert launch.load_config(str(leaf)).train_dataloader.dataset.data_root == '/mine'
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        ('optim_wraper.optimizer.lr', "there is no 'optim_wraper'; did you mean 'optim_wrapper'"),
+        ('optim_wrapper.optimzer.lr', "unknown config key 'optim_wrapper.optimzer.lr'.*did you mean 'optimizer'"),
+        ('model.backbone.arch.x', "model.backbone.arch is a plain value, it has no 'x'"),
+        ('custom_hooks.7.interval', "'7' is no index into a list of 1"),
+        ('lr', "there is no 'lr'"),
+    ],
+)
+def test_unknown_options_are_named(key, message):
+    with pytest.raises(ValueError, match=message):
+        launch.load_config(CONFIG, {key: 1})
+
+
+def test_options_that_exist_or_may_exist_pass():
+    cfg = launch.load_config(
+        CONFIG,
+        {
+            'train_cfg.max_epochs': 3,
+            'optim_wrapper.accumulative_counts': 2,
+            'custom_hooks.0.interval': 5,
+            'sync_bn': None,
+        },
+    )
+    assert cfg.train_cfg.max_epochs == 3 and cfg.optim_wrapper.accumulative_counts == 2
+    assert cfg.custom_hooks[0].interval == 5
+
+
+def test_misspelt_key_in_a_file_is_named(tmp_path):
+    leaf = tmp_path / 'typo.py'
+    leaf.write_text(f'_base_ = {CONFIG!r}\noptim_wraper = dict(optimizer=dict(lr=1.0))\n')
+    with pytest.raises(ValueError, match="unknown config key 'optim_wraper'; did you mean 'optim_wrapper'"):
+        launch.load_config(str(leaf))
+
+
+def test_missing_config_suggests_near_ones():
+    with pytest.raises(FileNotFoundError, match=r'simmim_vit-b.*does not exist.*did you mean .*simmim_vit-b\.py'):
+        launch.load_config(str(ROOT / 'configs/simmim_vit-bb.py'))
+
+
+def test_work_dir_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match=r"work_dir='.*file/run' is not writable \(Not a directory\)"):
+        launch.check_writable(str(tmp_path / 'file' / 'run'))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_work_dir_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match='Permission denied'):
+        launch.check_writable(str(tmp_path / 'run'))
+
+
+def test_prepare_fills_in_the_command_line(tmp_path):
+    cfg = launch.load_config(CONFIG)
+    launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
+    assert cfg.resume and cfg.load_from is None and cfg.work_dir == str(tmp_path)
+    assert cfg.optim_wrapper.on_cpu
+    with pytest.raises(FileNotFoundError, match=r'--resume nothing.pth'):
+        launch.prepare(cfg, CONFIG, str(tmp_path), resume='nothing.pth')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    with pytest.raises(ValueError, match='not AmpOptimWrapper'):
+        launch.prepare(cfg, CONFIG, str(tmp_path), amp=True)
+
+
+@pytest.mark.parametrize(('gpus', 'counts', 'rate'), [(8, 1, 4e-4), (16, 1, 8e-4), (1, 4, 2e-4)])
+def test_learning_rate_follows_the_total_batch(gpus, counts, rate, tmp_path, monkeypatch):
+    """1e-4 per 512 images: 4e-4 on 8 GPUs x 256, 8e-4 on 16; accumulation counts. MMEngine's own scaling is run."""
+    import torch
+    from mmengine.optim import OptimWrapper
+    from mmengine.runner import Runner
+    from torch import nn
+
+    options = {'optim_wrapper.accumulative_counts': counts}
+    cfg = launch.load_config(str(ROOT / 'configs/simmim_vit-b.py'), options)
+    launch.prepare(cfg, 'x.py', str(tmp_path))
+    runner = Runner.__new__(Runner)
+    runner._world_size, runner._train_dataloader, runner.param_schedulers = gpus, cfg.train_dataloader, None
+    monkeypatch.setattr(Runner, 'logger', __import__('logging').getLogger('test'), raising=False)
+    lr = cfg.optim_wrapper.optimizer.lr
+    wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr))
+    runner.scale_lr(wrapper, cfg.auto_scale_lr)
+    assert wrapper.get_lr()['lr'][0] == pytest.approx(rate if counts == 1 else 1e-4 * 256 * gpus * counts / 512)
+    warmup = cfg.param_scheduler[0]
+    assert lr * warmup.start_factor == pytest.approx(5e-7 * 2048 / 512)
+
+
+def test_errors_end_in_one_line_and_keep_the_traceback(tmp_path):
+    with pytest.raises(SystemExit) as exit_, launch.one_line_errors(str(tmp_path)):
+        raise ValueError('Caught ValueError in worker 0.\n  Traceback ...\nValueError: mask_ratio=2 is outside [0, 1]')
+    assert str(exit_.value).splitlines()[0] == 'error: mask_ratio=2 is outside [0, 1]'
+    assert 'Traceback' in Path(tmp_path, 'error.txt').read_text()
+
+
+def test_every_config_builds_its_model_and_pipeline(tmp_path):
+    """Every leaf: its model on meta tensors, its pipeline on a real image; the sizes of both agree."""
+    import numpy as np
+    import torch
+    from mmengine.dataset import Compose
+    from mmengine.registry import MODELS, init_default_scope
+
+    init_default_scope('simmim_plugin')
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+        cfg = launch.load_config(str(path))
+        with torch.device('meta'):
+            model = MODELS.build(cfg.model)
+        channels = model.backbone.in_channels
+        file = tmp_path / f'{channels}.npy'
+        np.save(file, np.random.default_rng(0).integers(0, 255, (channels, 300, 280), dtype=np.uint8))
+        dataset = cfg.train_dataloader.dataset
+        dataset = dataset.get('dataset', dataset)
+        sample = Compose(dataset.pipeline)(dict(img_path=str(file)))
+        assert sample['inputs'].shape == (channels, *model.backbone.img_size), path.name
+        assert sample['mask'].shape == model.backbone.grid, path.name
+        assert sample['mask'].float().mean().item() == pytest.approx(0.6, abs=0.03), path.name
+        assert len(model.data_preprocessor.mean) == channels, path.name

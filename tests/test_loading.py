@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from simmim_plugin import LoadImage, PackSimMIMInputs
+from simmim_plugin.loading import ImageReadError, read_image
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def save(array: np.ndarray, path, mode=None, **kwargs) -> str:
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **kwargs)
+    return str(path)
+
+
+def test_rgb_is_read_as_it_is(rgb, tmp_path):
+    image = read_image(save(rgb, tmp_path / 'a.png'))
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(rgb).permute(2, 0, 1))
+
+
+def test_grey_is_repeated_or_kept(rgb, tmp_path):
+    path = save(rgb[..., 0], tmp_path / 'a.png')
+    expected = torch.from_numpy(rgb[..., 0])
+    assert torch.equal(read_image(path, 3), expected.expand(3, -1, -1))
+    assert torch.equal(read_image(path, 1), expected[None])
+
+
+def test_colour_becomes_luma_where_one_channel_is_wanted(rgb, tmp_path):
+    luma = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
+    image = read_image(save(rgb, tmp_path / 'a.png'), 1)
+    assert np.abs(image[0].numpy() - luma).max() <= 1
+
+
+def test_alpha_is_dropped(rgb, tmp_path):
+    rgba = np.concatenate((rgb, np.full((6, 8, 1), 7, np.uint8)), axis=2)
+    path = save(rgba, tmp_path / 'a.png')
+    assert torch.equal(read_image(path, 3), torch.from_numpy(rgb).permute(2, 0, 1))
+    assert torch.equal(read_image(path, 4), torch.from_numpy(rgba).permute(2, 0, 1))
+
+
+def test_palette_with_transparency(rgb, tmp_path):
+    few = (rgb // 128) * 128
+    image = Image.fromarray(few).quantize(16)
+    image.save(tmp_path / 'a.png', transparency=0)
+    assert torch.equal(read_image(tmp_path / 'a.png'), torch.from_numpy(few).permute(2, 0, 1))
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    image = read_image(save(flat, tmp_path / 'a.jpg', 'CMYK', quality=100))
+    assert image.shape == (3, 16, 16)
+    assert np.abs(image.float().mean((1, 2)).numpy() - flat[0, 0]).max() < 3
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif', 'npy'])
+def test_sixteen_bits_are_scaled_to_eight_or_kept(suffix, tmp_path):
+    values = np.array([[0, 257, 128], [65535, 300, 257 * 200]], np.uint16)
+    path = str(tmp_path / f'a.{suffix}')
+    if suffix == 'npy':
+        np.save(path, values)
+    elif suffix == 'tif':
+        tifffile.imwrite(path, values)
+    else:
+        Image.fromarray(values).save(path)
+    assert read_image(path, 1).tolist() == [[[0, 1, 0], [255, 1, 200]]]
+    assert read_image(path, 3).shape == (3, 2, 3)
+    raw = read_image(path, 1, 'float32')
+    assert raw.dtype == torch.float32 and raw[0].tolist() == values.tolist()
+
+
+def test_exif_orientation_is_applied(rgb, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to look at it
+    path = save(rgb, tmp_path / 'a.png', exif=exif)
+    assert torch.equal(read_image(path), torch.from_numpy(np.rot90(rgb, -1).copy()).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize('suffix', ['npy', 'tif'])
+@pytest.mark.parametrize('first', [True, False])
+def test_many_channels_in_both_orders(suffix, first, tmp_path):
+    scene = np.random.default_rng(0).normal(size=(5, 12, 10)).astype(np.float32)
+    stored = np.ascontiguousarray(scene if first else scene.transpose(1, 2, 0))
+    path = str(tmp_path / f'a.{suffix}')
+    np.save(path, stored) if suffix == 'npy' else tifffile.imwrite(path, stored, photometric='minisblack')
+    assert torch.equal(read_image(path, 5, 'float32'), torch.from_numpy(scene))
+
+
+@pytest.mark.parametrize('compression', ['zlib', 'lzw', 'jpeg'])
+def test_compressed_tiff(compression, tmp_path):
+    flat = np.full((16, 16, 3), 90, np.uint8)
+    tifffile.imwrite(tmp_path / 'a.tiff', flat, compression=compression, photometric='rgb')
+    assert (read_image(tmp_path / 'a.tiff').int() - 90).abs().max() <= 2
+
+
+def bad_files(folder, rgb):
+    np.save(folder / 'five.npy', np.zeros((5, 8, 8), np.uint8))
+    np.save(folder / 'float.npy', np.zeros((8, 8), np.float32))
+    np.save(folder / 'line.npy', np.zeros(8, np.uint8))
+    np.save(folder / 'pickle.npy', np.array([{}], dtype=object), allow_pickle=True)
+    big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = (folder / 'whole.jpg', save(big, folder / 'whole.jpg'))[0].read_bytes()
+    (folder / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    (folder / 'empty.png').write_bytes(b'')
+    (folder / 'text.jpg').write_text('no image')
+    return {
+        'five.npy': 'it has 5 channels, but channels=3 are wanted',
+        'float.npy': "set dtype='float32'",
+        'line.npy': r'shape \(8,\) is no image',
+        'pickle.npy': 'allow_pickle=False',
+        'cut.jpg': 'truncated',
+        'empty.png': 'cannot identify',
+        'text.jpg': 'cannot identify',
+        'missing.png': 'No such file',
+    }
+
+
+def test_bad_files_are_named(rgb, tmp_path):
+    for name, reason in bad_files(tmp_path, rgb).items():
+        with pytest.raises(ImageReadError, match=rf'{name}: .*{reason}'):
+            read_image(tmp_path / name)
+
+
+def test_transform_keeps_decoded_images(rgb, tmp_path):
+    path = save(rgb, tmp_path / 'a.png')
+    load = LoadImage(keep=1)
+    first = load({'img_path': path})['img']
+    assert load({'img_path': path})['img'] is first
+    assert PackSimMIMInputs()({'img': first, 'mask': np.ones((1, 2), np.uint8)})['mask'].tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="dtype='int8' is unknown"):
+        LoadImage(dtype='int8')
+    with pytest.raises(ValueError, match='channels=0'):
+        LoadImage(channels=0)
