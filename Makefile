@@ -25,12 +25,16 @@ $(VENV)/.setup: requirements/lock.txt setup.py | $(VENV)/bin/python
 	$(PIP_INSTALL) --no-build-isolation -e .
 	@touch $@
 
+# MMDetection needs MMCV's operators. A wheel that has them may come by PIP_FIND_LINKS; else they are compiled here.
 $(VENV)/.setup-test: requirements/lock-test.txt $(VENV)/.setup
 	$(PIP_INSTALL) -r requirements/lock-test.txt
+	@$(BIN)/python -c 'import mmcv.ops' 2>/dev/null || { \
+		echo 'Compiling the operators of MMCV: about 20 minutes on two cores, once'; \
+		$(PIP_INSTALL) --no-build-isolation --no-cache-dir --force-reinstall $$(grep '^onedl-mmcv==' requirements/lock.txt); }
 	@touch $@
 
 quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint and a picture in minutes
-	$(BIN)/python tools/train.py configs/quickstart.py
+	$(BIN)/python tools/train.py configs/quickstart.py $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
 test: setup-test  ## All tests (two threads)
 	$(BIN)/python -m pytest tests

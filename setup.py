@@ -16,7 +16,7 @@ EXTRAS = {
     'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.0.0,<2.3', 'mmpretrain>=1.2.0'],
     # Photos inside wheels for the quickstart, and the plots of tools/.
     'photos': ['scikit-image>=0.25', 'scikit-learn>=1.7'],
-    'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff'],
+    'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
 }
 
 setup(

@@ -60,8 +60,8 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and check the keys.
 
-    A top-level `data_root` is the folder of the training images: setting it, in a leaf config or by an option, is
-    enough.
+    In the configs of this scope, a top-level `data_root` is the folder of the training images: setting it, in a leaf
+    config or by an option, is enough.
 
     Args:
         path: The config file.
@@ -81,12 +81,11 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     for key in options or {}:
         _check_option(cfg, key)
     cfg.merge_from_dict(dict(options or {}))
-    if cfg.get('data_root') is not None and cfg.get('train_dataloader'):
-        dataset = cfg.train_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset.dataset
-        if 'data_root' in dataset:
-            dataset.data_root = cfg.data_root
+    dataset: Any = cfg.train_dataloader.dataset if cfg.get('train_dataloader') else {}
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if cfg.get('default_scope') == 'simmim_plugin' and cfg.get('data_root') is not None and 'data_root' in dataset:
+        dataset.data_root = cfg.data_root
     return cfg
 
 
@@ -146,17 +145,21 @@ def prepare(
             if not os.path.isfile(resume):
                 raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
             cfg.load_from = resume
-    if amp:
+    if amp and cfg.get('optim_wrapper'):
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
             raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
-    counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+    counts = _accumulated(cfg)
     scale = cfg.get('auto_scale_lr')
     if counts > 1 and scale and scale.get('enable'):
         # MMEngine scales by the batch per step of the data loader; accumulation makes the real one larger.
         scale.base_batch_size = scale.base_batch_size / counts
     return cfg
+
+
+def _accumulated(cfg: Config) -> int:
+    return (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
 
 
 def check_writable(folder: str) -> None:
@@ -195,7 +198,7 @@ def build_runner(cfg: Config) -> Runner:
                 f'{loader.batch_size} per process; set it lower: --cfg-options train_dataloader.batch_size='
                 f'{max(1, len(loader.dataset) // runner.world_size)}'
             )
-        counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+        counts = _accumulated(cfg)
         print_log(
             f'Total batch {loader.batch_size * runner.world_size * counts} = {runner.world_size} processes x '
             f'{loader.batch_size} images x {counts} accumulated; {len(loader)} iterations per epoch',

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,12 @@ def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'ui
     """
     suffix = Path(path).suffix.lower()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            if suffix in ARRAY_SUFFIXES:
-                array = np.load(path, allow_pickle=False)
-            elif suffix in TIFF_SUFFIXES:
-                array = tifffile.imread(path)
-            else:
-                array = _read_photo(path, channels)
+        if suffix in ARRAY_SUFFIXES:
+            array = np.load(path, allow_pickle=False)
+        elif suffix in TIFF_SUFFIXES:
+            array = tifffile.imread(path)
+        else:
+            array = _read_photo(path, channels)
         return torch.from_numpy(_as_dtype(_channels_first(array, channels), dtype))
     # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
     except Exception as error:

@@ -65,9 +65,10 @@ class SimMIMMaskGenerator:
         if model_patch_size < 1:
             raise ValueError(f'model_patch_size={model_patch_size} must be a positive number of pixels, e.g. 16')
         if mask_patch_size < 1 or mask_patch_size % model_patch_size:
+            near = max(1, mask_patch_size // model_patch_size) * model_patch_size
             raise ValueError(
                 f'mask_patch_size={mask_patch_size} must be a positive multiple of '
-                f'model_patch_size={model_patch_size}, e.g. {max(1, mask_patch_size // model_patch_size) * model_patch_size}'
+                f'model_patch_size={model_patch_size}, e.g. {near}'
             )
         self.mask_ratio = mask_ratio
         self.mask_patch_size = mask_patch_size

@@ -18,6 +18,8 @@ from torch import Tensor
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.visualization import pixel_mask, reconstruction_sheet
 
+FIRST_LOSS = 'fixed_loss_at_start'
+
 
 def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
     """The simplest prediction: each image's mean over its visible pixels, per channel.
@@ -94,7 +96,6 @@ class ReconstructionHook(Hook):
         self.dataset = dataset
         self.out_dir = out_dir
         self.seed = seed
-        self.first_loss: float | None = None
 
     @master_only
     def before_train(self, runner: Any) -> None:
@@ -124,8 +125,9 @@ class ReconstructionHook(Hook):
     def after_train(self, runner: Any) -> None:
         """Sum the run up in the log."""
         checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
+        first = runner.message_hub.get_info(FIRST_LOSS)
         runner.logger.info(
-            f'Done. Masked-pixel loss on {len(self.batch["mask"])} fixed images: {self.first_loss:.4f} at the start -> '
+            f'Done. Masked-pixel loss on {len(self.batch["mask"])} fixed images: {first:.4f} at the start -> '
             f'{self.last_loss:.4f} at the end\n'
             f"  predicting each image's visible mean: {self.mean_loss:.4f}\n"
             f'  checkpoint: {checkpoint}\n'
@@ -139,7 +141,9 @@ class ReconstructionHook(Hook):
         pixels = pixel_mask(mask, model.head.patch_size)
         self.last_loss = float(model.head.loss_module(predicted, inputs, pixels))
         self.mean_loss = float(model.head.loss_module(visible_mean(inputs, pixels), inputs, pixels))
-        self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
+        hub = runner.message_hub  # goes into checkpoints, so that a resumed run still knows where it started
+        if FIRST_LOSS not in hub.runtime_info:
+            hub.update_info(FIRST_LOSS, self.last_loss)
         runner.logger.info(
             f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}: masked-pixel loss {self.last_loss:.4f} '
             f'(predicting the visible mean: {self.mean_loss:.4f})'

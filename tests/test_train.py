@@ -78,12 +78,17 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     assert list(straight.glob('*/vis_data/vis_image/reconstruction_*.png'))
 
     # One epoch, then --resume into the second: the learning rate and the iteration go on where they were.
-    train(image_folder, stopped, 'train_cfg.max_epochs=1')
+    first_log = train(image_folder, stopped, 'train_cfg.max_epochs=1')
     log = train(image_folder, stopped, 'train_cfg.max_epochs=2', flags=['--resume'])
     assert 'resumed epoch: 1, iter: 3' in log
     again = scalars(stopped)
     assert [line['iter'] for line in again] == [1, 2, 3, 4, 5, 6]
     assert [line['lr'] for line in again] == pytest.approx([line['lr'] for line in logged])
+
+    start = [line for line in log.splitlines() if 'at the start ->' in line][-1]
+    assert start.split('images: ')[1].split(' at')[0] in first_log  # not the loss where it was resumed
+    log = train(image_folder, stopped, 'train_cfg.max_epochs=2', flags=['--resume', stopped / 'epoch_1.pth'])
+    assert 'resumed epoch: 1, iter: 3' in log
 
     # The checkpoint alone is enough: no config file, plain data only.
     checkpoint = load_file(straight / 'epoch_2.pth')
