@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The lock file names every package, so pip need not resolve anything (--no-deps).
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
-THREADS ?= 2
-export OMP_NUM_THREADS ?= $(THREADS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test quickstart test test-fast lint types lock clean
@@ -18,7 +16,7 @@ setup-test: $(VENV)/.setup-test  ## The same, plus MMDetection, MMSegmentation, 
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.setup: requirements/lock.txt setup.py | $(VENV)/bin/python
 	$(PIP_INSTALL) -r requirements/lock.txt
@@ -37,10 +35,10 @@ quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint
 	$(BIN)/python tools/train.py configs/quickstart.py $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
 test: setup-test  ## All tests (two threads)
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests
 
 test-fast: setup-test  ## The tests not marked slow
-	$(BIN)/python -m pytest tests -m 'not slow'
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests -m 'not slow'
 
 lint: setup-test  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """Metadata of simmim_plugin. OpenMMLab packages are extras: a hard requirement would overwrite the ones a user has."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = '0.1.0'
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'simmim_plugin/__init__.py').read_text(encoding='utf-8'))[1]
 
 EXTRAS = {
     # The maintained forks; they import as mmengine, mmcv, mmpretrain, mmdet and mmseg.
@@ -14,7 +15,7 @@ EXTRAS = {
     'seg': ['onedl-mmsegmentation>=1.4.2', 'ftfy', 'regex'],
     # The originals, frozen since 2025. Never install both families into one environment.
     'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.0.0,<2.3', 'mmpretrain>=1.2.0'],
-    # Photos inside wheels for the quickstart, and the plots of tools/.
+    # Photos inside wheels, for the quickstart.
     'photos': ['scikit-image>=0.25', 'scikit-learn>=1.7'],
     'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
 }
@@ -23,7 +24,7 @@ setup(
     name='simmim_plugin',
     version=VERSION,
     description='SimMIM masked image modelling for Vision Transformers, as a plugin of the OpenMMLab family',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['simmim_plugin', 'simmim_plugin.*']),
@@ -38,6 +39,7 @@ setup(
         'tifffile',
         'imagecodecs',
         'matplotlib',
+        'tqdm',
     ],
     extras_require=EXTRAS,
 )

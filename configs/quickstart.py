@@ -1,6 +1,9 @@
 """A ViT of 0.9 M parameters on the photos inside the scikit-image and scikit-learn wheels: a first look.
 
+Source:   configs/simmim_vit-tiny_folder.py, smaller and shorter.
 Command:  make quickstart
+Cost:     under 3 minutes on two CPU cores.
+Expected: masked-pixel loss on the fixed images 1.14 -> 0.47; their visible mean gives 0.57 (README).
 """
 
 _base_ = 'simmim_vit-tiny_folder.py'
@@ -21,7 +24,7 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     dataset=dict(
-        _delete_=True, type='RepeatDataset', times=96, dataset=dict(type='PackagePhotos', pipeline=train_pipeline)
+        _delete_=True, type='RepeatDataset', times=128, dataset=dict(type='PackagePhotos', pipeline=train_pipeline)
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
@@ -31,4 +34,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', begin=1, end=10, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=10)
+custom_hooks = [dict(type='ReconstructionHook', interval=5, num_images=6)]
 default_hooks = dict(logger=dict(interval=11))

@@ -1,11 +1,12 @@
 """Images that are not RGB photos: N channels (.npy, .tif), 16 bit. Here five channels, values as stored.
 
-Set `data_root`, then replace the channels, and mean and std by the lines that this prints:
+Set `data_root`, and channels, mean and std by the lines that this prints:
   python tools/compute_mean_std.py DATA_ROOT --channels 5 --dtype float32
 For one grey channel of 16 bit (X-ray, microscopy): channels=1, in_channels=1, and its mean and std.
 
 Source:   configs/simmim_vit-b_folder.py; the recipe is the photos'.
 Command:  python tools/train.py configs/simmim_vit-b_multichannel.py --cfg-options data_root=/path/to/scenes
+Cost:     not measured.
 Expected: not run at this size; tests/test_train.py trains a small one.
 """
 

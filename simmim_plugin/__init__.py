@@ -11,6 +11,8 @@ from typing import Any
 try:
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
     raise ModuleNotFoundError(
         'simmim_plugin needs MMEngine, which is not installed here. In a checkout run `make setup` and use '
         '.venv/bin/python; '
@@ -38,6 +40,7 @@ _MODULE_OF = {
     'SimMIMMaskGenerator': 'masking',
     'SimMIMOptimWrapperConstructor': 'optim',
     'SimMIMViT': 'backbone',
+    'WarmupCosineLR': 'optim',
     'load_pretrained': 'checkpoint',
     'reconstruction_loss': 'losses',
 }

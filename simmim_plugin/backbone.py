@@ -45,8 +45,8 @@ class SimMIMViT(BaseModule):
         out_type: 'featmap' (B, embed_dims, h, w); 'avg_featmap' (B, embed_dims), the mean of the patch tokens through
             a new norm `fc_norm` (then there is no final `norm`); 'cls_token' (B, embed_dims); 'raw'
             (B, 1 + h*w, embed_dims).
-        out_indices: Block or blocks whose output is returned, negative from the end. The final norm is applied to
-            the last block's only.
+        out_indices: Block or blocks whose output is returned, rising; negative from the end. The final norm is applied
+            to the last block's only.
         frozen_stages: Above 0, freeze the patch embedding, the tokens and the first so many blocks; all blocks: the
             final norm and a shared bias table, too.
         with_cp: Recompute each block in the backward pass, to save memory.
@@ -129,7 +129,7 @@ class SimMIMViT(BaseModule):
             mask: (B, H / patch_size, W / patch_size), 1 = replaced by the mask token. None: nothing is.
 
         Returns:
-            One tensor per entry of `out_indices`, shaped as `out_type` says.
+            One tensor per block of `out_indices`, in the order of the blocks, shaped as `out_type` says.
 
         Raises:
             ValueError: Channels or sides of `x`, or the shape of `mask`, do not fit.
@@ -254,4 +254,9 @@ def _out_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int
         raise ValueError(
             f'out_indices={out_indices} must lie in {-num_layers} ... {num_layers - 1} (number of blocks: {num_layers})'
         )
-    return tuple(i % num_layers for i in indices)
+    blocks = tuple(i % num_layers for i in indices)
+    if list(blocks) != sorted(set(blocks)):
+        raise ValueError(
+            f'out_indices={out_indices} must rise, each block once: outputs come in the order of the blocks'
+        )
+    return blocks

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,8 @@ def load_file(path: str | os.PathLike[str], map_location: str = 'cpu') -> dict[s
     if not os.path.isfile(path):
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} does not exist (from {os.getcwd()})')
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        # Mapped, so that a check of a large file reads no more than it must.
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises anything from EOFError to KeyError for files that are no checkpoints
         objects = re.search(r'GLOBAL (\S+)', str(error))
         reason = (
@@ -51,15 +53,16 @@ def check_fits(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], c
         complete: Also refuse a checkpoint that lacks some of the model's entries.
 
     Raises:
-        ValueError: Shapes differ, entries are missing, or there is nothing in common.
+        ValueError: Shapes differ, or one has entries that the other lacks.
     """
     faults = [
         f'{name} is {tuple(state[name].shape)} in the checkpoint and {tuple(value.shape)} in the model'
         for name, value in model_state.items()
         if name in state and state[name].shape != value.shape
     ]
+    faults += [f'{name} is not in the model' for name in state if name not in model_state]
     missing = [f'{name} is not in the checkpoint' for name in model_state if name not in state]
-    if complete or len(missing) == len(model_state):
+    if complete:
         faults += missing
     if faults:
         more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
@@ -86,7 +89,7 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(value: Any) -> Any:
     """Turn what `_to_plain` made of a history back into one."""
     if isinstance(value, Mapping) and 'counts' in value:
-        return HistoryBuffer(value['history'].numpy(), value['counts'].numpy(), value['max_length'])
+        return HistoryBuffer(value['history'].cpu().numpy(), value['counts'].cpu().numpy(), value['max_length'])
     return value
 
 

@@ -40,8 +40,8 @@ def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
         # A resumed run logs some iterations again: the last entry of each counts.
         by_iteration = {line['iter']: line for line in training}
         iterations = sorted(by_iteration)
-        last = by_iteration[iterations[-1]] if iterations else {}
-        per_epoch = last['iter'] / last['epoch'] if last.get('epoch') else 1  # of the last, finished epoch
+        # Lines at the end of an epoch have the largest quotient; runs by iteration have no epochs.
+        per_epoch = max((line['iter'] / line['epoch'] for line in training if line.get('epoch')), default=1)
         axis.plot(
             [it / per_epoch for it in iterations],
             [by_iteration[it]['loss'] for it in iterations],
@@ -53,7 +53,7 @@ def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
         if steps:
             mean = fixed[steps[-1]]['fixed/loss_visible_mean']
             axis.axhline(mean, color=color, ls='--', label=f'{name}: their visible mean')
-    axis.set(xlabel='epoch' if per_epoch != 1 else 'iteration', ylabel='reconstruction loss (normalised units)')
+    axis.set(xlabel='epoch (iteration, for runs without epochs)', ylabel='reconstruction loss (normalised units)')
     axis.grid(alpha=0.3)
     axis.legend()
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)

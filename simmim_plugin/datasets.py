@@ -33,7 +33,8 @@ class ImageFolder(BaseDataset):
     worker processes of a data loader.
 
     Args:
-        data_root: The folder; it is searched recursively, and links to folders are followed.
+        data_root: The folder; it is searched recursively, and links to folders are followed. None stands for the
+            top-level `data_root` of a config, which the tools put here.
         pipeline: Transforms; a sample starts as `{'img_path': str}`.
         suffixes: Endings of files to take, in lower case.
         max_bad_ratio: Share of unreadable images that is put up with.
@@ -46,7 +47,7 @@ class ImageFolder(BaseDataset):
 
     def __init__(
         self,
-        data_root: str,
+        data_root: str | None,
         pipeline: Sequence[Any] = (),
         suffixes: Sequence[str] = SUFFIXES,
         max_bad_ratio: float = 0.05,
@@ -54,12 +55,16 @@ class ImageFolder(BaseDataset):
     ) -> None:
         if not 0 <= max_bad_ratio <= 1:
             raise ValueError(f'max_bad_ratio={max_bad_ratio} is outside [0, 1]')
+        if data_root is None:
+            raise ValueError('data_root of ImageFolder is not set; set it to the folder of the training images')
         self.suffixes = tuple(suffix.lower() for suffix in suffixes)
         self.max_bad_ratio = max_bad_ratio
         super().__init__(data_root=os.path.expanduser(data_root), pipeline=list(pipeline), **kwargs)
 
     def full_init(self) -> None:
         """List the images, and make the record of bad ones."""
+        if self._fully_initialized:
+            return
         super().full_init()
         # One byte per image in shared memory: forked and spawned workers write into the same record.
         self.state = torch.full((len(self),), UNSEEN, dtype=torch.uint8).share_memory_()
@@ -109,7 +114,7 @@ class ImageFolder(BaseDataset):
 
 
 def list_images(folder: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
-    """Paths of the image files below a folder, sorted; links to folders are followed, loops are not."""
+    """Paths of the image files below a folder, sorted, without hidden files; links are followed, loops are not."""
     found, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -117,7 +122,9 @@ def list_images(folder: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
             folders.clear()
             continue
         visited.add(real)
-        found += [os.path.join(parent, name) for name in files if name.lower().endswith(tuple(suffixes))]
+        found += [
+            os.path.join(parent, name) for name in files if name.lower().endswith(tuple(suffixes)) and name[0] != '.'
+        ]
     return sorted(found)
 
 
@@ -133,10 +140,11 @@ class PackagePhotos(ImageFolder):
         ModuleNotFoundError: A package is not installed; the message names the command.
     """
 
-    # Colour photos of one kind of thing or another; drawings, text and textures are left out.
+    # Colour photos whose licence is stated: public domain, CC0, or CC BY 2.0 (scikit-learn's, by danielbuechele and
+    # vultilion). Drawings, text and textures are left out.
     PHOTOS = {
         'skimage': ('data', ('astronaut.png', 'chelsea.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png',
-                             'motorcycle_left.png', 'motorcycle_right.png', 'retina.jpg', 'rocket.jpg')),
+                             'retina.jpg', 'rocket.jpg')),
         'sklearn': ('datasets/images', ('china.jpg', 'flower.jpg')),
     }  # fmt: skip
 

@@ -51,8 +51,8 @@ class SimMIMHead(BaseModule):
         Returns:
             `{'loss': scalar}`.
         """
-        masked = mask.bool()
+        masked = mask.flatten().nonzero().squeeze(1)  # (masked tokens,)
         patches = F.pixel_unshuffle(target, self.patch_size).permute(0, 2, 3, 1)  # (B, h, w, C*p*p)
-        prediction = self.decoder(features.permute(0, 2, 3, 1)[masked])  # (masked tokens, C*p*p)
+        prediction = self.decoder(features.permute(0, 2, 3, 1).flatten(0, 2)[masked])  # (masked tokens, C*p*p)
         shape = (-1, self.out_channels, self.patch_size**2)
-        return {'loss': self.loss_module(prediction.reshape(shape), patches[masked].reshape(shape))}
+        return {'loss': self.loss_module(prediction.reshape(shape), patches.flatten(0, 2)[masked].reshape(shape))}

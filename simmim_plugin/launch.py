@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.utils.data import DataLoader
+
+from simmim_plugin.checkpoint import load_file
+from simmim_plugin.log_processor import batch_size_of
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
 RUNNER_KEYS = {
@@ -23,24 +28,37 @@ RUNNER_KEYS = {
     *('activation_checkpointing', 'compile', 'custom_imports', 'data_root', 'efficient_conv_bn_eval'),
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
 } - {'self', 'cfg'}
-ERROR_FILE = 'error.txt'
 
 
 @contextmanager
-def one_line_errors(work_dir: str | None = None) -> Iterator[None]:
+def one_line_errors() -> Iterator[list[str]]:
     """End the program with one line for an error; the traceback goes into a file, so nothing is lost.
 
-    Args:
-        work_dir: Where `error.txt` goes, if that exists by then; else the system's temporary folder.
+    Yields:
+        A list of folders for `error.txt`, the last one first; where none can be written, a new temporary file.
     """
+    folders: list[str] = []
     try:
-        yield
+        yield folders
     except Exception as error:  # noqa: BLE001 (whatever it is, it is written down and ends the program)
-        rank = os.environ.get('RANK', '')
-        folder = Path(work_dir) if work_dir and os.path.isdir(work_dir) else Path(tempfile.gettempdir())
-        path = folder / ERROR_FILE.replace('.', f'_rank{rank}.' if rank else '.')
-        path.write_text(traceback.format_exc(), encoding='utf-8')
-        sys.exit(f'error: {message_of(error)}\n(traceback: {path})')
+        message = message_of(error)
+        if 'TORCHELASTIC_ERROR_FILE' in os.environ:  # torchrun's summary then ends with our message
+            get_error_handler().record_exception(RuntimeError(message))
+        sys.exit(f'error: {message}\n(traceback: {_write_down(traceback.format_exc(), folders)})')
+
+
+def _write_down(text: str, folders: list[str]) -> str:
+    rank = os.environ.get('RANK')
+    for folder in reversed(folders):
+        path = os.path.join(folder, 'error.txt' if rank is None else f'error_rank{rank}.txt')
+        try:
+            Path(path).write_text(text, encoding='utf-8')
+        except OSError:
+            continue
+        return path
+    with tempfile.NamedTemporaryFile('w', prefix='simmim_error_', suffix='.txt', delete=False) as file:
+        file.write(text)
+    return file.name
 
 
 def message_of(error: Exception) -> str:
@@ -60,8 +78,8 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and check the keys.
 
-    In the configs of this scope, a top-level `data_root` is the folder of the training images: setting it, in a leaf
-    config or by an option, is enough.
+    A top-level `data_root` goes to the training data set where that says `data_root=None`, as the configs here do: to
+    set it, in a leaf config or by an option, is enough.
 
     Args:
         path: The config file.
@@ -84,8 +102,10 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     dataset: Any = cfg.train_dataloader.dataset if cfg.get('train_dataloader') else {}
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    if cfg.get('default_scope') == 'simmim_plugin' and cfg.get('data_root') is not None and 'data_root' in dataset:
-        dataset.data_root = cfg.data_root
+    if 'data_root' in dataset and dataset['data_root'] is None:
+        dataset.data_root = cfg.get('data_root')
+    elif 'data_root' in (options or {}) and dataset.get('data_root') != cfg.data_root:
+        raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {dataset.get("type")}')
     return cfg
 
 
@@ -104,7 +124,8 @@ def _check_option(cfg: Config, key: str) -> None:
             top = depth == 0 and part in RUNNER_KEYS
             if not top and depth < max(1, len(parts) - 1):  # a new last key is the component's to judge
                 names = sorted({*node, *RUNNER_KEYS}) if depth == 0 else sorted(node)
-                raise ValueError(f'unknown config key {key!r}: there is no {part!r}{_did_you_mean(part, names)}')
+                hint = _did_you_mean_inside(part, cfg) or _did_you_mean(part, names)
+                raise ValueError(f'unknown config key {key!r}: there is no {part!r}{hint}')
             return
         node = node[part]
 
@@ -112,6 +133,19 @@ def _check_option(cfg: Config, key: str) -> None:
 def _did_you_mean(word: str, names: list[str]) -> str:
     near = difflib.get_close_matches(word, names, 3, 0.5)
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+
+
+def _did_you_mean_inside(word: str, cfg: Config) -> str:
+    """Places deeper in the config with that very name: `lr` -> `optim_wrapper.optimizer.lr`."""
+
+    def places(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            if key == word:
+                yield f'{prefix}{key}'
+            yield from places(value, f'{prefix}{key}.')
+
+    found = list(places(cfg.to_dict(), ''))[:3]
+    return f'; did you mean {" or ".join(map(repr, found))}?' if found else ''
 
 
 def prepare(
@@ -141,6 +175,7 @@ def prepare(
     cfg.launcher = launcher
     if resume is not None:
         cfg.resume = True
+        cfg.load_from = None
         if resume != 'auto':
             if not os.path.isfile(resume):
                 raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
@@ -150,16 +185,7 @@ def prepare(
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
             raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
-    counts = _accumulated(cfg)
-    scale = cfg.get('auto_scale_lr')
-    if counts > 1 and scale and scale.get('enable'):
-        # MMEngine scales by the batch per step of the data loader; accumulation makes the real one larger.
-        scale.base_batch_size = scale.base_batch_size / counts
     return cfg
-
-
-def _accumulated(cfg: Config) -> int:
-    return (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
 
 
 def check_writable(folder: str) -> None:
@@ -178,30 +204,45 @@ def build_runner(cfg: Config) -> Runner:
     """Start the process group where MMEngine cannot (no GPU), build the runner and its training loop.
 
     Raises:
-        ValueError: The data do not fill one batch.
+        ValueError: The data do not fill one batch, or a checkpoint cannot be read.
     """
     if cfg.get('launcher', 'none') != 'none' and not torch.cuda.is_available():
         if cfg.launcher != 'pytorch':
             raise ValueError(f'--launcher {cfg.launcher} needs GPUs; without them use tools/dist_train.sh (gloo)')
         torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
+        wrapper = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     if not torch.cuda.is_available():
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(name):
                 cfg[name].pin_memory = False  # there is no device to pin for; torch would warn
+    source = cfg.get('load_from')
+    if cfg.get('resume') and source is None:
+        source = find_latest_checkpoint(cfg.work_dir)
+    if source is not None and os.path.isfile(source):
+        load_file(source)  # raises for a damaged file, or one that would run code; MMEngine would unpickle anything
     runner = Runner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
         loader = runner.train_loop.dataloader
         if len(loader) == 0:
             raise ValueError(
                 f'{len(loader.dataset)} images do not fill one batch of train_dataloader.batch_size='
-                f'{loader.batch_size} per process; set it lower: --cfg-options train_dataloader.batch_size='
+                f'{batch_size_of(loader)} per process; set it lower: --cfg-options train_dataloader.batch_size='
                 f'{max(1, len(loader.dataset) // runner.world_size)}'
             )
-        counts = _accumulated(cfg)
-        print_log(
-            f'Total batch {loader.batch_size * runner.world_size * counts} = {runner.world_size} processes x '
-            f'{loader.batch_size} images x {counts} accumulated; {len(loader)} iterations per epoch',
-            'current',
-        )
+        _report_batch(runner, loader)
     return runner
+
+
+def _report_batch(runner: Runner, loader: DataLoader) -> None:
+    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    scale = runner.auto_scale_lr
+    if counts > 1 and scale and scale.get('enable'):
+        # MMEngine scales by the batch per step of the data loader; accumulation makes the real one larger.
+        runner.auto_scale_lr = {**scale, 'base_batch_size': scale['base_batch_size'] / counts}
+    batch = batch_size_of(loader)
+    print_log(
+        f'Total batch {batch * runner.world_size * counts} = {runner.world_size} processes x {batch} images x '
+        f'{counts} accumulated; {len(loader)} iterations per epoch',
+        'current',
+    )

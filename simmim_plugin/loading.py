@@ -1,6 +1,5 @@
 """From a file to a (C, H, W) tensor, and from a sample to what the model takes."""
 
-import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'ui
         path: The file.
         channels: Channels of the result.
         dtype: 'uint8': 8-bit values; 16-bit ones are divided by 257, wider and floating-point files are refused.
-            'float32': the values as stored.
+            'float32': the values as stored; NaN and infinity are refused. (Of PNGs with several channels of 16 bits
+            PIL gives the upper 8 only: keep such data as TIFF or .npy.)
 
     Returns:
         (channels, H, W), uint8 or float32.
@@ -48,19 +48,28 @@ def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'ui
     suffix = Path(path).suffix.lower()
     try:
         if suffix in ARRAY_SUFFIXES:
-            array = np.load(path, allow_pickle=False)
-        elif suffix in TIFF_SUFFIXES:
-            array = tifffile.imread(path)
+            array = _channels_first(np.load(path, allow_pickle=False), channels)
+        elif suffix in TIFF_SUFFIXES and (values := _read_tiff(path)) is not None:
+            array = _channels_first(values, channels)
         else:
             array = _read_photo(path, channels)
-        return torch.from_numpy(_as_dtype(_channels_first(array, channels), dtype))
+        return torch.from_numpy(_as_dtype(_fit_channels(array, channels), dtype))
     # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ImageReadError(f'{os.fspath(path)}: {reason}') from error
 
 
+def _read_tiff(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """Values of a TIFF as stored; None where they want a conversion of colours (CMYK, palette, white is zero ...)."""
+    with tifffile.TiffFile(path) as file:
+        if file.pages.first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+            return file.asarray()
+    return None
+
+
 def _read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+    """(C, H, W) of a file that PIL reads."""
     with Image.open(path) as opened:
         image: Image.Image = opened
         ImageOps.exif_transpose(image, in_place=True)
@@ -68,17 +77,25 @@ def _read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
         if channels in MODES and not many_bits:
             if image.mode == 'P' and 'transparency' in image.info:  # PIL wants this detour
                 image = image.convert('RGBA')
-            return np.asarray(image.convert(MODES[channels]))
-        return np.asarray(image)
+            image = image.convert(MODES[channels])
+        array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _channels_first(array: np.ndarray, channels: int) -> np.ndarray:
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W); which of the two is told by `channels`, else by the shorter side."""
     if array.ndim == 2:
-        array = array[None]
-    elif array.ndim == 3 and array.shape[0] not in (channels, 1) and array.shape[2] <= array.shape[0]:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or 0 in array.shape:
+        return array[None]
+    if array.ndim != 3:
         raise ValueError(f'an array of shape {array.shape} is no image; expected (H, W), (H, W, C) or (C, H, W)')
+    first, last = array.shape[0], array.shape[2]
+    channels_last = last == channels if channels in (first, last) and first != last else last <= first
+    return array.transpose(2, 0, 1) if channels_last else array
+
+
+def _fit_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    if 0 in array.shape:
+        raise ValueError(f'an image of {array.shape[1]} x {array.shape[2]} px is empty')
     if channels == 3 and array.shape[0] == 1:
         array = array.repeat(3, axis=0)
     elif channels == 3 and array.shape[0] == 4:
@@ -93,12 +110,16 @@ def _channels_first(array: np.ndarray, channels: int) -> np.ndarray:
 
 def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == 'float32':
-        return np.ascontiguousarray(array, dtype=np.float32)
-    if array.dtype == np.bool_:
+        values = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f'{np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; fill them first')
+        return values
+    kind, bits = array.dtype.kind, 8 * array.dtype.itemsize
+    if kind == 'b':
         array = array.astype(np.uint8) * 255
-    elif array.dtype == np.uint16 or (array.dtype == np.int32 and _fits_16_bits(array)):  # PIL reads some 16 bits as 32
+    elif (kind, bits) == ('u', 16) or ((kind, bits) == ('i', 32) and _fits_16_bits(array)):  # PIL reads some 16 as 32
         array = np.round(array / 257)
-    elif array.dtype != np.uint8:
+    elif (kind, bits) != ('u', 8):
         raise ValueError(f"it holds {array.dtype} values, which have no fixed range; set dtype='float32' in LoadImage")
     return np.array(array, dtype=np.uint8, order='C')
 
@@ -116,7 +137,7 @@ class LoadImage:
     Args:
         channels: Channels of the result; 3 gives RGB.
         dtype: 'uint8' (photos) or 'float32' (values as stored: medical, satellite).
-        keep: How many decoded images each process keeps in memory, for small sets that are read again and again.
+        keep: Each process keeps the first so many decoded images in memory; for small sets.
 
     Raises:
         ValueError: An argument is out of range.
@@ -129,11 +150,18 @@ class LoadImage:
             raise ValueError(f'dtype={dtype!r} is unknown; choose one of {", ".join(map(repr, DTYPES))}')
         self.channels = channels
         self.dtype = dtype
-        self.read = functools.lru_cache(keep)(read_image) if keep > 0 else read_image
+        self.keep = keep
+        self._kept: dict[str, Tensor] = {}
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img` to the sample."""
-        results['img'] = self.read(results['img_path'], self.channels, self.dtype)
+        path = results['img_path']
+        image = self._kept.get(path)
+        if image is None:
+            image = read_image(path, self.channels, self.dtype)
+            if len(self._kept) < self.keep:
+                self._kept[path] = image
+        results['img'] = image
         return results
 
     def __repr__(self) -> str:

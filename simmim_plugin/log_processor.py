@@ -4,8 +4,15 @@ from typing import Any
 
 from mmengine.dist import get_world_size
 from mmengine.runner import LogProcessor
+from torch.utils.data import DataLoader
 
 from simmim_plugin.registry import LOG_PROCESSORS
+
+
+def batch_size_of(loader: DataLoader) -> int:
+    """Images per batch of a data loader, also where a batch sampler makes the batches."""
+    sampler: Any = loader.batch_sampler
+    return loader.batch_size or sampler.batch_size
 
 
 @LOG_PROCESSORS.register_module()
@@ -17,6 +24,6 @@ class SimMIMLogProcessor(LogProcessor):
         prefix = f'{mode}/' if reserve_prefix else ''
         seconds = scalars.get(f'{prefix}time')
         if mode == 'train' and seconds:
-            images = runner.train_dataloader.batch_size * get_world_size()
+            images = batch_size_of(runner.train_dataloader) * get_world_size()
             scalars[f'{prefix}img_s'] = round(images / seconds, 1)
         return scalars

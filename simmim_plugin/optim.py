@@ -1,5 +1,6 @@
-"""Optimisation: bfloat16 autocast without a scaler, and the reference's linear warm-up."""
+"""Optimisation: bfloat16 autocast without a scaler, the reference's schedules and its decay groups."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.optim import LinearLR, OptimWrapper
+from mmengine.optim.scheduler import _ParamScheduler
+from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
 from torch import nn
@@ -56,6 +59,44 @@ class LinearWarmupLR(LinearLR):
 
     def __init__(self, *args: Any, end: int, **kwargs: Any) -> None:
         super().__init__(*args, end=end + 1, **kwargs)
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
+    """The reference's fine-tuning schedule: linear warm-up, then a cosine that is not shifted by it, above one floor.
+
+    At iteration t, with T iterations in all, W of warm-up and `floor`, the same for every parameter group:
+    `floor + (lr - floor) * t / W` for t < W, then `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`. So the rate
+    falls a little at the end of the warm-up.
+
+    Args:
+        optimizer: Optimiser or wrapper.
+        warmup: Length of the warm-up, in iterations, or in epochs with `convert_to_iter_based=True`.
+        end: Length of the schedule, likewise.
+        floor: Lowest rate, absolute.
+        kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
+
+    Raises:
+        ValueError: The warm-up is longer than the schedule.
+    """
+
+    def __init__(self, optimizer: Any, warmup: int, end: int, floor: float = 0.0, **kwargs: Any) -> None:
+        if not 0 <= warmup <= end:
+            raise ValueError(f'warmup={warmup} must lie between 0 and end={end}')
+        self.warmup, self.length, self.floor = warmup, end, floor
+        super().__init__(optimizer, end=end, **kwargs)
+
+    @classmethod
+    def build_iter_from_epoch(
+        cls, optimizer: Any, warmup: int, end: int, epoch_length: int, by_epoch: bool = True, **kwargs: Any
+    ) -> 'WarmupCosineLR':
+        """Build it from lengths in epochs."""
+        return cls(optimizer, warmup * epoch_length, end * epoch_length, by_epoch=False, **kwargs)
+
+    def _get_value(self) -> list[float]:
+        step = self.last_step
+        share = step / self.warmup if step < self.warmup else (1 + math.cos(math.pi * step / self.length)) / 2
+        return [self.floor + (base - self.floor) * share for base in self.base_values]
 
 
 def has_decay(name: str, parameter: nn.Parameter) -> bool:

@@ -104,6 +104,8 @@ class ReconstructionHook(Hook):
         count = min(self.num_measured, max(len(dataset), self.num_images))
         with fixed_seed(self.seed):
             samples = [dataset[int(i)] for i in np.resize(np.random.permutation(len(dataset)), count)]
+        if 'mask' not in samples[0]:
+            raise ValueError('ReconstructionHook needs masks; add SimMIMMaskGenerator to the pipeline of the data')
         self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in ('inputs', 'mask')}
         self.show(runner, runner.epoch if self.by_epoch else runner.iter)
 

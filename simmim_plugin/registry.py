@@ -25,7 +25,16 @@ OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'optim')
 # Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
-for _name in ('LOOPS', 'DATA_SAMPLERS', 'OPTIMIZERS', 'VISUALIZERS', 'VISBACKENDS', 'METRICS', 'EVALUATOR'):
+for _name in (
+    'LOOPS',
+    'DATA_SAMPLERS',
+    'OPTIMIZERS',
+    'VISUALIZERS',
+    'VISBACKENDS',
+    'METRICS',
+    'EVALUATOR',
+    'MODEL_WRAPPERS',
+):
     _child(_name.lower(), getattr(root, _name))
 
 

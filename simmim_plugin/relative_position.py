@@ -32,6 +32,11 @@ def relative_position_index(grid: Grid, device: torch.device | None = None) -> T
     Returns:
         (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
     """
+    with torch.inference_mode(False):  # else a first call under inference mode would spoil it for training
+        return _index(grid).to(device)
+
+
+def _index(grid: Grid) -> Tensor:
     h, w = grid
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
     y, x = y.flatten(), x.flatten()
@@ -41,7 +46,7 @@ def relative_position_index(grid: Grid, device: torch.device | None = None) -> T
     index[0, :] = rows - 3
     index[:, 0] = rows - 2
     index[0, 0] = rows - 1
-    return index.to(device)
+    return index
 
 
 def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
@@ -101,7 +106,8 @@ class GridCache:
 
 def bias_from_table(table: Tensor, grid: Grid) -> Tensor:
     """Attention bias of a grid from its table: (rows, heads) -> (heads, 1 + h*w, 1 + h*w), [head, query, key]."""
-    return table[relative_position_index(grid, table.device)].permute(2, 0, 1)
+    # Contiguous keys, which the fused attention kernels of GPUs ask for.
+    return table[relative_position_index(grid, table.device)].permute(2, 0, 1).contiguous()
 
 
 class RelativePositionBias(nn.Module):

@@ -23,8 +23,9 @@ def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
 def to_display(images: Tensor, reference: Tensor) -> Tensor:
     """Map stored values to [0, 1] grey or RGB.
 
-    8-bit RGB keeps its range. Anything else is stretched between the 1st and 99th percentile of `reference`, image by
-    image; of more than three channels the first three are shown, of two the first.
+    RGB with values up to 255 keeps its range. Anything else (16 bit, [0, 1], other channels) is stretched between the
+    1st and 99th percentile of `reference`, image by image; of more than three channels the first three are shown, of
+    two the first.
 
     Args:
         images: (B, C, H, W) in the units of the stored values.
@@ -36,7 +37,7 @@ def to_display(images: Tensor, reference: Tensor) -> Tensor:
     channels = images.shape[1]
     shown = slice(0, 3) if channels >= 3 else slice(0, 1)
     images, reference = images[:, shown].float(), reference[:, shown].float()
-    if channels == 3 and reference.min() >= -0.5 and reference.max() <= 255.5:
+    if channels == 3 and reference.min() >= -0.5 and 1.5 < reference.max() <= 255.5:
         images = images / 255
     else:
         # Strided, since torch.quantile takes 2**24 values at most.

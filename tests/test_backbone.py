@@ -183,6 +183,8 @@ def test_every_parameter_takes_part_without_a_mask():
         (dict(use_rel_pos_bias=True), 'exclude each other'),
         (dict(out_type='map'), "out_type='map' is unknown"),
         (dict(out_indices=3), r'out_indices=3 must lie in -3 ... 2'),
+        (dict(out_indices=(1, 0)), r'out_indices=\(1, 0\) must rise'),
+        (dict(out_indices=(2, -1)), 'each block once'),
         (dict(frozen_stages=4), 'frozen_stages=4 is outside -1 ... 3'),
         (dict(drop_path_rate=1.0), 'drop_path_rate=1.0 is outside'),
     ],

@@ -114,5 +114,5 @@ def test_package_photos():
     pytest.importorskip('skimage')
     pytest.importorskip('sklearn')
     dataset = PackagePhotos([LoadImage()])
-    assert len(dataset) == 11
+    assert len(dataset) == 9
     assert all(sample['img'].shape[0] == 3 and min(sample['img'].shape[1:]) >= 300 for sample in dataset)

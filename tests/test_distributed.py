@@ -22,7 +22,7 @@ train_dataloader = dict(
 optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=1.0))
 auto_scale_lr = dict(enable=False)
 param_scheduler = []
-custom_hooks = []
+custom_hooks = [dict(type='ReconstructionHook', interval=1, num_images=2, num_measured=2)]
 train_cfg = dict(max_epochs=1)
 default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
 """
@@ -39,17 +39,20 @@ class FixedSamples(ImageFolder):
 """
 
 
+def gloo_environment() -> dict[str, str]:
+    """One thread a process, and a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PORT': str(port)}
+
+
 @pytest.mark.slow
 def test_averaged_gradient_of_two_processes_is_that_of_the_joint_batch(image_folder, tmp_path):
     config = tmp_path / 'one_step.py'
     config.write_text(CONFIG.format(base=str(ROOT / 'configs/simmim_vit-tiny_folder.py')))
     (tmp_path / 'fixed_samples.py').write_text(DATASET)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PORT': str(port), 'PYTHONPATH': str(tmp_path),
-    }  # fmt: skip
+    environment = {**gloo_environment(), 'PYTHONPATH': str(tmp_path)}
 
     def step(name, launcher, batch, *options):
         command = [*launcher, '--work-dir', tmp_path / name, '--cfg-options', f'data_root={image_folder}']
@@ -67,4 +70,16 @@ def test_averaged_gradient_of_two_processes_is_that_of_the_joint_batch(image_fol
         gradients = [(still[name] - state[name]).double() for state in (one, two)]
         scale = gradients[0].abs().max().clamp_min(1e-6)
         assert ((gradients[0] - gradients[1]).abs().max() / scale).item() < 1e-3, name
-        assert name.endswith('mask_token') or gradients[0].any(), name
+        assert gradients[0].any(), name
+    assert log.count('at the start ->') == 1 and (tmp_path / 'two/reconstructions/epoch_1.png').exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_a_process_ends_in_its_message(tmp_path):
+    environment = gloo_environment()
+    command = ['bash', ROOT / 'tools/dist_train.sh', ROOT / 'configs/simmim_vit-tiny_folder.py', 2]
+    command = [str(word) for word in (*command, '--work-dir', tmp_path, '--cfg-options', 'data_root=/nowhere')]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    summary = result.stderr[result.stderr.index('Root Cause') :]
+    assert "data_root='/nowhere' is not a folder" in summary

@@ -16,6 +16,15 @@ def test_data_root_is_all_to_set(tmp_path):
     assert launch.load_config(str(leaf)).train_dataloader.dataset.data_root == '/mine'
 
 
+def test_data_root_of_the_data_set_itself_wins_and_nothing_is_ignored():
+    options = {'train_dataloader.dataset.data_root': '/mine'}
+    assert launch.load_config(CONFIG, options).train_dataloader.dataset.data_root == '/mine'
+    with pytest.raises(
+        ValueError, match=r"data_root='/x' has no place in .*quickstart.py, whose dataset is PackagePhotos"
+    ):
+        launch.load_config(str(ROOT / 'configs/quickstart.py'), {'data_root': '/x'})
+
+
 @pytest.mark.parametrize(
     ('key', 'message'),
     [
@@ -23,7 +32,8 @@ def test_data_root_is_all_to_set(tmp_path):
         ('optim_wrapper.optimzer.lr', "unknown config key 'optim_wrapper.optimzer.lr'.*did you mean 'optimizer'"),
         ('model.backbone.arch.x', "model.backbone.arch is a plain value, it has no 'x'"),
         ('custom_hooks.7.interval', "'7' is no index into a list of 1"),
-        ('lr', "there is no 'lr'"),
+        ('lr', "there is no 'lr'; did you mean 'optim_wrapper.optimizer.lr'"),
+        ('batch_size', "did you mean 'train_dataloader.batch_size'"),
     ],
 )
 def test_unknown_options_are_named(key, message):
@@ -71,7 +81,7 @@ def test_work_dir_without_permission(tmp_path):
 
 
 def test_prepare_fills_in_the_command_line(tmp_path):
-    cfg = launch.load_config(CONFIG)
+    cfg = launch.load_config(CONFIG, {'load_from': 'start.pth'})
     launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
     assert cfg.resume and cfg.load_from is None and cfg.work_dir == str(tmp_path)
     assert cfg.optim_wrapper.on_cpu
@@ -89,23 +99,28 @@ def test_learning_rate_follows_the_total_batch(gpus, counts, rate, tmp_path, mon
     from mmengine.optim import OptimWrapper
     from mmengine.runner import Runner
     from torch import nn
+    from torch.utils.data import DataLoader
 
     options = {'optim_wrapper.accumulative_counts': counts}
     cfg = launch.load_config(str(ROOT / 'configs/simmim_vit-b.py'), options)
     launch.prepare(cfg, 'x.py', str(tmp_path))
     runner = Runner.__new__(Runner)
-    runner._world_size, runner._train_dataloader, runner.param_schedulers = gpus, cfg.train_dataloader, None
+    runner.cfg, runner._world_size, runner._train_dataloader = cfg, gpus, cfg.train_dataloader
+    runner.param_schedulers, runner.auto_scale_lr = None, cfg.auto_scale_lr
     monkeypatch.setattr(Runner, 'logger', __import__('logging').getLogger('test'), raising=False)
+    launch._report_batch(runner, DataLoader(range(512), cfg.train_dataloader.batch_size))
+    assert cfg.auto_scale_lr.base_batch_size == 2048  # the config, which is written to the work dir, stays
     lr = cfg.optim_wrapper.optimizer.lr
     wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr))
-    runner.scale_lr(wrapper, cfg.auto_scale_lr)
+    runner.scale_lr(wrapper, runner.auto_scale_lr)
     assert wrapper.get_lr()['lr'][0] == pytest.approx(rate if counts == 1 else 1e-4 * 256 * gpus * counts / 512)
     warmup = cfg.param_scheduler[0]
     assert lr * warmup.start_factor == pytest.approx(5e-7 * 2048 / 512)
 
 
 def test_errors_end_in_one_line_and_keep_the_traceback(tmp_path):
-    with pytest.raises(SystemExit) as exit_, launch.one_line_errors(str(tmp_path)):
+    with pytest.raises(SystemExit) as exit_, launch.one_line_errors() as folders:
+        folders += [str(tmp_path), '/nowhere']
         raise ValueError('Caught ValueError in worker 0.\n  Traceback ...\nValueError: mask_ratio=2 is outside [0, 1]')
     assert str(exit_.value).splitlines()[0] == 'error: mask_ratio=2 is outside [0, 1]'
     assert 'Traceback' in Path(tmp_path, 'error.txt').read_text()

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import tifffile
@@ -99,11 +101,33 @@ def test_compressed_tiff(compression, tmp_path):
     assert (read_image(tmp_path / 'a.tiff').int() - 90).abs().max() <= 2
 
 
+def test_colours_of_tiff_are_converted(tmp_path):
+    flat = np.full((16, 12, 3), (192, 96, 48), np.uint8)
+    cmyk = read_image(save(flat, tmp_path / 'cmyk.tif', 'CMYK'))
+    assert cmyk.shape == (3, 16, 12) and (cmyk[:, 0, 0] - torch.tensor([192, 96, 48])).abs().max() <= 2
+    Image.fromarray(flat).quantize(4).save(tmp_path / 'palette.tif')
+    assert read_image(tmp_path / 'palette.tif')[:, 0, 0].tolist() == [192, 96, 48]
+    tifffile.imwrite(tmp_path / 'white.tif', np.full((8, 8), 55, np.uint8), photometric='miniswhite')
+    assert read_image(tmp_path / 'white.tif', 1).unique().tolist() == [200]
+
+
+@pytest.mark.parametrize('size', [(1, 7), (3, 7), (2, 9), (1, 1), (7, 1)])
+def test_tiny_photos_keep_their_axes(size, tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert torch.equal(read_image(save(array, tmp_path / 'a.png')), torch.from_numpy(array).permute(2, 0, 1))
+
+
+def test_byte_order_of_arrays_does_not_matter(tmp_path):
+    np.save(tmp_path / 'big.npy', np.array([[257, 65535]], dtype='>u2'))
+    assert read_image(tmp_path / 'big.npy', 1).tolist() == [[[1, 255]]]
+
+
 def bad_files(folder, rgb):
     np.save(folder / 'five.npy', np.zeros((5, 8, 8), np.uint8))
     np.save(folder / 'float.npy', np.zeros((8, 8), np.float32))
     np.save(folder / 'line.npy', np.zeros(8, np.uint8))
     np.save(folder / 'pickle.npy', np.array([{}], dtype=object), allow_pickle=True)
+    np.save(folder / 'nan.npy', np.array([[0.0, np.nan], [np.inf, 1]]))
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = (folder / 'whole.jpg', save(big, folder / 'whole.jpg'))[0].read_bytes()
     (folder / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
@@ -122,7 +146,10 @@ def bad_files(folder, rgb):
 
 
 def test_bad_files_are_named(rgb, tmp_path):
-    for name, reason in bad_files(tmp_path, rgb).items():
+    reasons = bad_files(tmp_path, rgb)
+    with pytest.raises(ImageReadError, match='2 values are NaN or infinite'):
+        read_image(tmp_path / 'nan.npy', 1, 'float32')
+    for name, reason in reasons.items():
         with pytest.raises(ImageReadError, match=rf'{name}: .*{reason}'):
             read_image(tmp_path / name)
 
@@ -132,6 +159,7 @@ def test_transform_keeps_decoded_images(rgb, tmp_path):
     load = LoadImage(keep=1)
     first = load({'img_path': path})['img']
     assert load({'img_path': path})['img'] is first
+    assert torch.equal(pickle.loads(pickle.dumps(load))({'img_path': path})['img'], first)  # spawned workers
     assert PackSimMIMInputs()({'img': first, 'mask': np.ones((1, 2), np.uint8)})['mask'].tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="dtype='int8' is unknown"):
         LoadImage(dtype='int8')

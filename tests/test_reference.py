@@ -2,7 +2,7 @@
 
 import json
 
-import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DATA, ROOT, TINY, assert_close, our_name
@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
-from simmim_plugin import LinearWarmupLR, SimMIMOptimWrapperConstructor, SimMIMViT
+from simmim_plugin import SimMIMOptimWrapperConstructor, SimMIMViT, WarmupCosineLR
 from simmim_plugin.launch import load_config
 from simmim_plugin.optim import has_decay
 
@@ -39,15 +39,16 @@ def test_every_gradient(reference_model, pretrain_reference):
 def test_five_steps_of_training(reference_model, pretrain_reference):
     image = torch.from_numpy(pretrain_reference['image'])
     mask = torch.from_numpy(pretrain_reference['mask'])
-    optimizer = dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
-    wrapper = SimMIMOptimWrapperConstructor(dict(type='OptimWrapper', optimizer=optimizer))(reference_model)
+    # The recipe's own optimiser, clipping and groups; only the rate and autocast are the reference run's.
+    wrapper_cfg = load_config(str(ROOT / 'configs/simmim_vit-b.py')).optim_wrapper
+    assert wrapper_cfg.pop('constructor') == 'SimMIMOptimWrapperConstructor'
+    wrapper_cfg.optimizer.lr = 1e-3
+    wrapper = SimMIMOptimWrapperConstructor({**wrapper_cfg, 'type': 'OptimWrapper'})(reference_model)
     losses, norms = [], []
     for _ in range(5):
         loss = reference_model(image, mask=mask, mode='loss')['loss']
-        wrapper.zero_grad()
-        loss.backward()
-        norms.append(nn.utils.clip_grad_norm_(reference_model.parameters(), 5.0).item())
-        wrapper.step()
+        wrapper.update_params(loss)
+        norms.append(wrapper.message_hub.get_scalar('train/grad_norm').current())
         losses.append(loss.item())
     assert_close(torch.tensor(losses), pretrain_reference['trace/loss'])
     assert_close(torch.tensor(norms), pretrain_reference['trace/grad_norm'])
@@ -90,26 +91,63 @@ def test_finetuning_logits_and_gradients(finetune_reference):
         assert_close(gradient, expected[name])
 
 
+def rates(schedulers: list[dict], wrapper: OptimWrapper, length: int, epochs: int) -> list[list[float]]:
+    """Rates of all groups by iteration, with schedulers built and stepped as MMEngine's runner does."""
+    init_default_scope('simmim_plugin')
+    built = [
+        PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, epoch_length=length))
+        for scheduler in schedulers
+    ]
+    seen = []
+    for iteration in range(length * epochs):
+        seen.append([group['lr'] for group in wrapper.optimizer.param_groups])
+        for scheduler in built:
+            if not scheduler.by_epoch or (iteration + 1) % length == 0:
+                scheduler.step()
+    return seen
+
+
 def test_pretraining_schedule():
     """The config's own schedulers, at the total batch and iterations per epoch of the reference's list."""
-    init_default_scope('simmim_plugin')
     reference = json.loads((DATA / 'schedules.json').read_text())['pretrain']
     cfg = load_config(str(ROOT / 'configs/simmim_vit-b.py'))
     assert cfg.auto_scale_lr.base_batch_size == reference['total_batch']
     assert cfg.train_cfg.max_epochs == reference['epochs']
-    weight = nn.Parameter(torch.zeros(1))
-    wrapper = OptimWrapper(torch.optim.SGD([weight], lr=cfg.optim_wrapper.optimizer.lr))
-    length = reference['iters_per_epoch']
-    schedulers = [
-        PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, epoch_length=length))
-        for scheduler in cfg.param_scheduler
-    ]
-    assert isinstance(schedulers[0], LinearWarmupLR)
-    seen = {}
-    for iteration in range(length * reference['epochs']):
-        seen[iteration] = wrapper.get_lr()['lr'][0]
-        for scheduler in schedulers:
-            if not scheduler.by_epoch or (iteration + 1) % length == 0:
-                scheduler.step()
+    wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr))
+    seen = rates(cfg.param_scheduler, wrapper, reference['iters_per_epoch'], reference['epochs'])
     for iteration, rate in reference['lr'].items():
-        assert np.isclose(seen[int(iteration)], rate, rtol=1e-9), iteration
+        assert seen[int(iteration)][0] == pytest.approx(rate, rel=1e-12, abs=0), iteration
+
+
+def test_finetuning_schedule():
+    """Layer decay 0.65 of 5e-3 (batch 2048), warm-up of 20 epochs from the floor, a cosine that is not shifted."""
+    reference = json.loads((DATA / 'schedules.json').read_text())['finetune']
+    by_layer = reference['lr_by_layer_id']
+    groups = [dict(params=[nn.Parameter(torch.zeros(1))], lr=5e-3 * 0.65 ** (13 - int(layer))) for layer in by_layer]
+    wrapper = OptimWrapper(torch.optim.SGD(groups, lr=5e-3))
+    schedule = dict(type='WarmupCosineLR', warmup=20, end=100, floor=1e-6, convert_to_iter_based=True)
+    seen = rates([schedule], wrapper, reference['iters_per_epoch'], reference['epochs'])
+    for group, (layer, expected) in enumerate(by_layer.items()):
+        for iteration, rate in expected.items():
+            assert seen[int(iteration)][group] == pytest.approx(rate, rel=1e-12, abs=0), (layer, iteration)
+    with pytest.raises(ValueError, match='warmup=3 must lie between 0 and end=2'):
+        WarmupCosineLR(wrapper, 3, 2)
+
+
+def test_the_recipe_has_the_published_numbers():
+    """What the reference arrays cannot show; values of arXiv 2111.09886."""
+    cfg = load_config(str(ROOT / 'configs/simmim_vit-b.py'))
+    backbone = cfg.model.backbone
+    assert (backbone.arch, backbone.img_size, backbone.patch_size) == ('base', 224, 16)
+    assert (backbone.drop_path_rate, backbone.layer_scale_init_value) == (0.1, 0.1)
+    assert backbone.use_shared_rel_pos_bias and not backbone.get('use_abs_pos_embed', False)
+    crop, flip, mask = cfg.train_pipeline[1:4]
+    assert (crop.size, crop.scale, crop.interpolation) == (224, (0.67, 1.0), 'bilinear')
+    assert crop.ratio == pytest.approx((3 / 4, 4 / 3)) and flip.type.endswith('RandomHorizontalFlip')
+    assert (mask.mask_ratio, mask.mask_patch_size, mask.model_patch_size) == (0.6, 32, 16)
+    optimizer = dict(cfg.optim_wrapper.optimizer)
+    assert optimizer == dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 2048
+    imagenet = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    assert (tuple(cfg.model.data_preprocessor.mean), tuple(cfg.model.data_preprocessor['std'])) == imagenet

@@ -60,3 +60,14 @@ def test_cache_follows_the_weights():
         assert module((3, 6)).shape == (2, 19, 19)
     module((6, 3)).sum().backward()  # in training the table gets its gradient through the interpolation
     assert module.relative_position_bias_table.grad.abs().sum() > 0
+
+
+def test_bias_fits_the_fused_kernels_and_survives_inference_mode():
+    relative_position_index.cache_clear()
+    module = RelativePositionBias((3, 3), 2)
+    with torch.inference_mode():
+        assert module((3, 3)).stride(-1) == 1
+    bias = module((3, 3))
+    assert bias.is_contiguous()
+    bias.sum().backward()
+    assert module.relative_position_bias_table.grad.sum().item() == 2 * 10 * 10

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,14 @@ SMALL = [
     'custom_hooks.0.num_images=2',
     'custom_hooks.0.num_measured=4',
 ]
+
+
+pytestmark = pytest.mark.slow
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ('code from a checkpoint was run',))
 
 
 def run(*command: object, cwd: object = None, ok: bool = True) -> str:
@@ -108,7 +117,16 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     message = run(*reconstruct[:3], image_folder / 'nothing.jpg', ok=False)
     assert message.startswith(f'error: {image_folder}/nothing.jpg: ') and 'No such file' in message
 
+    # A checkpoint that would run code is refused, not run; a damaged one is named.
+    torch.save({'state_dict': Evil()}, tmp_path / 'evil.pth')
+    (tmp_path / 'half.pth').write_bytes((straight / 'epoch_2.pth').read_bytes()[:5000])
+    for name, reason in (('evil.pth', 'it holds Python objects'), ('half.pth', 'it is damaged')):
+        message = train(image_folder, tmp_path / 'x', flags=['--resume', tmp_path / name], ok=False)
+        assert f"{name}' cannot be read: {reason}" in message and 'code from a checkpoint' not in message
+
     # Another architecture is refused, and what is there stays.
+    message = train(image_folder, stopped, 'model.backbone.arch.num_layers=1', flags=['--resume'], ok=False)
+    assert 'another architecture: backbone.blocks.1.gamma_1 is not in the model' in message
     message = train(
         image_folder,
         stopped,
@@ -122,6 +140,34 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
         in message
     )
     assert (stopped / 'epoch_2.pth').exists()
+
+
+def test_run_by_iterations_and_its_curve(image_folder, tmp_path):
+    leaf = tmp_path / 'iterations.py'
+    leaf.write_text(
+        f'_base_ = {str(ROOT / "configs/simmim_vit-tiny_folder.py")!r}\n'
+        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5)\n"
+        'param_scheduler = []\n'
+        "custom_hooks = [dict(type='ReconstructionHook', by_epoch=False)]\n"
+        'log_processor = dict(by_epoch=False)\n'
+        'default_hooks = dict(checkpoint=dict(by_epoch=False))\n'
+    )
+    work_dir = tmp_path / 'work'
+    command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', work_dir, '--cfg-options', *SMALL]
+    log = run(*command, f'data_root={image_folder}', 'custom_hooks.0.interval=2', 'default_hooks.checkpoint.interval=5')
+    assert f'checkpoint: {work_dir}/iter_5.pth' in log
+    pictures = sorted(path.name for path in (work_dir / 'reconstructions').iterdir())
+    assert pictures == ['iter_0.png', 'iter_2.png', 'iter_4.png', 'iter_5.png']
+    lines = [json.loads(line) for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    fixed = [line for line in lines if 'fixed/loss' in line]
+    assert [line['step'] for line in fixed] == [0, 2, 4, 5]
+    assert f'{fixed[0]["fixed/loss"]:.4f} at the start -> {fixed[-1]["fixed/loss"]:.4f} at the end' in log
+
+    out = tmp_path / 'curve.png'
+    run(sys.executable, ROOT / 'tools/analyze_logs.py', work_dir, '--out', out)
+    assert np.asarray(Image.open(out)).std() > 10
+    message = run(sys.executable, ROOT / 'tools/analyze_logs.py', tmp_path / 'nothing', ok=False)
+    assert "nothing' holds no */vis_data/scalars.json" in message
 
 
 def test_same_seed_same_run(image_folder, tmp_path):
@@ -145,17 +191,22 @@ def test_many_channels_of_sixteen_bits(suffix, tmp_path):
         np.save(path, scene) if suffix == 'npy' else tifffile.imwrite(path, scene, photometric='minisblack')
     statistics = [sys.executable, ROOT / 'tools/compute_mean_std.py', folder, '--channels', 5, '--dtype', 'float32']
     printed = run(*statistics, cwd=tmp_path)
-    lines = {}
-    exec('\n'.join(x for x in printed.splitlines() if x.startswith(('data_preprocessor', 'backbone'))), lines)
+    last = 'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+    lines = printed[printed.index('model = dict(') : printed.index(last) + len(last)]
     pixels = np.concatenate([scene.reshape(-1, 5) for scene in scenes]).astype(np.float64)
-    assert lines['data_preprocessor']['mean'] == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
-    assert lines['data_preprocessor']['std'] == pytest.approx(pixels.std(0).tolist(), rel=1e-5)
+    printed_values: dict = {'_base_': SimpleNamespace(train_pipeline=[None])}
+    exec(lines, printed_values)
+    preprocessor = printed_values['model']['data_preprocessor']
+    assert preprocessor['mean'] == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
+    assert preprocessor['std'] == pytest.approx(pixels.std(0).tolist(), rel=1e-5)
 
-    leaf = tmp_path / 'scenes.py'
+    # What was printed, as it is, makes the leaf config of a user; another leaf makes it small.
+    mine, leaf = tmp_path / 'scenes.py', tmp_path / 'small.py'
+    base = ROOT / 'configs/simmim_vit-b_multichannel.py'
+    mine.write_text(f'_base_ = {str(base)!r}\ndata_root = {str(folder)!r}\n{lines}')
     leaf.write_text(
-        f'_base_ = {str(ROOT / "configs/simmim_vit-b_multichannel.py")!r}\n'
-        f'data_root = {str(folder)!r}\n'
-        f'model = dict(data_preprocessor={lines["data_preprocessor"]}, backbone=dict(img_size=64, drop_path_rate=0.0,\n'
+        f'_base_ = {str(mine)!r}\n'
+        'model = dict(backbone=dict(img_size=64, drop_path_rate=0.0,\n'
         '    arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)))\n'
         'train_pipeline = _base_.train_pipeline\n'
         'train_pipeline[1].size = 64\n'

@@ -1,4 +1,7 @@
-"""Mean and standard deviation per channel of a folder of images, as lines for the config."""
+"""Mean and standard deviation per channel of a folder of images, printed as the lines of a leaf config.
+
+Put them below `_base_ = '.../configs/simmim_vit-b_folder.py'` (or another one) and `data_root = ...`.
+"""
 
 import argparse
 import sys
@@ -26,11 +29,15 @@ def main() -> None:
         from simmim_plugin.statistics import folder_mean_std
 
         mean, std = folder_mean_std(args.folder, args.channels, args.dtype, args.max_images, args.workers)
-        print('# in the model:')
-        print(f'data_preprocessor = dict(mean={_rounded(mean)}, std={_rounded(std)})')
-        print(f'backbone = dict(in_channels={args.channels})')
-        print('# in the pipeline:')
-        print(f"dict(type='LoadImage', channels={args.channels}, dtype={args.dtype!r})")
+        print(
+            f'model = dict(\n'
+            f'    data_preprocessor=dict(mean={_rounded(mean)}, std={_rounded(std)}),\n'
+            f'    backbone=dict(in_channels={args.channels}),\n'
+            f')\n'
+            f'train_pipeline = _base_.train_pipeline\n'
+            f"train_pipeline[0] = dict(type='LoadImage', channels={args.channels}, dtype={args.dtype!r})\n"
+            f'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))'
+        )
 
 
 def _rounded(values: list[float]) -> list[float]:

@@ -12,9 +12,9 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# The project's environment, unless another one is active.
-python=${PYTHON:-python}
-[ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}${PYTHON:-}" ] || [ ! -x "$here/../.venv/bin/python" ] || python="$here/../.venv/bin/python"
+# PYTHON, else an active virtual environment, else the project's, else what the path has.
+python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
+[ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python
 config=$1 gpus=$2
 shift 2
 exec "$python" -m torch.distributed.run \

@@ -11,6 +11,9 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# PYTHON, else an active virtual environment, else the project's, else what the path has.
+python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
+[ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python
 partition=$1 name=$2 config=$3
 shift 3
 gpus=${GPUS:-8}
@@ -19,4 +22,4 @@ per_node=${GPUS_PER_NODE:-8}
 # shellcheck disable=SC2086 (SRUN_ARGS is a list of words)
 exec srun --partition "$partition" --job-name "$name" --gres "gpu:$per_node" --ntasks "$gpus" \
     --ntasks-per-node "$per_node" --cpus-per-task "${CPUS_PER_TASK:-10}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$here/train.py" "$config" --launcher slurm "$@"
+    "$python" -u "$here/train.py" "$config" --launcher slurm "$@"

@@ -33,9 +33,10 @@ def main() -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with launch.one_line_errors(args.work_dir):
+    with launch.one_line_errors() as folders:
         cfg = launch.load_config(args.config, args.cfg_options)
         launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher)
+        folders.append(cfg.work_dir)
         launch.build_runner(cfg).train()
 
 

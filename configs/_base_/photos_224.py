@@ -24,5 +24,5 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='ImageFolder', data_root=data_root, pipeline=train_pipeline),
+    dataset=dict(type='ImageFolder', data_root=None, pipeline=train_pipeline),  # None: the data_root above
 )
