@@ -268,6 +268,14 @@ def test_a_truncated_image_in_the_middle_of_an_epoch(image_folder, tmp_path):
     assert len(scalars(tmp_path / 'work')) == 16 and 'at the start ->' in log
 
 
+def test_too_many_bad_images_stop_with_their_list(image_folder, tmp_path):
+    for i in range(3):
+        (image_folder / f'broken{i}.jpg').write_bytes(b'nothing')
+    message = train(image_folder, tmp_path / 'work', 'train_dataloader.num_workers=2', 'custom_hooks=[]', ok=False)
+    error = message[message.index('error: ') :]
+    assert 'more than max_bad_ratio=0.05' in error and error.count('broken') >= 2 and 'Traceback (' not in error
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
