@@ -204,6 +204,16 @@ class SimMIMViT(BaseModule):
                 for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
                     self.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Give every block its copy of a pretrained shared bias table, where this model has one table per block."""
+        shared = f'{prefix}rel_pos_bias.relative_position_bias_table'
+        if self.rel_pos_bias is None and shared in state_dict:
+            table = state_dict.pop(shared)
+            for name, _ in self.named_parameters():
+                if name.endswith('.attn.relative_position_bias_table'):
+                    state_dict[f'{prefix}{name}'] = table
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _frozen_parts(self) -> list[nn.Module]:
         parts: list[nn.Module] = [self.patch_embed, *self.blocks[: self.frozen_stages]]
         if self.frozen_stages == self.num_layers:

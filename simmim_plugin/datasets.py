@@ -107,9 +107,12 @@ class ImageFolder(BaseDataset):
             paths = self.bad_images()
             more = f'\n  ... and {bad - NAMED_BAD_IMAGES} more' if bad > NAMED_BAD_IMAGES else ''
             listed = '\n'.join(f'  {path}' for path in paths[:NAMED_BAD_IMAGES])
+            mend = 'Remove or repair them, or raise max_bad_ratio of the dataset'
+            if bad == tried:
+                mend = 'Not one could be read: the config (channels, dtype of LoadImage) may not fit the images'
             raise TooManyBadImagesError(
                 f'{bad} of {tried} images tried cannot be read, more than max_bad_ratio={self.max_bad_ratio}; '
-                f'the last one: {error}. Remove or repair them, or raise max_bad_ratio of the dataset:\n{listed}{more}'
+                f'the last one: {error}. {mend}:\n{listed}{more}'
             )
 
 

@@ -17,7 +17,7 @@ class SimMIMHead(BaseModule):
         in_channels: Width of the features.
         patch_size: Side of a patch in pixels.
         out_channels: Channels of the image.
-        loss: Config of the loss.
+        loss: Config of the loss (or a built one).
         init_cfg: MMEngine's.
     """
 
@@ -26,7 +26,7 @@ class SimMIMHead(BaseModule):
         in_channels: int,
         patch_size: int,
         out_channels: int = 3,
-        loss: dict[str, Any] | None = None,
+        loss: dict[str, Any] | nn.Module | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import logging
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoint import load_file
 from simmim_plugin.log_processor import batch_size_of
+from simmim_plugin.registry import SCOPE
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
 RUNNER_KEYS = {
@@ -28,6 +30,7 @@ RUNNER_KEYS = {
     *('activation_checkpointing', 'compile', 'custom_imports', 'data_root', 'efficient_conv_bn_eval'),
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
 } - {'self', 'cfg'}
+FEW_ITERATIONS = 10
 
 
 @contextmanager
@@ -68,10 +71,19 @@ def message_of(error: Exception) -> str:
     return text.rsplit(f'{name}: ', 1)[-1].strip() or name
 
 
+class _Options(DictAction):
+    """MMEngine's KEY=VALUE parser, with a message for what is none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
+        if wrong := [value for value in values if '=' not in value]:
+            parser.error(f'--cfg-options wants KEY=VALUE, got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, *args)
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Add MMEngine's `--cfg-options KEY=VALUE ...`."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='override config values'
+        '--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE', help='override config values'
     )
 
 
@@ -93,20 +105,37 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         near = sorted(str(p) for p in Path(path).parent.glob('*.py')) if Path(path).parent.is_dir() else []
         raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){_did_you_mean(path, near)}')
     cfg = Config.fromfile(path)
+    ours = cfg.get('default_scope') == SCOPE
     for key in cfg:
         if key not in RUNNER_KEYS and (near := difflib.get_close_matches(key, RUNNER_KEYS, 1, 0.85)):
             raise ValueError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
+        if ours and key not in RUNNER_KEYS and (places := _places(key, cfg)) and cfg[key] not in places.values():
+            raise ValueError(f'config key {key!r} does nothing at the top level; did you mean {next(iter(places))!r}?')
+    if ours and cfg.get('train_pipeline') and cfg.train_pipeline != _training_data(cfg).get('pipeline'):
+        print_log(
+            f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that counts; '
+            'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
+            level=logging.WARNING,
+        )
     for key in options or {}:
         _check_option(cfg, key)
     cfg.merge_from_dict(dict(options or {}))
-    dataset: Any = cfg.train_dataloader.dataset if cfg.get('train_dataloader') else {}
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    dataset = _training_data(cfg)
+    if any(key.split('.')[0] == 'train_pipeline' for key in options or {}):
+        dataset.pipeline = cfg.train_pipeline
     if 'data_root' in dataset and dataset['data_root'] is None:
         dataset.data_root = cfg.get('data_root')
     elif 'data_root' in (options or {}) and dataset.get('data_root') != cfg.data_root:
         raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {dataset.get("type")}')
     return cfg
+
+
+def _training_data(cfg: Config) -> Any:
+    """Config of the training data set itself, inside RepeatDataset and its like; {} if there is none."""
+    dataset: Any = cfg.train_dataloader.dataset if cfg.get('train_dataloader') else {}
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def _check_option(cfg: Config, key: str) -> None:
@@ -124,7 +153,8 @@ def _check_option(cfg: Config, key: str) -> None:
             top = depth == 0 and part in RUNNER_KEYS
             if not top and depth < max(1, len(parts) - 1):  # a new last key is the component's to judge
                 names = sorted({*node, *RUNNER_KEYS}) if depth == 0 else sorted(node)
-                hint = _did_you_mean_inside(part, cfg) or _did_you_mean(part, names)
+                places = [f'; did you mean {place!r}?' for place in _places(part, cfg)][:1]
+                hint = ''.join(places) or _did_you_mean(part, names)
                 raise ValueError(f'unknown config key {key!r}: there is no {part!r}{hint}')
             return
         node = node[part]
@@ -135,17 +165,16 @@ def _did_you_mean(word: str, names: list[str]) -> str:
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
 
 
-def _did_you_mean_inside(word: str, cfg: Config) -> str:
-    """Places deeper in the config with that very name: `lr` -> `optim_wrapper.optimizer.lr`."""
+def _places(word: str, cfg: Config) -> dict[str, Any]:
+    """Places deeper in the config with that very name, and their values: `lr` -> `optim_wrapper.optimizer.lr`."""
 
-    def places(node: Any, prefix: str) -> Iterator[str]:
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items() if isinstance(node, Mapping) else ():
-            if key == word:
-                yield f'{prefix}{key}'
-            yield from places(value, f'{prefix}{key}.')
+            if key == word and prefix:
+                yield f'{prefix}{key}', value
+            yield from walk(value, f'{prefix}{key}.')
 
-    found = list(places(cfg.to_dict(), ''))[:3]
-    return f'; did you mean {" or ".join(map(repr, found))}?' if found else ''
+    return dict(walk(cfg.to_dict(), ''))
 
 
 def prepare(
@@ -231,7 +260,32 @@ def build_runner(cfg: Config) -> Runner:
                 f'{max(1, len(loader.dataset) // runner.world_size)}'
             )
         _report_batch(runner, loader)
+        for warning in schedule_warnings(cfg):
+            print_log(warning, 'current', logging.WARNING)
     return runner
+
+
+def schedule_warnings(cfg: Config) -> list[str]:
+    """What the epoch-based schedulers of a config do that is hardly meant, given `max_epochs`."""
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    schedulers = cfg.get('param_scheduler') or []
+    warnings: list[str] = []
+    last_end = 0
+    if epochs is None:
+        return []
+    for scheduler in [schedulers] if isinstance(schedulers, Mapping) else schedulers:
+        if not scheduler.get('by_epoch', True):
+            return []
+        if late := [epoch for epoch in scheduler.get('milestones', ()) if epoch >= epochs]:
+            warnings.append(
+                f'param_scheduler: milestones {late} lie beyond max_epochs={epochs}; the rate will not drop'
+            )
+        last_end = max(last_end, scheduler.get('end', epochs))
+    if schedulers and last_end < epochs:
+        warnings.append(
+            f'param_scheduler ends at epoch {last_end} of {epochs}; the rate stays where it is from then on'
+        )
+    return warnings
 
 
 def _report_batch(runner: Runner, loader: DataLoader) -> None:
@@ -246,3 +300,10 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
         f'{counts} accumulated; {len(loader)} iterations per epoch',
         'current',
     )
+    if len(loader) < FEW_ITERATIONS:
+        print_log(
+            f'Only {len(loader)} iterations per epoch, and up to {batch - 1} images of each are left out: lower '
+            'train_dataloader.batch_size, or raise train_cfg.max_epochs with its param_scheduler',
+            'current',
+            logging.WARNING,
+        )

@@ -52,6 +52,8 @@ def reconstruct_files(
     Raises:
         ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
     """
+    if os.path.splitext(out)[1].lower() not in Image.registered_extensions():
+        raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
     model, pipeline = load_pretrained(checkpoint, device)
     reading = {k: v for k, v in _arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
     masking = _arguments(pipeline, 'SimMIMMaskGenerator') | dict(model_patch_size=model.backbone.patch_size)

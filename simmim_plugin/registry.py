@@ -5,6 +5,7 @@ MMDetection and MMSegmentation alike. `locations` names the modules to import th
 in here, so this module imports MMEngine only.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine import registry as root
@@ -38,6 +39,14 @@ for _name in (
     _child(_name.lower(), getattr(root, _name))
 
 
-def build_part(cfg: dict[str, Any]) -> Any:
-    """Build a part of a model; short type names mean this scope, whatever framework runs the model."""
-    return MODELS.build({'_scope_': SCOPE, **cfg})
+def build_part(cfg: Any) -> Any:
+    """Build a part of a model from its config; short type names mean this scope, whatever framework runs the model.
+
+    Raises:
+        TypeError: It is neither a config nor a built module.
+    """
+    if isinstance(cfg, Mapping):
+        return MODELS.build({'_scope_': SCOPE, **cfg})
+    if callable(cfg):  # a module that is built already
+        return cfg
+    raise TypeError(f"a part of the model must be a dict with a 'type', or a built module, got {cfg!r}")

@@ -1,9 +1,10 @@
 """SimMIM: a backbone that sees a masked image and a head that predicts the masked pixels."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS, build_part
 
@@ -15,7 +16,7 @@ class SimMIM(BaseModel):
     """SimMIM: a simple framework for masked image modelling (arXiv 2111.09886).
 
     Args:
-        backbone: Config of a backbone with `forward(x, mask)`, such as `SimMIMViT`.
+        backbone: Config of a backbone (or a built one) with `forward(x, mask)`, such as `SimMIMViT`.
         head: Config of the head. `in_channels`, `patch_size` and `out_channels` are the backbone's where not given.
         data_preprocessor: Config of the preprocessor, such as `SimMIMDataPreprocessor`.
         init_cfg: MMEngine's.
@@ -23,9 +24,9 @@ class SimMIM(BaseModel):
 
     def __init__(
         self,
-        backbone: dict[str, Any],
-        head: dict[str, Any] | None = None,
-        data_preprocessor: dict[str, Any] | None = None,
+        backbone: dict[str, Any] | nn.Module,
+        head: dict[str, Any] | nn.Module | None = None,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         if data_preprocessor is not None:
@@ -38,7 +39,7 @@ class SimMIM(BaseModel):
             patch_size=self.backbone.patch_size,
             out_channels=self.backbone.in_channels,
         )
-        self.head = build_part({**fitting, **(head or {})})
+        self.head = build_part({**fitting, **(head or {})} if head is None or isinstance(head, Mapping) else head)
 
     def forward(
         self, inputs: Tensor, mask: Tensor | None = None, mode: str = 'tensor'

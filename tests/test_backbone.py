@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import TINY
+from mmengine.runner.checkpoint import load_state_dict
 from timm.models.beit import Beit
 from torch import nn
 
@@ -161,6 +162,19 @@ def test_checkpointing_changes_no_gradient():
         model(x, mask)[0].square().sum().backward()
     for (name, p), q in zip(plain.named_parameters(), saving.parameters()):
         assert torch.allclose(p.grad, q.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize('loader', ['torch', 'mmengine'])
+def test_a_shared_table_is_given_to_every_block(loader):
+    shared = tiny().eval()
+    randomise(shared)
+    per_block = tiny(use_shared_rel_pos_bias=False, use_rel_pos_bias=True).eval()
+    if loader == 'torch':
+        per_block.load_state_dict(shared.state_dict())
+    else:
+        load_state_dict(per_block, shared.state_dict(), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(per_block(x)[0], shared(x)[0])
 
 
 def test_every_parameter_takes_part_without_a_mask():

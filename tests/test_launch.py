@@ -1,3 +1,4 @@
+import argparse
 import os
 from pathlib import Path
 
@@ -60,6 +61,44 @@ def test_misspelt_key_in_a_file_is_named(tmp_path):
     leaf.write_text(f'_base_ = {CONFIG!r}\noptim_wraper = dict(optimizer=dict(lr=1.0))\n')
     with pytest.raises(ValueError, match="unknown config key 'optim_wraper'; did you mean 'optim_wrapper'"):
         launch.load_config(str(leaf))
+
+
+def test_keys_and_pipelines_that_would_do_nothing_are_named(tmp_path, capsys):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f'_base_ = {CONFIG!r}\nbatch_size = 16\n')
+    with pytest.raises(ValueError, match=r"'batch_size' does nothing at the top .* mean 'train_dataloader.batch_size'"):
+        launch.load_config(str(leaf))
+    leaf.write_text(f'_base_ = {CONFIG!r}\nbatch_size = 16\ntrain_dataloader = dict(batch_size=batch_size)\n')
+    assert launch.load_config(str(leaf)).train_dataloader.batch_size == 16
+    assert not capsys.readouterr().out
+    leaf.write_text(
+        f'_base_ = {CONFIG!r}\ntrain_pipeline = _base_.train_pipeline\ntrain_pipeline[3].mask_ratio = 0.9\n'
+    )
+    launch.load_config(str(leaf))
+    assert 'train_pipeline' in capsys.readouterr().out
+    cfg = launch.load_config(CONFIG, {'train_pipeline.3.mask_ratio': 0.9})
+    assert cfg.train_dataloader.dataset.pipeline[3].mask_ratio == 0.9
+
+
+def test_schedules_that_do_not_fit_the_length_are_named():
+    def said(**options):
+        options = {key.replace('__', '.'): value for key, value in options.items()}
+        return launch.schedule_warnings(
+            launch.load_config(CONFIG.replace('vit-b', options.pop('size', 'vit-b')), options)
+        )
+
+    assert said() == [] and said(size='vit-tiny') == []
+    assert 'milestones [700] lie beyond max_epochs=400' in said(train_cfg__max_epochs=400)[0]
+    assert 'ends at epoch 60 of 90' in said(size='vit-tiny', train_cfg__max_epochs=90)[0]
+
+
+def test_an_option_without_a_value_is_named(capsys):
+    parser = argparse.ArgumentParser()
+    launch.add_cfg_options(parser)
+    assert parser.parse_args(['--cfg-options', 'a.b=1']).cfg_options == {'a.b': 1}
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'data_root', 'images'])
+    assert "--cfg-options wants KEY=VALUE, got 'data_root'" in capsys.readouterr().err
 
 
 def test_missing_config_suggests_near_ones():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from simmim_plugin import SimMIM, SimMIMDataPreprocessor
+from simmim_plugin import ReconstructionLoss, SimMIM, SimMIMDataPreprocessor, SimMIMHead, SimMIMViT
 
 
 def test_head_fits_the_backbone_by_itself():
@@ -14,6 +14,15 @@ def test_head_fits_the_backbone_by_itself():
     assert model.reconstruct(x, mask).shape == x.shape
     assert model(x, mask=mask, mode='loss')['loss'].ndim == 0
     assert model(x)[0].shape == (2, 48, 8, 8)
+
+
+def test_built_modules_serve_as_well_and_anything_else_is_named():
+    backbone = SimMIMViT(**{k: v for k, v in TINY.items() if k != 'type'})
+    head = SimMIMHead(48, 16, loss=ReconstructionLoss('l2'))
+    model = SimMIM(backbone=backbone, head=head)
+    assert model.backbone is backbone and model.head is head and head.loss_module.criterion == 'l2'
+    with pytest.raises(TypeError, match="a dict with a 'type', or a built module, got 'l1'"):
+        SimMIM(backbone=TINY, head=dict(loss='l1'))
 
 
 def test_modes_and_missing_masks_are_named():
@@ -48,6 +57,8 @@ def test_preprocessor_names_wrong_channels():
 def test_found_from_every_framework_without_a_custom_import(framework):
     """A fresh process; the framework's own registry and default scope; short names inside `simmim_plugin` parts."""
     pytest.importorskip(framework)
+    if framework == 'mmdet':  # imports them with its models; `make setup-test` provides them
+        pytest.importorskip('mmcv.ops', reason="MMCV's operators are not installed", exc_type=ImportError)
     code = f"""
 from mmengine.registry import init_default_scope
 from {framework}.registry import MODELS, TRANSFORMS, HOOKS

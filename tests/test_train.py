@@ -75,7 +75,7 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     straight, stopped = tmp_path / 'straight', tmp_path / 'stopped'
     log = train(image_folder, straight, 'train_cfg.max_epochs=2', cwd=tmp_path)
     assert 'Total batch 4 = 1 processes x 4 images x 1 accumulated; 3 iterations per epoch' in log
-    assert 'Weight decay on' in log and 'eta:' in log and 'img_s:' in log
+    assert 'Only 3 iterations per epoch' in log and 'Weight decay on' in log and 'eta:' in log and 'img_s:' in log
     for line in ('at the start ->', 'visible mean: ', f'checkpoint: {straight}/epoch_2.pth', 'epoch_2.png'):
         assert line in log, log[-1500:]
     logged = scalars(straight)
@@ -113,6 +113,8 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     first = out.read_bytes()
     assert run(*reconstruct) == printed and out.read_bytes() == first  # fixed seed
     run(*reconstruct, '--size', 32, 64, '--mask-ratio', 0.25, '--seed', 1)
+    assert 'no picture format has this ending' in run(*reconstruct[:-1], 'a.xyz', ok=False)
+    assert '--size takes a side' in run(*reconstruct, '--size', 1, 2, 3, ok=False)
     assert 'mask_ratio=1.5 is outside [0, 1]' in run(*reconstruct, '--mask-ratio', 1.5, ok=False)
     message = run(*reconstruct[:3], image_folder / 'nothing.jpg', ok=False)
     assert message.startswith(f'error: {image_folder}/nothing.jpg: ') and 'No such file' in message

@@ -27,6 +27,8 @@ def main() -> None:
     with launch.one_line_errors():
         from simmim_plugin.reconstruct import reconstruct_files
 
+        if args.size and len(args.size) > 2:
+            raise ValueError(f'--size takes a side, or height and width, got {args.size}')
         size = args.size and (args.size[0], args.size[-1])
         losses = reconstruct_files(
             args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device
