@@ -27,7 +27,7 @@ $(VENV)/.setup: requirements/lock.txt setup.py | $(VENV)/bin/python
 $(VENV)/.setup-test: requirements/lock-test.txt $(VENV)/.setup
 	$(PIP_INSTALL) -r requirements/lock-test.txt
 	@$(BIN)/python -c 'import mmcv.ops' 2>/dev/null || { \
-		echo 'Compiling the operators of MMCV: about 20 minutes on two cores, once'; \
+		echo 'Compiling the operators of MMCV, once: 15 to 22 minutes on two cores'; \
 		$(PIP_INSTALL) --no-build-isolation --no-cache-dir --force-reinstall $$(grep '^onedl-mmcv==' requirements/lock.txt); }
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""A ViT of 0.9 M parameters on the photos inside the scikit-image and scikit-learn wheels: a first look.
+"""A ViT of 0.85 M parameters on the photos inside the scikit-image and scikit-learn wheels: a first look.
 
 Source:   configs/simmim_vit-tiny_folder.py, smaller and shorter.
 Command:  make quickstart

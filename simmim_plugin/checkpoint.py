@@ -109,10 +109,11 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Add `checkpoint['simmim_plugin'] = {'model': ..., 'pipeline': ...}` and make the rest plain."""
-        cfg = runner.cfg.to_dict()
         for name in ('message_hub', 'meta'):
             checkpoint[name] = _to_plain(checkpoint[name])
-        checkpoint[NOTE] = dict(model=cfg['model'], pipeline=_pipeline_of(cfg['train_dataloader']['dataset']))
+        cfg = runner.cfg.to_dict()
+        if 'model' in cfg and 'train_dataloader' in cfg:  # a runner made in Python from built objects has no config
+            checkpoint[NOTE] = dict(model=cfg['model'], pipeline=_pipeline_of(cfg['train_dataloader']['dataset']))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Refuse a checkpoint of another architecture before anything of it is used, and restore the histories."""

@@ -3,8 +3,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
+from simmim_plugin import SimMIM
 from simmim_plugin.checkpoint import _from_plain, _to_plain, check_fits, load_file, load_pretrained
 
 
@@ -54,3 +58,25 @@ def test_histories_survive_as_plain_data(tmp_path):
     assert plain['lr'] == 0.1 and type(plain['lr']) is float and plain['text'] == 'x'
     back = _from_plain(plain['train/loss'])
     assert back.max_length == 5 and back.mean() == history.mean() == 6 / 4 and back.current() == 3
+
+
+def test_a_runner_made_in_python_saves_and_resumes_too(tmp_path):
+    def runner(epochs: int, resume: bool) -> Runner:
+        samples = [dict(inputs=torch.rand(3, 64, 64), mask=torch.ones(4, 4)) for _ in range(4)]
+        return Runner(
+            model=SimMIM(backbone=TINY),
+            work_dir=str(tmp_path),
+            train_dataloader=DataLoader(samples, batch_size=2),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            default_hooks=dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1)),
+            resume=resume,
+            experiment_name=f'python_{resume}',
+        )
+
+    runner(1, False).train()
+    saved = load_file(tmp_path / 'epoch_1.pth')
+    assert saved['meta']['iter'] == 2 and 'simmim_plugin' not in saved
+    resumed = runner(2, True)
+    resumed.train()
+    assert resumed.iter == 4 and len(resumed.message_hub.get_scalar('train/loss').data[0]) == 4
