@@ -28,6 +28,7 @@ _MODULE_OF = {
     'ImageFolder': 'datasets',
     'LinearWarmupLR': 'optim',
     'LoadImage': 'loading',
+    'MaskRatioHook': 'mask_ramp',
     'PackagePhotos': 'datasets',
     'PackSimMIMInputs': 'loading',
     'ReconstructionHook': 'reconstruction_hook',
@@ -41,7 +42,10 @@ _MODULE_OF = {
     'SimMIMOptimWrapperConstructor': 'optim',
     'SimMIMViT': 'backbone',
     'WarmupCosineLR': 'optim',
+    'average_distance': 'masking',
+    'focal_frequency_loss': 'losses',
     'load_pretrained': 'checkpoint',
+    'normalize_patches': 'losses',
     'reconstruction_loss': 'losses',
 }
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605 (names are imported on first use, see __getattr__)

@@ -24,6 +24,31 @@ class TooManyBadImagesError(RuntimeError):
     """More images than `max_bad_ratio` could not be read. The message lists them."""
 
 
+class NumberedIndex(int):
+    """Index of a sample that knows the training iteration it is drawn for, through worker processes, too.
+
+    It survives MMEngine's RepeatDataset and ConcatDataset, which compute with it. `ImageFolder` hands the number to
+    the pipeline as `iteration`.
+    """
+
+    def __new__(cls, index: int, iteration: int) -> 'NumberedIndex':
+        """Make an index with its iteration, counted from 0."""
+        self = super().__new__(cls, index)
+        self.iteration = iteration
+        return self
+
+    iteration: int
+
+    def __mod__(self, length: int) -> 'NumberedIndex':
+        return NumberedIndex(int(self) % length, self.iteration)
+
+    def __sub__(self, offset: int) -> 'NumberedIndex':
+        return NumberedIndex(int(self) - offset, self.iteration)
+
+    def __reduce__(self) -> tuple:
+        return NumberedIndex, (int(self), self.iteration)
+
+
 @DATASETS.register_module()
 class ImageFolder(BaseDataset):
     """All images below a folder, without labels.
@@ -35,7 +60,7 @@ class ImageFolder(BaseDataset):
     Args:
         data_root: The folder; it is searched recursively, and links to folders are followed. None stands for the
             top-level `data_root` of a config, which the tools put here.
-        pipeline: Transforms; a sample starts as `{'img_path': str}`.
+        pipeline: Transforms; a sample starts as `{'img_path': str}`, see `NumberedIndex` for `iteration`.
         suffixes: Endings of files to take, in lower case.
         max_bad_ratio: Share of unreadable images that is put up with.
         kwargs: See `mmengine.dataset.BaseDataset`.
@@ -81,8 +106,14 @@ class ImageFolder(BaseDataset):
             raise ValueError(f'data_root={self.data_root!r} holds no file ending in {" ".join(self.suffixes)}')
         return [{'img_path': path} for path in paths]
 
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """`img_path` of an image, and `iteration` if the index knows it."""
+        info = super().get_data_info(int(idx))
+        return {**info, 'iteration': idx.iteration} if isinstance(idx, NumberedIndex) else info
+
     def prepare_data(self, idx: int) -> Any:
         """Run the pipeline on one image; None, which makes the caller draw another, if it cannot be read."""
+        self._iteration = idx.iteration if isinstance(idx, NumberedIndex) else None
         try:
             data = super().prepare_data(idx)
         except ImageReadError as error:
@@ -90,6 +121,10 @@ class ImageFolder(BaseDataset):
             return None
         self.state[idx] = GOOD
         return data
+
+    def _rand_another(self) -> int:
+        index = int(super()._rand_another())
+        return index if self._iteration is None else NumberedIndex(index, self._iteration)
 
     def bad_images(self) -> list[str]:
         """Paths of the images that could not be read so far, by any worker."""

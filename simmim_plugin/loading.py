@@ -17,6 +17,7 @@ TIFF_SUFFIXES = ('.tif', '.tiff')
 PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif')
 SUFFIXES = PHOTO_SUFFIXES + TIFF_SUFFIXES + ARRAY_SUFFIXES
 DTYPES = ('uint8', 'float32')
+MASKS = ('mask', 'mask_local', 'mask_global')
 MODES = {1: 'L', 3: 'RGB'}  # PIL's names, by number of channels
 
 
@@ -170,17 +171,20 @@ class LoadImage:
 
 @TRANSFORMS.register_module()
 class PackSimMIMInputs:
-    """Keep what the model takes: `inputs`, the (C, H, W) image, and `mask`, (h, w), if there is one.
+    """Keep what the model takes: `inputs`, the (C, H, W) image, and the masks there are, (h, w) uint8.
+
+    Masks are `mask`, and `mask_local` and `mask_global` where the generator drew two.
 
     Plain tensors stack into one tensor per batch, which costs far less than one data object per image.
     """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Tensor]:
-        """Sample -> `{'inputs': tensor, 'mask': tensor}`."""
+        """Sample -> `{'inputs': tensor, 'mask': tensor, ...}`."""
         image = results['img']
         packed = {'inputs': image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))}
-        if 'mask' in results:
-            packed['mask'] = torch.from_numpy(results['mask'])
+        for name in MASKS:
+            if name in results:
+                packed[name] = torch.from_numpy(results[name].astype(np.uint8, copy=False))
         return packed
 
     def __repr__(self) -> str:

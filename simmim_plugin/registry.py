@@ -20,7 +20,7 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
 MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'simmim')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'loading', 'masking')
 DATASETS = _child('dataset', root.DATASETS, 'datasets')
-HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'reconstruction_hook')
+HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'reconstruction_hook')
 LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
 OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')

@@ -1,4 +1,6 @@
-"""Photos below `data_root`, without labels: random crops of 224 px, and masks of 32 px units."""
+"""Photos below `data_root`, without labels: random crops of 224 px, and the published masks."""
+
+_base_ = 'masks.py'
 
 data_root = 'data/imagenet/train'
 
@@ -13,7 +15,7 @@ train_pipeline = [
         antialias=True,
     ),
     dict(type='mmpretrain.torchvision/RandomHorizontalFlip'),
-    dict(type='SimMIMMaskGenerator', mask_ratio=0.6, mask_patch_size=32, model_patch_size=16),
+    _base_.masks.simmim,
     dict(type='PackSimMIMInputs'),
 ]
 train_dataloader = dict(

@@ -1,0 +1,149 @@
+"""Mask ratios that change during training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from simmim_plugin.datasets import ImageFolder, NumberedIndex
+from simmim_plugin.log_processor import batch_size_of
+from simmim_plugin.masking import SCHEDULES, Ramp, SimMIMMaskGenerator
+from simmim_plugin.registry import HOOKS
+
+
+class NumberedSampler:
+    """Wrap a sampler so that its indices know the iteration that they are drawn for.
+
+    What a worker draws then depends on the iteration alone, not on how far ahead it works or on when it was started.
+
+    Args:
+        sampler: The data loader's sampler of indices.
+        loader: The data loader.
+    """
+
+    def __init__(self, sampler: Any, loader: DataLoader) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size_of(loader)
+        self.batches = len(loader)
+        self.next_iteration = 0
+
+    def __iter__(self) -> Iterator[NumberedIndex]:
+        first, self.next_iteration = self.next_iteration, self.next_iteration + self.batches
+        for position, index in enumerate(self.sampler):
+            yield NumberedIndex(int(index), first + position // self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else, such as `set_epoch`, is the wrapped sampler's."""
+        if name == 'sampler':  # not set yet, while it is copied
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+
+@HOOKS.register_module()
+class MaskRatioHook(Hook):
+    """Ramp a ratio of `SimMIMMaskGenerator` over the iterations.
+
+    The ratio is a function of the iteration alone, which every sample's index carries to the worker processes: it is
+    the same with any number of workers, persistent or not, and after a resume. It is in the log as `mask_ratio`,
+    `local_ratio` or `global_ratio`. Pictures and losses of fixed images keep the generator's own ratio.
+
+    Args:
+        start: Ratio up to iteration `begin`.
+        end: Ratio from iteration `until` on. None: the one in the generator's config.
+        argument: Which one: 'mask_ratio', 'local.ratio' or 'global_.ratio'.
+        begin: First iteration of the ramp.
+        until: Its last iteration. None: the last one of the training.
+        schedule: 'linear' or 'cosine' (slow at both ends).
+
+    Raises:
+        ValueError: An argument is out of range, or the data has no such generator or hides the indices from it.
+    """
+
+    def __init__(
+        self,
+        start: float,
+        end: float | None = None,
+        argument: str = 'mask_ratio',
+        begin: int = 0,
+        until: int | None = None,
+        schedule: str = 'linear',
+    ) -> None:
+        for name, value in (('start', start), ('end', end)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f'{name}={value} of MaskRatioHook is outside [0, 1]')
+        if schedule not in SCHEDULES:
+            raise ValueError(f'schedule={schedule!r} is unknown; choose one of {", ".join(map(repr, SCHEDULES))}')
+        if begin < 0 or (until is not None and until <= begin):
+            raise ValueError(f'begin={begin} and until={until} of MaskRatioHook must rise and not be negative')
+        self.start, self.end, self.argument = start, end, argument
+        self.begin, self.until, self.schedule = begin, until, schedule
+
+    def before_train(self, runner: Any) -> None:
+        """Hand the ramp to the generator, and number the samples; the workers are not started yet."""
+        until = runner.max_iters if self.until is None else self.until
+        if until <= self.begin:
+            raise ValueError(f'begin={self.begin} of MaskRatioHook must lie before the last iteration, {until}')
+        loader = runner.train_dataloader
+        iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if loader.num_workers > 0 and getattr(iterator, '_iterator', None) is not None:  # MMEngine up to 0.10.7
+            raise ValueError(
+                f'MaskRatioHook: this MMEngine starts the {loader.num_workers} workers of IterBasedTrainLoop before '
+                'its hooks; use onedl-mmengine >= 0.10.12, EpochBasedTrainLoop, or train_dataloader.num_workers=0'
+            )
+        generators = [generator for dataset in _datasets(loader.dataset) for generator in _generators(dataset)]
+        parts = {part.name: part for generator in generators for part in generator.parts}
+        if self.argument not in parts:
+            there = ', '.join(map(repr, parts)) or 'none: add SimMIMMaskGenerator to the pipeline'
+            raise ValueError(
+                f'argument={self.argument!r} of MaskRatioHook: the masks of the training data have {there}'
+            )
+        end = parts[self.argument].ratio if self.end is None else self.end
+        self.ramp = Ramp(self.start, end, self.begin, until, self.schedule)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for generator in generators:
+            generator.ramps[self.argument] = self.ramp
+            if hasattr(model, 'backbone') and hasattr(model.backbone, 'grid'):
+                for iteration in (self.begin, until):  # a ratio that would hide all is found now, not at the end
+                    generator.ratios(model.backbone.grid, iteration)
+        if not isinstance(loader.batch_sampler.sampler, NumberedSampler):
+            loader.batch_sampler.sampler = NumberedSampler(loader.batch_sampler.sampler, loader)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Say which iteration comes first."""
+        loop, loader = runner.train_loop, runner.train_dataloader
+        # A resumed iteration-based loop draws again, and drops, what was trained on, unless the sampler can skip it.
+        replays = isinstance(loop, IterBasedTrainLoop) and not (
+            getattr(loop, 'fast_forward_on_resume', False) or hasattr(loader.batch_sampler.sampler, 'skip')
+        )
+        loader.batch_sampler.sampler.next_iteration = 0 if replays else runner.iter
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Put the ratio into the log."""
+        name = 'mask_ratio' if self.argument == 'mask_ratio' else self.argument.replace('.', '_').replace('__', '_')
+        runner.message_hub.update_scalar(f'train/{name}', self.ramp(runner.iter))
+
+
+def _datasets(dataset: Any) -> list[BaseDataset]:
+    """Base datasets inside MMEngine's RepeatDataset and ConcatDataset."""
+    if isinstance(dataset, ImageFolder):
+        return [dataset]
+    kind = type(dataset).__name__
+    if kind == 'RepeatDataset':
+        return _datasets(dataset.dataset)
+    if kind == 'ConcatDataset':
+        return [base for part in dataset.datasets for base in _datasets(part)]
+    raise ValueError(
+        f'MaskRatioHook needs ImageFolder (also inside RepeatDataset or ConcatDataset) as training data, got {kind}, '
+        'which does not hand the iteration to the masks'
+    )
+
+
+def _generators(dataset: BaseDataset) -> list[SimMIMMaskGenerator]:
+    return [transform for transform in dataset.pipeline.transforms if isinstance(transform, SimMIMMaskGenerator)]

@@ -1,0 +1,497 @@
+"""Ratios that change over the iterations: the loops and data loaders are MMEngine's and PyTorch's own."""
+
+import copy
+import json
+import math
+import pickle
+import random
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, DefaultSampler, InfiniteSampler, RepeatDataset
+from mmengine.hooks import DistSamplerSeedHook
+from mmengine.logging import MessageHub
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from test_train import SMALL, run, scalars
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Subset
+
+from simmim_plugin import ImageFolder, LoadImage, MaskRatioHook, SimMIMMaskGenerator
+from simmim_plugin.datasets import NumberedIndex
+from simmim_plugin.mask_ramp import Ramp
+
+SIZE, TOKENS = (72, 80), 90  # the images of `image_folder`, in patches of 8 px
+RAMP = dict(start=0.1, end=0.9, begin=3, until=15)
+
+
+class Model(nn.Module):
+    """Keeps what it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[dict] = []
+
+    def train_step(self, data, optim_wrapper):
+        self.batches.append(data)
+        return {}
+
+
+class Runner:
+    """What MMEngine's loops and the hooks want of a runner."""
+
+    def __init__(self, loader, *hooks, loop=EpochBasedTrainLoop, resume_from=0, model=None, **kwargs) -> None:
+        self.hooks, self.model = hooks, model or Model()
+        self.visualizer, self.val_loop, self.optim_wrapper = SimpleNamespace(), None, None
+        self.message_hub = MessageHub(f'ramp{random.random()}')
+        self.train_loop = loop(self, loader, **kwargs)
+        self.train_loop._iter = resume_from
+        self.train_loop._epoch = resume_from // len(loader) if loop is EpochBasedTrainLoop else 0
+
+    train_dataloader = property(lambda self: self.train_loop.dataloader)
+    iter = property(lambda self: self.train_loop.iter)
+    epoch = property(lambda self: self.train_loop.epoch)
+    max_iters = property(lambda self: self.train_loop.max_iters)
+
+    def call_hook(self, name, **kwargs):
+        for hook in self.hooks:
+            getattr(hook, name)(self, **kwargs)
+
+    def train(self) -> list[dict]:
+        self.train_loop.run()
+        del self.train_loop  # ends the workers; left to the garbage collector they take ten seconds
+        return self.model.batches
+
+    def logged(self, name) -> list[float]:
+        return self.message_hub.get_scalar(f'train/{name}').data[0].tolist()
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_epochs(monkeypatch):
+    monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
+
+
+def folder(path, mask_ratio=0.5, **kwargs) -> ImageFolder:
+    return ImageFolder(str(path), [SimMIMMaskGenerator(mask_ratio, 8, 8, input_size=SIZE, **kwargs)])
+
+
+def data_loader(dataset, sampler=DefaultSampler, workers=2, persistent=True, batch_size=2, drop_last=True):
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler(dataset, seed=0),
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
+        drop_last=drop_last,
+    )
+
+
+def ratio_at(iteration: int, start=0.1, end=0.9, begin=3, until=15) -> float:
+    return start + (end - start) * min(max(iteration - begin, 0), until - begin) / (until - begin)
+
+
+def counts(batch: dict, name='mask') -> list[int]:
+    return batch[name].sum((1, 2)).tolist()
+
+
+def expected(ratio: float, size: int = 2, units: int = TOKENS) -> list[int]:
+    return [math.ceil(round(ratio * units, 6))] * size
+
+
+# The ramp
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'values'),
+    [
+        ('linear', {0: 0.2, 10: 0.2, 15: 0.3, 20: 0.4, 25: 0.5, 30: 0.6, 99: 0.6}),
+        # (1 - cos(pi / 4)) / 2 = 0.1464466 of the way after a quarter of the iterations
+        ('cosine', {0: 0.2, 10: 0.2, 15: 0.25857864, 20: 0.4, 25: 0.54142136, 30: 0.6, 99: 0.6}),
+    ],
+)
+def test_ramp_by_hand(schedule, values):
+    up, down = Ramp(0.2, 0.6, 10, 30, schedule), Ramp(0.6, 0.2, 10, 30, schedule)
+    for iteration, value in values.items():
+        assert up(iteration) == pytest.approx(value, abs=1e-8)
+        assert down(iteration) == pytest.approx(0.8 - value, abs=1e-8)
+
+
+def test_ends_of_a_ramp_at_zero_and_one_are_exact():
+    for schedule in ('linear', 'cosine'):
+        for percent in range(101):
+            assert Ramp(percent / 100, 1.0, 0, 7, schedule)(7) == 1
+            assert Ramp(percent / 100, 0.0, 0, 7, schedule)(7) == 0
+
+
+# The iteration on its way to the mask
+
+
+def test_numbered_index_keeps_its_iteration():
+    index = NumberedIndex(23, 7)
+    assert index == 23 and isinstance(index, int) and list(range(30))[index] == 23
+    for derived, value in (
+        (index % 5, 3),
+        (index - 20, 3),
+        (pickle.loads(pickle.dumps(index)), 23),
+        (pickle.loads(pickle.dumps([index]))[0], 23),
+        (copy.deepcopy(index), 23),
+    ):
+        assert (type(derived), derived, derived.iteration) == (NumberedIndex, value, 7)
+
+
+def test_sample_of_a_numbered_index_has_the_ratio_of_its_iteration(image_folder):
+    dataset = folder(image_folder)
+    hook = MaskRatioHook(**RAMP)
+    hook.before_train(Runner(data_loader(dataset), hook, max_epochs=3))
+    for iteration in (9, 0, 12, 100):
+        sample = dataset[NumberedIndex(5, iteration)]
+        assert [sample['mask'].sum()] == expected(ratio_at(iteration), 1) and sample['iteration'] == iteration
+        assert 'iteration' not in dataset[5] and dataset[5]['mask'].sum() == 45  # the generator's own ratio
+
+
+def test_generator_with_a_ramp_goes_to_spawned_workers(image_folder):
+    dataset = folder(image_folder)
+    hook = MaskRatioHook(**RAMP)
+    hook.before_train(Runner(data_loader(dataset), hook, max_epochs=3))
+    generator = pickle.loads(pickle.dumps(dataset.pipeline.transforms[0]))
+    assert [generator({'iteration': 9})['mask'].sum()] == expected(0.5, 1)
+    assert [generator({'iteration': 4})['mask'].sum()] == expected(0.1 + 0.8 / 12, 1)
+
+
+def test_replacement_of_a_broken_image_keeps_the_iteration(image_folder):
+    (image_folder / 'a_broken.jpg').write_bytes(b'nothing')
+    generator = SimMIMMaskGenerator(0.5, 8, 8)
+    dataset = ImageFolder(str(image_folder), [LoadImage(), generator], max_bad_ratio=1)
+    generator.ramps['mask_ratio'] = Ramp(0.1, 0.9, 3, 15, 'linear')
+    assert dataset.get_data_info(0)['img_path'].endswith('a_broken.jpg')
+    for iteration in (4, 11):
+        sample = dataset[NumberedIndex(0, iteration)]
+        assert not sample['img_path'].endswith('a_broken.jpg')
+        assert [sample['mask'].sum()] == expected(ratio_at(iteration), 1)
+    assert dataset[0]['mask'].sum() == 45  # and a plain index afterwards has none
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    ('workers', 'persistent', 'batch_size', 'drop_last'),
+    [(2, True, 2, True), (2, False, 2, True), (0, False, 2, True), (2, True, 5, True), (2, True, 5, False)],
+)
+def test_every_batch_of_an_epoch_based_run(image_folder, workers, persistent, batch_size, drop_last):
+    per_epoch = {2: 6, 5: 2 if drop_last else 3}[batch_size]
+    sizes = [2 if not drop_last and batch_size == 5 and i % 3 == 2 else batch_size for i in range(18)]
+
+    def batches(resume_from):
+        loader = data_loader(folder(image_folder), DefaultSampler, workers, persistent, batch_size, drop_last)
+        hook = MaskRatioHook(**RAMP)
+        epochs = 18 // per_epoch
+        runner = Runner(loader, DistSamplerSeedHook(), hook, max_epochs=epochs, resume_from=resume_from)
+        seen = runner.train()
+        assert runner.logged('mask_ratio') == pytest.approx([ratio_at(i) for i in range(resume_from, 18)])
+        return seen
+
+    straight, resumed = batches(0), batches(2 * per_epoch)
+    assert len(straight) == 18 and len(resumed) == 18 - 2 * per_epoch
+    for iteration, batch in enumerate(straight):
+        assert batch['iteration'].tolist() == [iteration] * sizes[iteration]
+        assert counts(batch) == expected(ratio_at(iteration), sizes[iteration])
+    for batch, as_before in zip(resumed, straight[2 * per_epoch :]):
+        assert counts(batch) == counts(as_before) and torch.equal(batch['sample_idx'], as_before['sample_idx'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
+def test_every_batch_of_an_iteration_based_run(image_folder, sampler, workers):
+    def batches(resume_from, **kwargs):
+        hook = MaskRatioHook(**RAMP, schedule='cosine')
+        loader = data_loader(folder(image_folder), sampler, workers)
+        runner = Runner(
+            loader,
+            DistSamplerSeedHook(),
+            hook,
+            loop=IterBasedTrainLoop,
+            max_iters=18,
+            resume_from=resume_from,
+            **kwargs,
+        )
+        seen = runner.train()
+        assert len(seen) == 18 - resume_from
+        for iteration, batch in enumerate(seen, resume_from):
+            progress = (1 - math.cos(math.pi * min(max((iteration - 3) / 12, 0), 1))) / 2
+            assert counts(batch) == expected(0.1 + 0.8 * progress) and batch['iteration'].tolist() == [iteration] * 2
+            assert runner.logged('mask_ratio')[iteration - resume_from] == pytest.approx(0.1 + 0.8 * progress)
+        return seen
+
+    straight = batches(0)
+    for resume_from in (4, 6, 8):  # within an epoch, between two, in the second
+        resumed = batches(resume_from)
+        for batch, as_before in zip(resumed, straight[resume_from:]):
+            assert torch.equal(batch['sample_idx'], as_before['sample_idx'])
+    batches(8, fast_forward_on_resume=True)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_workers_that_started_with_the_loop_are_named(image_folder, workers):
+    """MMEngine up to 0.10.7 (the extra `openmmlab`) makes the iterator with the loop, before `before_train`."""
+    runner = Runner(
+        data_loader(folder(image_folder), InfiniteSampler, workers),
+        MaskRatioHook(**RAMP),
+        loop=IterBasedTrainLoop,
+        max_iters=18,
+    )
+    runner.train_loop.dataloader_iterator._ensure_iterator()
+    if workers:  # they draw without the ramp already
+        with pytest.raises(
+            ValueError, match=r'starts the 2 workers of IterBasedTrainLoop before its hooks; .*num_workers=0'
+        ):
+            runner.train()
+        return
+    assert [counts(batch) for batch in runner.train()] == [expected(ratio_at(i)) for i in range(18)]
+
+
+@pytest.mark.parametrize('nested', ['repeat', 'concat', 'both'])
+def test_repeated_and_joined_data(image_folder, nested):
+    first, second = folder(image_folder / 'part0'), folder(image_folder / 'part1', 0.3)
+    if nested == 'repeat':
+        dataset = RepeatDataset(folder(image_folder), 3)
+    else:
+        dataset = ConcatDataset([first, second])
+        if nested == 'both':
+            config = dict(type='simmim_plugin.ImageFolder', data_root=str(image_folder / 'part1'))
+            generator = dict(
+                type='simmim_plugin.SimMIMMaskGenerator', mask_patch_size=8, model_patch_size=8, input_size=SIZE
+            )
+            config['pipeline'] = [generator]
+            dataset = RepeatDataset(dict(type='ConcatDataset', datasets=[config, copy.deepcopy(config)]), 2)
+    seen = Runner(data_loader(dataset), MaskRatioHook(**RAMP), max_epochs=2).train()
+    assert len(seen) == {'repeat': 36, 'concat': 12, 'both': 24}[nested]
+    for iteration, batch in enumerate(seen):
+        assert counts(batch) == expected(ratio_at(iteration))
+
+
+def test_batch_sampler_of_the_config_still_shuffles_anew_each_epoch(image_folder):
+    def orders(*hooks):
+        dataset = folder(image_folder)
+        batches = BatchSampler(DefaultSampler(dataset, seed=0), 2, drop_last=True)
+        seen = Runner(DataLoader(dataset, batch_sampler=batches), DistSamplerSeedHook(), *hooks, max_epochs=2).train()
+        assert all(counts(batch) == expected(ratio_at(i)) for i, batch in enumerate(seen)) or not hooks
+        return [batch['sample_idx'].tolist() for batch in seen]
+
+    assert orders(MaskRatioHook(**RAMP)) == orders()
+
+
+def test_local_and_global_ratio_each_have_a_ramp_and_a_name_in_the_log(image_folder):
+    masks = dict(local=dict(ratio=0.75, unit=8), global_=dict(ratio=0.1, unit=16))
+    loader = data_loader(_simultaneous(image_folder, masks))
+    hooks = (
+        MaskRatioHook(0.2, argument='local.ratio'),  # to the generator's own, over all 18 iterations
+        MaskRatioHook(0.5, 0.3, argument='global_.ratio', begin=2, until=4, schedule='cosine'),
+    )
+    runner = Runner(loader, *hooks, max_epochs=3)
+    seen = runner.train()
+    local = [0.2 + 0.55 * i / 18 for i in range(18)]
+    coarse = [0.5, 0.5, 0.5, 0.4] + [0.3] * 14
+    assert runner.logged('local_ratio') == pytest.approx(local)
+    assert runner.logged('global_ratio') == pytest.approx(coarse)
+    for batch, first, second in zip(seen, local, coarse):
+        assert counts(batch, 'mask_local') == expected(first)
+        units = batch['mask_global'][:, ::2, ::2]  # 5 x 5 units of 2 x 2 patches, the lowest ones cut
+        assert units.sum((1, 2)).tolist() == expected(second, 2, 25)
+        assert torch.equal(batch['mask'], batch['mask_local'] | batch['mask_global'])
+
+
+def _simultaneous(path, masks) -> ImageFolder:
+    return ImageFolder(str(path), [SimMIMMaskGenerator(model_patch_size=8, input_size=SIZE, **masks)])
+
+
+def test_ramped_ratio_is_adapted_to_the_size(image_folder):
+    # 90 tokens, a reference of 36 x 40 px: keep' = keep * sqrt(22.5 / 90) = keep / 2
+    loader = data_loader(folder(image_folder, adapt=dict(reference=(36, 40), alpha=0.5)), workers=0)
+    seen = Runner(loader, MaskRatioHook(**RAMP), max_epochs=3).train()
+    for iteration, batch in enumerate(seen):
+        assert counts(batch) == expected(1 - (1 - ratio_at(iteration)) / 2)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(start=1.5), r'start=1.5 of MaskRatioHook is outside \[0, 1\]'),
+        (dict(start=-0.1), r'start=-0.1 of MaskRatioHook is outside'),
+        (dict(start=0.1, end=2), r'end=2 of MaskRatioHook is outside'),
+        (dict(start=0.1, schedule='step'), r"schedule='step' is unknown; choose one of 'linear', 'cosine'"),
+        (dict(start=0.1, begin=-1), r'begin=-1 and until=None of MaskRatioHook must rise'),
+        (dict(start=0.1, begin=5, until=5), r'begin=5 and until=5 of MaskRatioHook must rise'),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MaskRatioHook(**arguments)
+
+
+def test_begin_after_the_end_of_the_training_is_named(image_folder):
+    with pytest.raises(ValueError, match='begin=12 of MaskRatioHook must lie before the last iteration, 12'):
+        Runner(data_loader(folder(image_folder)), MaskRatioHook(0.1, begin=12), max_epochs=2).train()
+
+
+def test_argument_that_the_masks_do_not_have_is_named(image_folder):
+    with pytest.raises(ValueError, match=r"argument='local.ratio' of MaskRatioHook: the masks .* have 'mask_ratio'$"):
+        Runner(data_loader(folder(image_folder)), MaskRatioHook(0.1, argument='local.ratio'), max_epochs=1).train()
+    dataset = _simultaneous(image_folder, dict(local=dict(ratio=0.5, unit=8), global_=dict(ratio=0.1, unit=16)))
+    with pytest.raises(ValueError, match=r"argument='mask_ratio' .* have 'local.ratio', 'global_.ratio'"):
+        Runner(data_loader(dataset), MaskRatioHook(0.1), max_epochs=1).train()
+    with pytest.raises(ValueError, match='have none: add SimMIMMaskGenerator to the pipeline'):
+        Runner(data_loader(ImageFolder(str(image_folder))), MaskRatioHook(0.1), max_epochs=1).train()
+
+
+@pytest.mark.parametrize('kind', ['Subset', 'ClassBalancedDataset'])
+def test_data_that_hide_the_index_are_named(image_folder, kind):
+    dataset = folder(image_folder)
+    if kind == 'Subset':
+        hidden = Subset(dataset, range(6))
+    else:
+        dataset.get_cat_ids = lambda index: [0]
+        hidden = ClassBalancedDataset(dataset, 1e-3)
+    with pytest.raises(ValueError, match=rf'needs ImageFolder .* got {kind}, which does not hand the iteration'):
+        Runner(data_loader(hidden), MaskRatioHook(0.1), max_epochs=1).train()
+
+
+def model_with_a_grid() -> Model:
+    model = Model()
+    model.backbone = nn.Identity()
+    model.backbone.grid = (9, 10)
+    return model
+
+
+def test_ratio_that_hides_all_in_the_end_is_found_at_the_start(image_folder):
+    for ratios in ((0.1, 0.999), (0.999, 0.1)):
+        runner = Runner(
+            data_loader(folder(image_folder)), MaskRatioHook(*ratios), max_epochs=1, model=model_with_a_grid()
+        )
+        with pytest.raises(ValueError, match=r'mask_ratio=0.999 masks all 90 units'):
+            runner.call_hook('before_train')
+
+
+def is_refused(runner: Runner) -> bool:
+    try:
+        runner.call_hook('before_train')
+    except ValueError:
+        return True
+    return False
+
+
+def test_ramp_to_one_is_refused_at_the_start_or_runs_to_its_end(image_folder):
+    def runner():
+        loader = data_loader(folder(image_folder), workers=0)
+        return Runner(loader, MaskRatioHook(0.9, 1.0, until=17), max_epochs=3, model=model_with_a_grid())
+
+    if not is_refused(runner()):
+        seen = runner().train()  # at iteration 16 the ratio is 0.994: ceil(89.5) of 90
+        assert counts(seen[0]) == [81, 81] and counts(seen[-1]) == [90, 90]
+
+
+def test_ramp_from_zero_with_adapt_is_refused_at_the_start_or_runs_to_its_end(image_folder):
+    def runner():  # keep' = min(1, 2 keep): nothing is masked up to a ratio of 0.5
+        loader = data_loader(folder(image_folder, 0.9, adapt=dict(reference=(144, 160), alpha=0.5)), workers=0)
+        return Runner(loader, MaskRatioHook(0.0, 0.9, until=17), max_epochs=3, model=model_with_a_grid())
+
+    if not is_refused(runner()):
+        seen = runner().train()
+        assert counts(seen[0]) == [0, 0] and counts(seen[-1]) == [72, 72]
+
+
+# A real run
+
+LEAF = """
+_base_ = {base!r}
+custom_imports = dict(imports=['count_masks'])
+custom_hooks = [
+    dict(type='ReconstructionHook', interval=1),
+    *{ramps!r},
+    dict(type='CountMasks'),
+]
+{more}
+"""
+COUNT_MASKS = """
+import json
+from pathlib import Path
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class CountMasks(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        counts = {name: mask.sum((1, 2)).tolist() for name, mask in data_batch.items() if name != 'inputs'}
+        with open(Path(runner.work_dir) / 'counts.txt', 'a') as file:
+            file.write(json.dumps([runner.iter, counts]) + '\\n')
+"""
+WORKERS = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
+
+
+@pytest.fixture
+def leaf(tmp_path, monkeypatch, image_folder):
+    """Train a leaf config; the masks that the model got, and the logged lines."""
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    (tmp_path / 'count_masks.py').write_text(COUNT_MASKS)
+
+    def train(name, *options, ramps, more='', flags=()):
+        base = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+        (tmp_path / 'leaf.py').write_text(LEAF.format(base=base, ramps=ramps, more=more))
+        work_dir = tmp_path / name
+        run(
+            sys.executable, ROOT / 'tools/train.py', tmp_path / 'leaf.py', '--work-dir', work_dir, *flags,
+            '--cfg-options', f'data_root={image_folder}', *SMALL, *WORKERS, *options,
+        )  # fmt: skip
+        counted = [json.loads(line) for line in (work_dir / 'counts.txt').read_text().splitlines()]
+        return dict(counted), {line['iter'] - 1: line for line in scalars(work_dir)}
+
+    return train
+
+
+@pytest.mark.slow
+def test_resumed_training_goes_on_with_the_ramp(leaf, tmp_path):
+    # 12 images in batches of 4, 3 iterations per epoch. 16 units of 2 x 2 tokens.
+    ramps = [dict(type='MaskRatioHook', start=0.1, end=0.9, begin=1, until=8)]
+    straight, logged = leaf('straight', 'train_cfg.max_epochs=3', ramps=ramps)
+    resumed, logged_again = leaf(
+        'resumed', 'train_cfg.max_epochs=3', ramps=ramps, flags=['--resume', tmp_path / 'straight/epoch_1.pth']
+    )
+    assert sorted(straight) == sorted(logged) == list(range(9))
+    assert sorted(resumed) == sorted(logged_again) == list(range(3, 9))
+    for i in range(9):
+        ratio = ratio_at(i, begin=1, until=8)
+        tokens = 4 * math.ceil(round(16 * ratio, 6))
+        assert straight[i] == {'mask': [tokens] * 4}
+        assert logged[i]['mask_ratio'] == pytest.approx(ratio, abs=1e-4)
+        if i >= 3:
+            assert resumed[i] == straight[i]
+            assert logged_again[i]['mask_ratio'] == logged[i]['mask_ratio']
+
+
+@pytest.mark.slow
+def test_training_logs_the_error_of_both_masks_and_both_ratios(leaf):
+    more = (
+        'train_pipeline = _base_.train_pipeline\n'
+        "train_pipeline[3] = dict(type='SimMIMMaskGenerator', local=dict(ratio=0.75, unit=16),\n"
+        '    global_=dict(ratio=0.1, unit=32), model_patch_size=8)\n'
+        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+    )
+    ramps = [
+        dict(type='MaskRatioHook', start=0.25, argument='local.ratio'),
+        dict(type='MaskRatioHook', start=0.75, end=0.25, argument='global_.ratio', until=4),
+    ]
+    counted, logged = leaf('work', 'train_cfg.max_epochs=2', ramps=ramps, more=more)
+    for i in range(6):
+        local, coarse = 0.25 + 0.5 * i / 6, max(0.25, 0.75 - 0.5 * i / 4)
+        assert logged[i]['local_ratio'] == pytest.approx(local, abs=1e-4)
+        assert logged[i]['global_ratio'] == pytest.approx(coarse, abs=1e-4)
+        assert counted[i]['mask_local'] == [4 * math.ceil(round(16 * local, 6))] * 4
+        assert counted[i]['mask_global'] == [16 * math.ceil(round(4 * coarse, 6))] * 4
+        errors = logged[i]['error_local'], logged[i]['error_global']
+        assert all(0 < error < 3 for error in errors)
+        assert min(errors) * 0.5 < logged[i]['loss'] < max(errors) * 2  # the total is not their sum with the loss
