@@ -45,7 +45,7 @@ def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
         axis.plot(
             [it / per_epoch for it in iterations],
             [by_iteration[it]['loss'] for it in iterations],
-            color, alpha=0.6, label=f'{name}: training, masked pixels',
+            color, alpha=0.6, label=f'{name}: training',
         )  # fmt: skip
         fixed = {line['step']: line for line in lines if 'fixed/loss' in line}
         steps = sorted(fixed)

@@ -10,6 +10,7 @@ from simmim_plugin.registry import MODELS
 
 # Keeps an empty mask from dividing by zero; the value is the reference implementation's.
 EPS = 1e-5
+SCOPES = ('masked', 'all')
 
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     'l1': F.l1_loss,
@@ -62,21 +63,90 @@ def _check_criterion(criterion: str) -> None:
         raise ValueError(f'criterion={criterion!r} is unknown; choose one of {", ".join(map(repr, CRITERIA))}')
 
 
-@MODELS.register_module()
-class ReconstructionLoss(nn.Module):
-    """`reconstruction_loss` as a module.
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every patch mean 0 and variance 1 over its pixels and channels, as target (MAE, arXiv 2111.06377).
 
     Args:
-        criterion: 'l1' (the published one), 'l2' or 'smooth_l1'.
+        patches: (..., values of a patch).
+        eps: Added to the variance.
+
+    Returns:
+        The normalised patches, and what undoes it, mean and std, (..., 1): `normalised * std + mean`.
+    """
+    mean = patches.mean(dim=-1, keepdim=True)
+    std = (patches.var(dim=-1, keepdim=True) + eps).sqrt()  # unbiased variance, as there
+    return (patches - mean) / std, mean, std
+
+
+def focal_frequency_loss(error: Tensor, alpha: float = 1.0, weight: Tensor | None = None) -> Tensor:
+    """Focal frequency loss (arXiv 2012.12821): squared error of the spectrum, weighted towards hard frequencies.
+
+    Args:
+        error: (B, C, H, W), prediction minus target (the Fourier transform is linear).
+        alpha: Exponent of the weight, |spectrum of the error|^alpha over its largest value in each channel; no gradient
+            flows through it.
+        weight: Use this, (B, C, H, W), instead.
+
+    Returns:
+        The mean over all frequencies (orthonormal transform), channels and images.
+    """
+    spectrum = torch.fft.fft2(error, norm='ortho')
+    distance = spectrum.real.square() + spectrum.imag.square()
+    if weight is None:
+        weight = distance.detach().sqrt() ** alpha
+        weight = weight / weight.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight * distance).mean()
+
+
+@MODELS.register_module()
+class ReconstructionLoss(nn.Module):
+    """`reconstruction_loss` as a module, optionally over the whole image, optionally with a frequency term.
+
+    Args:
+        criterion: 'l1' (the published one), 'l2' (squared error) or 'smooth_l1'.
+        scope: 'masked', the published one, counts masked pixels; 'all' every pixel. The squared error of all pixels is
+            1 / (H W C) * sum of (x - p)^2, the formula of simultaneous masking (docs/masking.md).
+        frequency_weight: Factor of `focal_frequency_loss` over the whole image, with the error of pixels that do not
+            count set to 0, as in A2MIM (arXiv 2205.13943, which uses 0.1). 0 leaves it out.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: An argument is unknown or out of range.
     """
 
-    def __init__(self, criterion: str = 'l1', loss_weight: float = 1.0) -> None:
+    def __init__(
+        self, criterion: str = 'l1', scope: str = 'masked', frequency_weight: float = 0.0, loss_weight: float = 1.0
+    ) -> None:
         super().__init__()
         _check_criterion(criterion)
+        if scope not in SCOPES:
+            raise ValueError(f'scope={scope!r} is unknown; choose one of {", ".join(map(repr, SCOPES))}')
+        if frequency_weight < 0:
+            raise ValueError(f'frequency_weight={frequency_weight} must not be negative; A2MIM uses 0.1')
         self.criterion = criterion
+        self.scope = scope
+        self.frequency_weight = frequency_weight
         self.loss_weight = loss_weight
 
+    @property
+    def whole_image(self) -> bool:
+        """Whether whole images are needed; else the masked pixels, in any order, will do."""
+        return self.scope == 'all' or self.frequency_weight > 0
+
     def forward(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `reconstruction_loss`: (B, C, ...), (B, C, ...), (B, 1, ...) or None -> scalar."""
-        return self.loss_weight * reconstruction_loss(prediction, target, mask, self.criterion)
+        """Loss of a batch.
+
+        Args:
+            prediction: (B, C, H, W), or (B, C, ...) unless `whole_image`.
+            target: Same shape.
+            mask: (B, 1, H, W) over the pixels, 1 = masked. None: every pixel is.
+
+        Returns:
+            A scalar.
+        """
+        counted = None if self.scope == 'all' else mask
+        loss = reconstruction_loss(prediction, target, counted, self.criterion)
+        if self.frequency_weight > 0:
+            error = prediction.float() - target.float()
+            loss = loss + self.frequency_weight * focal_frequency_loss(error if counted is None else error * counted)
+        return self.loss_weight * loss

@@ -15,6 +15,8 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from PIL import Image
 from torch import Tensor
 
+from simmim_plugin.loading import MASKS
+from simmim_plugin.losses import ReconstructionLoss, reconstruction_loss
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.visualization import pixel_mask, reconstruction_sheet
 
@@ -34,6 +36,21 @@ def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
     visible = 1 - mask.to(images.dtype)
     mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
     return mean.expand_as(images)
+
+
+def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) -> float:
+    """Mean of the head's criterion over masked pixels: comparable between losses of different scope or terms.
+
+    Args:
+        model: A `SimMIM`; a loss module of another kind than `ReconstructionLoss` is called as it is.
+        prediction: (B, C, H, W), normalised.
+        target: Likewise.
+        mask: (B, 1, H, W) over the pixels, 1 = masked.
+    """
+    module = model.head.loss_module
+    if isinstance(module, ReconstructionLoss):
+        return float(reconstruction_loss(prediction, target, mask, module.criterion))
+    return float(module(prediction, target, mask))
 
 
 @contextmanager
@@ -57,7 +74,8 @@ class ReconstructionHook(Hook):
 
     Before training, every `interval` epochs (or iterations) and at the end: a picture, to the visualiser's backends and
     to `out_dir`, and in the log and the visualiser the masked-pixel loss beside that of predicting each image's visible
-    mean.
+    mean. It is the criterion's mean over the masked pixels, whatever scope and further terms the training's loss has;
+    of a local and a global mask each has its own, and its own colour in the picture.
     Drawing the images leaves the run's random numbers as they were.
 
     Args:
@@ -106,7 +124,8 @@ class ReconstructionHook(Hook):
             samples = [dataset[int(i)] for i in np.resize(np.random.permutation(len(dataset)), count)]
         if 'mask' not in samples[0]:
             raise ValueError('ReconstructionHook needs masks; add SimMIMMaskGenerator to the pipeline of the data')
-        self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in ('inputs', 'mask')}
+        names = [key for key in ('inputs', *MASKS) if key in samples[0]]
+        self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in names}
         self.show(runner, runner.epoch if self.by_epoch else runner.iter)
 
     @master_only
@@ -139,36 +158,46 @@ class ReconstructionHook(Hook):
     def show(self, runner: Any, step: int) -> None:
         """Measure, log and draw."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        inputs, mask, predicted = self._predict(model)
-        pixels = pixel_mask(mask, model.head.patch_size)
-        self.last_loss = float(model.head.loss_module(predicted, inputs, pixels))
-        self.mean_loss = float(model.head.loss_module(visible_mean(inputs, pixels), inputs, pixels))
+        inputs, predicted = self._predict(model)
+        masks = {name: pixel_mask(self.batch[name], model.head.patch_size) for name in MASKS if name in self.batch}
+        masks = {name: mask.to(inputs.device) for name, mask in masks.items()}
+        pixels = masks['mask']
+        losses = {name: masked_loss(model, predicted, inputs, mask) for name, mask in masks.items()}
+        self.last_loss = losses['mask']
+        self.mean_loss = masked_loss(model, visible_mean(inputs, pixels), inputs, pixels)
+        parts = (masks['mask_local'], masks['mask_global']) if 'mask_local' in masks else None
+        told = f', local {losses["mask_local"]:.4f}, global {losses["mask_global"]:.4f}' if parts else ''
         hub = runner.message_hub  # goes into checkpoints, so that a resumed run still knows where it started
         if FIRST_LOSS not in hub.runtime_info:
             hub.update_info(FIRST_LOSS, self.last_loss)
         runner.logger.info(
             f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}: masked-pixel loss {self.last_loss:.4f} '
-            f'(predicting the visible mean: {self.mean_loss:.4f})'
+            f'(predicting the visible mean: {self.mean_loss:.4f}){told}'
         )
-        shown = slice(0, len(mask), max(1, len(mask) // self.num_images))
+        shown = torch.arange(0, len(pixels), max(1, len(pixels) // self.num_images))[: self.num_images]
         denormalize = model.data_preprocessor.denormalize
-        pictures = [x[shown][: self.num_images] for x in (denormalize(inputs), denormalize(predicted), pixels)]
-        sheet = reconstruction_sheet(pictures[0], pictures[1], pictures[2])
+        sheet = reconstruction_sheet(
+            denormalize(inputs[shown]),
+            denormalize(predicted[shown]),
+            pixels[shown],
+            parts=None if parts is None else (parts[0][shown], parts[1][shown]),
+        )
         folder = Path(self.out_dir or Path(runner.work_dir) / 'reconstructions')
         folder.mkdir(parents=True, exist_ok=True)
         self.last_picture = folder / f'{"epoch" if self.by_epoch else "iter"}_{step}.png'
         Image.fromarray(sheet).save(self.last_picture)
         runner.visualizer.add_image('reconstruction', sheet, step)
-        runner.visualizer.add_scalars({'fixed/loss': self.last_loss, 'fixed/loss_visible_mean': self.mean_loss}, step)
+        scalars = {f'fixed/{name.replace("mask", "loss")}': loss for name, loss in losses.items()}
+        runner.visualizer.add_scalars({**scalars, 'fixed/loss_visible_mean': self.mean_loss}, step)
 
     @torch.no_grad()
-    def _predict(self, model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, model: Any) -> tuple[Tensor, Tensor]:
         was_training = model.training
         model.eval()
         parts = []
         for start in range(0, len(self.batch['mask']), self.num_images):
             data = model.data_preprocessor({k: v[start : start + self.num_images] for k, v in self.batch.items()})
-            parts.append((data['inputs'], data['mask'], model.reconstruct(data['inputs'], data['mask'])))
+            parts.append((data['inputs'], model.reconstruct(data['inputs'], data['mask'])))
         model.train(was_training)
-        inputs, mask, predicted = (torch.cat(tensors) for tensors in zip(*parts))
-        return inputs, mask, predicted
+        inputs, predicted = (torch.cat(tensors) for tensors in zip(*parts))
+        return inputs, predicted

@@ -42,7 +42,12 @@ class SimMIM(BaseModel):
         self.head = build_part({**fitting, **(head or {})} if head is None or isinstance(head, Mapping) else head)
 
     def forward(
-        self, inputs: Tensor, mask: Tensor | None = None, mode: str = 'tensor'
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        mode: str = 'tensor',
+        mask_local: Tensor | None = None,
+        mask_global: Tensor | None = None,
     ) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """Loss or features of normalised images.
 
@@ -50,6 +55,8 @@ class SimMIM(BaseModel):
             inputs: (B, C, H, W).
             mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
             mode: 'loss' gives `{'loss': scalar}`; 'tensor' gives the backbone's features without a mask.
+            mask_local: With simultaneous masks, the local one; its error then goes into the log.
+            mask_global: Likewise the global one. `mask` is their union.
 
         Raises:
             ValueError: Unknown mode, or no mask where one is needed.
@@ -60,12 +67,14 @@ class SimMIM(BaseModel):
             raise ValueError(f'mode={mode!r} is unknown; choose one of {", ".join(map(repr, MODES))}')
         if mask is None:
             raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
-        return self.loss(inputs, mask)
+        return self.loss(inputs, mask, mask_local, mask_global)
 
-    def loss(self, inputs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) -> `{'loss': scalar}`."""
-        return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask)
+    def loss(
+        self, inputs: Tensor, mask: Tensor, mask_local: Tensor | None = None, mask_global: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`."""
+        return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, local=mask_local, global_=mask_global)
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised."""
-        return self.head(self.backbone(inputs, mask)[-1])
+        return self.head(self.backbone(inputs, mask)[-1], inputs)

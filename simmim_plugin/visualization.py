@@ -13,6 +13,12 @@ PANEL_PX = 192
 GAP_PX = 4
 HEADER_PX = 24
 MASK_GREY = 0.55
+LOCAL_COLOUR = (0.30, 0.55, 0.85)  # blue, orange, and what lies under both
+GLOBAL_COLOUR = (0.95, 0.65, 0.20)
+BOTH_COLOUR = (0.65, 0.35, 0.55)
+Heading = str | Sequence[tuple[str, tuple[float, float, float]]]  # plain, or words with their colours
+PARTS_HEADING = (('local', LOCAL_COLOUR), ('global', GLOBAL_COLOUR), ('both', BOTH_COLOUR))
+TINT = 0.75  # of the colour; the rest is the image, so that one sees what is hidden
 
 
 def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
@@ -47,8 +53,33 @@ def to_display(images: Tensor, reference: Tensor) -> Tensor:
     return images.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
+def masked_images(images: Tensor, mask: Tensor, parts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Grey out what is masked; of a local and a global mask, tint each: blue, orange, purple where they overlap.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W) over the pixels, 1 = masked.
+        parts: Local and global mask, likewise.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    weight = mask.to(images.dtype)
+    if parts is None:
+        return images * (1 - weight) + MASK_GREY * weight
+    local, whole = (part.to(images.dtype) for part in parts)
+    colours = images.new_tensor((LOCAL_COLOUR, GLOBAL_COLOUR, BOTH_COLOUR)).view(3, 1, 3, 1, 1)
+    tint = local * (1 - whole) * colours[0] + whole * (1 - local) * colours[1] + local * whole * colours[2]
+    return images * (1 - TINT * weight) + TINT * tint
+
+
 def reconstruction_sheet(
-    originals: Tensor, reconstructions: Tensor, mask: Tensor, captions: Sequence[str] | None = None
+    originals: Tensor,
+    reconstructions: Tensor,
+    mask: Tensor,
+    captions: Sequence[str] | None = None,
+    parts: tuple[Tensor, Tensor] | None = None,
+    filled: Tensor | None = None,
 ) -> np.ndarray:
     """One row per image: original | masked | reconstruction | composite.
 
@@ -60,36 +91,63 @@ def reconstruction_sheet(
         reconstructions: Same shape and units.
         mask: (B, 1, H, W) over the pixels, 1 = masked.
         captions: One line per image, drawn below its row.
+        parts: Local and global mask, likewise, to be told apart by colour.
+        filled: Pixels that the composite takes from the prediction, (B, 1, H, W). None: the masked ones.
 
     Returns:
         (height, width, 3) uint8.
     """
     original = to_display(originals, originals)
     predicted = to_display(reconstructions, originals)
-    weight = mask.to(original.dtype)
-    masked = original * (1 - weight) + MASK_GREY * weight
+    weight = (mask if filled is None else filled).to(original.dtype)
     composite = original * (1 - weight) + predicted * weight
-    panels = torch.stack((original, masked, predicted, composite), dim=1)  # (B, 4, 3, H, W)
+    panels = torch.stack((original, masked_images(original, mask, parts), predicted, composite), dim=1)
+    columns: list[Heading] = [*COLUMNS]
+    if parts is not None:
+        columns[1] = PARTS_HEADING
+    return draw_table(enlarged(panels), columns, captions)
+
+
+def enlarged(panels: Tensor) -> np.ndarray:
+    """(rows, columns, 3, H, W) in [0, 1] -> (rows, columns, H', W', 3) uint8, small ones enlarged by whole numbers."""
     scale = max(1, round(PANEL_PX / panels.shape[-1]))
     if scale > 1:
         panels = F.interpolate(panels.flatten(0, 1), scale_factor=scale, mode='nearest').unflatten(0, panels.shape[:2])
-    tiles = (panels.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu().numpy()
-    return _draw_table(tiles, COLUMNS, captions)
+    return (panels.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def _draw_table(tiles: np.ndarray, columns: Sequence[str], captions: Sequence[str] | None) -> np.ndarray:
-    """(rows, columns, H, W, 3) tiles under a header, each row over its caption."""
+def draw_table(
+    tiles: np.ndarray, columns: Sequence[Heading], captions: Sequence[str | Sequence[str]] | None
+) -> np.ndarray:
+    """Put tiles under a header, each row over its caption.
+
+    Args:
+        tiles: (rows, columns, H, W, 3) uint8.
+        columns: Headings.
+        captions: One per row, or several that share the row's width evenly.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
     rows, n, height, width, _ = tiles.shape
     caption_px = HEADER_PX if captions else 0
     step = height + caption_px + GAP_PX
     sheet = Image.new('RGB', (n * (width + GAP_PX) + GAP_PX, HEADER_PX + rows * step + GAP_PX), 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for j, name in enumerate(columns):
-        draw.text((GAP_PX + j * (width + GAP_PX) + width / 2, HEADER_PX / 2), name, 'black', font, anchor='mm')
+        words = [(name, (0.0, 0.0, 0.0))] if isinstance(name, str) else name
+        for k, (word, colour) in enumerate(words):
+            x = GAP_PX + j * (width + GAP_PX) + width * (k + 0.5) / len(words)
+            fill = tuple(round(255 * value) for value in colour)
+            draw.text((x, HEADER_PX / 2), word, fill, font, anchor='mm')
     for i in range(rows):
         top = HEADER_PX + i * step
         for j in range(n):
             sheet.paste(Image.fromarray(tiles[i, j]), (GAP_PX + j * (width + GAP_PX), top))
         if captions:
-            draw.text((GAP_PX, top + height + caption_px / 2), captions[i], 'black', font, anchor='lm')
+            row = captions[i]
+            texts: Sequence[str] = [row] if isinstance(row, str) else row
+            for k, text in enumerate(texts):
+                x = GAP_PX + k * n * (width + GAP_PX) / len(texts)
+                draw.text((x, top + height + caption_px / 2), text, 'black', font, anchor='lm')
     return np.asarray(sheet)

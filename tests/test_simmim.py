@@ -71,7 +71,7 @@ assert type(model.backbone).__module__ == 'simmim_plugin.backbone'
 assert type(model.head.loss_module).__module__ == 'simmim_plugin.losses'
 for kind in ('SimMIMViT', 'SimMIMHead', 'ReconstructionLoss', 'SimMIM', 'SimMIMDataPreprocessor'):
     assert MODELS.get('simmim_plugin.' + kind).__module__.startswith('simmim_plugin.'), kind
-assert TRANSFORMS.build(dict(type='simmim_plugin.SimMIMMaskGenerator', mask_ratio=0.5)).mask_ratio == 0.5
+assert TRANSFORMS.build(dict(type='simmim_plugin.SimMIMMaskGenerator', mask_ratio=0.5)).parts[0].ratio == 0.5
 assert HOOKS.get('simmim_plugin.ReconstructionHook').__module__ == 'simmim_plugin.reconstruction_hook'
 print('found')
 """
