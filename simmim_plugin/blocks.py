@@ -35,14 +35,43 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, grid: Grid, shared_bias: Tensor | None) -> Tensor:
         """(B, N, D) tokens of a grid, shared bias (heads, N, N) or None -> (B, N, D)."""
         B, N, D = x.shape
+        q, k, v, bias = self._project(x, grid, shared_bias)
+        if bias is not None and q.device.type == 'cpu' and torch.is_grad_enabled():
+            # A bias that learns keeps PyTorch from its fused kernel on processors; written out, it is faster there.
+            weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1)
+            x = weights.to(v.dtype) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+    def attention_of(self, x: Tensor, grid: Grid, shared_bias: Tensor | None, query: int) -> Tensor:
+        """Attention weights of one token, which `forward` uses without showing them.
+
+        Args:
+            x: (B, N, D) tokens of the grid, class token first.
+            grid: Height and width in patches.
+            shared_bias: (heads, N, N) or None.
+            query: Index of the token that attends; 0 is the class token.
+
+        Returns:
+            (B, heads, N), which sums to 1 over the keys.
+        """
+        q, k, _, bias = self._project(x, grid, shared_bias)
+        scores = torch.einsum('bhd,bhnd->bhn', q[:, :, query], k) * q.shape[-1] ** -0.5
+        return (scores if bias is None else scores + bias[:, query]).softmax(dim=-1)
+
+    def _project(
+        self, x: Tensor, grid: Grid, shared_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values, (B, heads, N, D / heads) each, and the bias, (heads, N, N) or None."""
+        B, N, _ = x.shape
         qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        q, k, v = qkv.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, N, D / heads)
+        q, k, v = qkv.reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         bias = shared_bias
         if self.relative_position_bias_table is not None and self.table_grid is not None:
             bias = bias_from_table(self.cache(self.relative_position_bias_table, self.table_grid, grid), grid)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+        return q, k, v, None if bias is None else bias.to(q.dtype)
 
 
 class Block(nn.Module):
