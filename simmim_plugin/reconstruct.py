@@ -5,17 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 from torchvision.transforms import functional as TF
 
 from simmim_plugin.checkpoint import load_pretrained
-from simmim_plugin.loading import read_image
+from simmim_plugin.loading import MASKS, read_image
 from simmim_plugin.masking import SimMIMMaskGenerator
-from simmim_plugin.reconstruction_hook import fixed_seed
+from simmim_plugin.reconstruction_hook import fixed_seed, masked_loss
+from simmim_plugin.registry import SCOPE
 from simmim_plugin.visualization import pixel_mask, reconstruction_sheet
 
+WHITE = 127  # of 255; what is brighter in a mask is hidden
 
-def _arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+
+def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """Arguments of the first transform of a type, without its type; {} if there is none."""
     for transform in pipeline:
         if str(transform.get('type')).split('.')[-1] == name:
@@ -32,6 +37,7 @@ def reconstruct_files(
     size: tuple[int, int] | None = None,
     seed: int = 0,
     device: str = 'cpu',
+    mask: str | os.PathLike[str] | None = None,
 ) -> list[float]:
     """Draw one row per image: original | masked | reconstruction | composite.
 
@@ -45,6 +51,8 @@ def reconstruct_files(
         size: Height and width in pixels; None: the training's.
         seed: Of the masks.
         device: Where to run the model.
+        mask: An image of the size of the images, white where they shall be hidden and filled in, instead of random
+            masks. Patches that it touches are hidden from the model; the composite fills its very pixels.
 
     Returns:
         The masked-pixel loss of each image.
@@ -54,30 +62,75 @@ def reconstruct_files(
     """
     if os.path.splitext(out)[1].lower() not in Image.registered_extensions():
         raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
+    if mask is not None and mask_ratio is not None:
+        raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
     model, pipeline = load_pretrained(checkpoint, device)
-    reading = {k: v for k, v in _arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
-    masking = _arguments(pipeline, 'SimMIMMaskGenerator') | dict(model_patch_size=model.backbone.patch_size)
-    masking['input_size'] = size = size or model.backbone.img_size
-    if mask_ratio is not None:
-        masking['mask_ratio'] = mask_ratio
-    generator = SimMIMMaskGenerator(**masking)
+    reading = {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
+    size = size or model.backbone.img_size
+    generator = _generator(pipeline, model.backbone.patch_size, size, mask_ratio)
     rows, losses = [], []
     with fixed_seed(seed):
         for path in images:
-            image = _fit(read_image(path, **reading), size)
-            mask = torch.from_numpy(generator({})['mask'])
-            data = model.data_preprocessor(dict(inputs=image[None], mask=mask[None]))
+            image = read_image(path, **reading)
+            if mask is not None:
+                holes = _holes(mask, tuple(image.shape[1:]), size)
+                masks = {'mask': F.max_pool2d(holes, model.backbone.patch_size)[0]}
+            else:
+                drawn = generator({})
+                masks = {name: torch.from_numpy(drawn[name])[None] for name in MASKS if name in drawn}
+            data = model.data_preprocessor(dict(inputs=_fit(image, size)[None], **masks))
             predicted = model.reconstruct(data['inputs'], data['mask'])
-            pixels = pixel_mask(data['mask'], model.backbone.patch_size)
-            losses.append(float(model.head.loss_module(predicted, data['inputs'], pixels)))
+            pixels = {name: pixel_mask(data[name], model.backbone.patch_size) for name in masks}
+            losses.append(masked_loss(model, predicted, data['inputs'], pixels['mask']))
+            pixels['filled'] = pixels['mask'] if mask is None else holes.to(predicted)
             denormalize = model.data_preprocessor.denormalize
-            rows.append((denormalize(data['inputs']), denormalize(predicted), pixels))
+            rows.append({'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels})
     captions = [f'{os.path.basename(path)}  masked-pixel loss {loss:.3f}' for path, loss in zip(images, losses)]
-    originals, reconstructions, masks = (torch.cat(parts) for parts in zip(*rows))
-    sheet = reconstruction_sheet(originals, reconstructions, masks, captions)
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    parts = (joined['mask_local'], joined['mask_global']) if 'mask_local' in joined else None
+    sheet = reconstruction_sheet(
+        joined['inputs'], joined['predicted'], joined['mask'], captions, parts, filled=joined['filled']
+    )
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     Image.fromarray(sheet).save(out)
     return losses
+
+
+def _generator(
+    pipeline: Sequence[dict[str, Any]], patch_size: int, size: tuple[int, int], mask_ratio: float | None
+) -> Any:
+    """The training's masks, for images of a size, with another ratio if one is given."""
+    masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
+    other = next((t for t in pipeline if str(t['type']).endswith('MaskGenerator')), None)
+    if not masking and other is not None and mask_ratio is None:  # such as mmpretrain.BEiTMaskGenerator
+        init_default_scope(SCOPE)
+        return TRANSFORMS.build(other)
+    if mask_ratio is not None and ('local' in masking or 'global_' in masking):
+        raise ValueError(
+            f'--mask-ratio {mask_ratio}: this model was trained with local and global masks; leave the ratio out, or '
+            'give a mask with --mask'
+        )
+    masking |= dict(model_patch_size=patch_size, input_size=size)
+    if mask_ratio is not None:
+        masking['mask_ratio'] = mask_ratio
+    return SimMIMMaskGenerator(**masking)
+
+
+def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tuple[int, int]) -> torch.Tensor:
+    """A user's mask, brought to the size of the model's input: (1, 1, H, W) float, 1 = hidden."""
+    mask = read_image(path, channels=1)
+    if tuple(mask.shape[1:]) != image_size:
+        raise ValueError(
+            f'--mask {os.fspath(path)} has {mask.shape[1]} x {mask.shape[2]} px, the image {image_size[0]} x '
+            f'{image_size[1]} (height x width); they must agree'
+        )
+    holes = (_fit((mask > WHITE).float(), size) >= 0.5).float()[None]
+    if not holes.any():
+        raise ValueError(
+            f'--mask {os.fspath(path)} hides nothing at {size[0]} x {size[1]} px: paint what shall be hidden white, '
+            'in large enough patches, within the centre crop'
+        )
+    return holes
 
 
 def _fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -8,7 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simmim_plugin import launch
 
 EXAMPLE = """example:
-  python tools/reconstruct.py work_dirs/quickstart/epoch_10.pth photo1.jpg photo2.jpg --out picture.png"""
+  python tools/reconstruct.py work_dirs/quickstart/epoch_10.pth photo1.jpg photo2.jpg --out picture.png
+  python tools/reconstruct.py work_dirs/quickstart/epoch_10.pth photo.jpg --mask mask.png     (fill in what is white)"""
 
 
 def main() -> None:
@@ -20,6 +21,9 @@ def main() -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     parser.add_argument('--out', default='reconstruction.png', help='the picture (reconstruction.png)')
     parser.add_argument('--mask-ratio', type=float, help="share of units to mask (the training's)")
+    parser.add_argument(
+        '--mask', help='an image as large as the photo, white where it shall be hidden and filled in; no random masks'
+    )
     parser.add_argument('--size', type=int, nargs='+', help="side, or height and width, in pixels (the training's)")
     parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
@@ -31,7 +35,7 @@ def main() -> None:
             raise ValueError(f'--size takes a side, or height and width, got {args.size}')
         size = args.size and (args.size[0], args.size[-1])
         losses = reconstruct_files(
-            args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device
+            args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device, args.mask
         )
         for path, loss in zip(args.images, losses):
             print(f'masked-pixel loss {loss:.4f}  {path}')
