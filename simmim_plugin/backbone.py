@@ -157,6 +157,24 @@ class SimMIMViT(BaseModule):
                 outputs.append(self._format_output(self.norm(x) if last else x, grid))
         return tuple(outputs)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter for layer-wise learning rates, as MMPretrain's constructor asks for it.
+
+        Args:
+            param_name: Its name, with the prefix.
+            prefix: The backbone's name and a dot.
+
+        Returns:
+            Layer and number of layers: 0 for what comes before the blocks, i + 1 for block i, the last for the rest,
+            the classifier included.
+        """
+        layers = self.num_layers + 2
+        name = param_name.removeprefix(prefix)
+        if param_name.startswith(prefix) and name.startswith('blocks.'):
+            return int(name.split('.')[1]) + 1, layers
+        first = ('patch_embed.', 'cls_token', 'mask_token', 'pos_embed')
+        return (0 if param_name.startswith(prefix) and name.startswith(first) else layers - 1), layers
+
     def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
         if mask is None:
             # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.

@@ -117,17 +117,26 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
             level=logging.WARNING,
         )
-    for key in options or {}:
-        _check_option(cfg, key)
-    cfg.merge_from_dict(dict(options or {}))
+    apply_options(cfg, options or {})
     dataset = _training_data(cfg)
-    if any(key.split('.')[0] == 'train_pipeline' for key in options or {}):
-        dataset.pipeline = cfg.train_pipeline
     if 'data_root' in dataset and dataset['data_root'] is None:
         dataset.data_root = cfg.get('data_root')
     elif 'data_root' in (options or {}) and dataset.get('data_root') != cfg.data_root:
         raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {dataset.get("type")}')
     return cfg
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Put `--cfg-options` into a config; those of `train_pipeline` count for the training data.
+
+    Raises:
+        ValueError: A key names no place in the config.
+    """
+    for key in options:
+        _check_option(cfg, key)
+    cfg.merge_from_dict(dict(options))
+    if any(key.split('.')[0] == 'train_pipeline' for key in options):
+        _training_data(cfg).pipeline = cfg.train_pipeline
 
 
 def _training_data(cfg: Config) -> Any:

@@ -1,0 +1,11 @@
+"""Squared error on masked pixels; published: l1.
+
+Source:   arXiv 2111.09886, ablation of targets.
+Command:  python tools/ablate.py configs/ablations/loss_l2.py ... (docs/masking.md)
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = '../simmim_vit-b.py'
+
+model = dict(head=dict(loss=dict(criterion='l2')))

@@ -1,0 +1,11 @@
+"""L1 on patches normalised by their own mean and standard deviation, as MAE's target.
+
+Source:   arXiv 2111.06377 (MAE).
+Command:  python tools/ablate.py configs/ablations/loss_normalized_target.py ... (docs/masking.md)
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = '../simmim_vit-b.py'
+
+model = dict(head=dict(normalize_target=True))

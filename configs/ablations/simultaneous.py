@@ -1,0 +1,11 @@
+"""Simultaneous masking as its document has it: local and global masks, squared error of all pixels.
+
+Source:   the document on simultaneous masking, see docs/masking.md.
+Command:  python tools/ablate.py configs/ablations/simultaneous.py ... (docs/masking.md)
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'mask_simultaneous.py'
+
+model = dict(head=dict(loss=dict(criterion='l2', scope='all')))
