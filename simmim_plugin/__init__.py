@@ -42,7 +42,7 @@ _MODULE_OF = {
     'SimMIMOptimWrapperConstructor': 'optim',
     'SimMIMViT': 'backbone',
     'WarmupCosineLR': 'optim',
-    'average_distance': 'masking',
+    'average_distance': 'unit_masks',
     'focal_frequency_loss': 'losses',
     'load_pretrained': 'checkpoint',
     'normalize_patches': 'losses',

@@ -17,7 +17,15 @@ def batch_size_of(loader: DataLoader) -> int:
 
 @LOG_PROCESSORS.register_module()
 class SimMIMLogProcessor(LogProcessor):
-    """MMEngine's log line (iteration, rate, ETA, time, loss) plus `img_s`, the images per second of all processes."""
+    """MMEngine's log line (iteration, rate, ETA, time, loss) plus `img_s`, the images per second of all processes.
+
+    Args:
+        mean_pattern: Names of what is averaged over the last iterations; MMEngine's own, and `error_local`.
+        kwargs: MMEngine's.
+    """
+
+    def __init__(self, mean_pattern: str = r'.*(loss|error|time|data_time|grad_norm).*', **kwargs: Any) -> None:
+        super().__init__(mean_pattern=mean_pattern, **kwargs)
 
     def _collect_scalars(self, custom_cfg: list[dict], runner: Any, mode: str, reserve_prefix: bool = False) -> dict:
         scalars = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)

@@ -44,8 +44,7 @@ def reconstruction_loss(
             f'prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}'
         )
     _check_criterion(criterion)
-    if not torch.is_floating_point(target) or torch.finfo(target.dtype).bits < 32:
-        target = target.float()
+    target = _wide(target)
     channels = target.shape[1]
     error = CRITERIA[criterion](prediction.to(target.dtype), target, reduction='none')
     if mask is None:
@@ -56,6 +55,11 @@ def reconstruction_loss(
         )
     mask = mask.to(error.dtype)
     return (error * mask).sum() / (mask.sum() + EPS) / channels
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if torch.is_floating_point(x) and torch.finfo(x.dtype).bits >= 32 else x.float()
 
 
 def _check_criterion(criterion: str) -> None:
@@ -147,6 +151,6 @@ class ReconstructionLoss(nn.Module):
         counted = None if self.scope == 'all' else mask
         loss = reconstruction_loss(prediction, target, counted, self.criterion)
         if self.frequency_weight > 0:
-            error = prediction.float() - target.float()
+            error = prediction.to(_wide(target).dtype) - _wide(target)
             loss = loss + self.frequency_weight * focal_frequency_loss(error if counted is None else error * counted)
         return self.loss_weight * loss

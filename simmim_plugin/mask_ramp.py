@@ -1,18 +1,40 @@
 """Mask ratios that change during training."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from simmim_plugin.datasets import ImageFolder, NumberedIndex
 from simmim_plugin.log_processor import batch_size_of
-from simmim_plugin.masking import SCHEDULES, Ramp, SimMIMMaskGenerator
+from simmim_plugin.masking import SimMIMMaskGenerator
 from simmim_plugin.registry import HOOKS
+
+SCHEDULES = ('linear', 'cosine')
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A ratio as a function of the iteration: `start` up to iteration `begin`, `end` from `until` on."""
+
+    start: float
+    end: float
+    begin: int
+    until: int
+    schedule: str  # one of SCHEDULES
+
+    def __call__(self, iteration: int) -> float:
+        """Ratio at an iteration, counted from 0."""
+        progress = min(1.0, max(0.0, (iteration - self.begin) / (self.until - self.begin)))
+        if self.schedule == 'cosine':
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * progress
 
 
 class NumberedSampler:
@@ -118,10 +140,11 @@ class MaskRatioHook(Hook):
     def before_train_epoch(self, runner: Any) -> None:
         """Say which iteration comes first."""
         loop, loader = runner.train_loop, runner.train_dataloader
-        # A resumed iteration-based loop draws again, and drops, what was trained on, unless the sampler can skip it.
-        replays = isinstance(loop, IterBasedTrainLoop) and not (
-            getattr(loop, 'fast_forward_on_resume', False) or hasattr(loader.batch_sampler.sampler, 'skip')
-        )
+        # A resumed iteration-based loop draws again, and drops, what was trained on, unless MMEngine finds a sampler
+        # that can skip it; it looks into plain batch samplers only.
+        plain = type(loader.batch_sampler) is BatchSampler and hasattr(loader.batch_sampler.sampler, 'skip')
+        skips = plain or hasattr(loader.sampler, 'skip') or getattr(loop, 'fast_forward_on_resume', False)
+        replays = isinstance(loop, IterBasedTrainLoop) and not skips
         loader.batch_sampler.sampler.next_iteration = 0 if replays else runner.iter
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simmim_plugin.loading import MASKS
-from simmim_plugin.masking import average_distance
 from simmim_plugin.reconstruction_hook import fixed_seed
+from simmim_plugin.unit_masks import average_distance
 from simmim_plugin.visualization import (
     PARTS_HEADING,
     Heading,

@@ -3,96 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 
 from simmim_plugin.registry import TRANSFORMS
+from simmim_plugin.unit_masks import adapted_ratio, masked_count, random_mask, unit_grid
 
-Mask = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # (h, w), 1 = masked
+if TYPE_CHECKING:
+    from simmim_plugin.mask_ramp import Ramp
+
 PUBLISHED_RATIO, PUBLISHED_UNIT = 0.6, 32
-SCHEDULES = ('linear', 'cosine')
-
-
-def masked_count(ratio: float, units: int) -> int:
-    """ceil(ratio * units), free of floating-point residue: 0.07 of 100 units is 7, not 8."""
-    return math.ceil(round(ratio * units, 9))
-
-
-def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
-    """Rows and columns of units, `unit` patches a side, that cover a grid of patches; edge units may stick out."""
-    return math.ceil(grid[0] / unit), math.ceil(grid[1] / unit)
-
-
-def random_mask(
-    grid: tuple[int, int], unit: int, ratio: float, rng: Any = np.random, region_ratio: float = 1.0
-) -> Mask:
-    """Mask units chosen uniformly without replacement.
-
-    Args:
-        grid: Height and width of the mask in patches.
-        unit: Side of a unit in patches. Units that stick out at the lower and right edges are cut.
-        ratio: Share of the region's units to mask, in [0, 1]; exactly ceil(ratio * units) of them.
-        rng: Source of `permutation`; NumPy's global one is seeded in every worker by MMEngine.
-        region_ratio: Share of the units, chosen at random, that form the region; ceil(region_ratio * units) of them.
-
-    Returns:
-        (h, w), 1 = masked.
-    """
-    rows, columns = unit_grid(grid, unit)
-    units = np.zeros(rows * columns, dtype=np.uint8)
-    region = rng.permutation(units.size)[: masked_count(region_ratio, units.size)]
-    units[region[: masked_count(ratio, region.size)]] = 1
-    mask = units.reshape(rows, columns).repeat(unit, axis=0).repeat(unit, axis=1)
-    return np.ascontiguousarray(mask[: grid[0], : grid[1]])
-
-
-def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float) -> float:
-    """Ratio for an image of another size: keep' = keep * (reference_tokens / tokens)^alpha, keep = 1 - ratio.
-
-    Clipped to [0, 1]. With alpha 0 the ratio is constant, with alpha 1 the number of visible tokens is.
-    """
-    return 1 - min(1.0, (1 - ratio) * (reference_tokens / tokens) ** alpha)
-
-
-def average_distance(mask: Mask, patch_size: int) -> float:
-    """AvgDist (arXiv 2111.09886): mean distance of the masked pixels to the nearest visible one.
-
-    Args:
-        mask: (h, w) over the patches, 1 = masked.
-        patch_size: Side of a patch in pixels.
-
-    Returns:
-        Pixels, Euclidean, between centres of pixels; 0 if nothing is masked.
-
-    Raises:
-        ValueError: Nothing is visible.
-    """
-    if mask.all():
-        raise ValueError('AvgDist is not defined where all is masked; use a smaller ratio')
-    pixels = mask.astype(np.uint8).repeat(patch_size, axis=0).repeat(patch_size, axis=1)
-    distances = cv2.distanceTransform(pixels, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return float(distances.sum() / max(1, pixels.sum()))
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A ratio as a function of the iteration: `start` up to iteration `begin`, `end` from `until` on."""
-
-    start: float
-    end: float
-    begin: int
-    until: int
-    schedule: str  # one of SCHEDULES
-
-    def __call__(self, iteration: int) -> float:
-        """Ratio at an iteration, counted from 0."""
-        progress = min(1.0, max(0.0, (iteration - self.begin) / (self.until - self.begin)))
-        if self.schedule == 'cosine':
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        return self.start + (self.end - self.start) * progress
 
 
 @dataclass
@@ -144,8 +66,8 @@ class SimMIMMaskGenerator:
         global_: Mapping[str, Any] | None = None,
         adapt: Mapping[str, Any] | None = None,
     ) -> None:
-        if model_patch_size < 1:
-            raise ValueError(f'model_patch_size={model_patch_size} must be a positive number of pixels, e.g. 16')
+        if not isinstance(model_patch_size, int) or model_patch_size < 1:
+            raise ValueError(f'model_patch_size={model_patch_size!r} must be a positive number of pixels, e.g. 16')
         self.model_patch_size = model_patch_size
         self.parts: list[_Part] = []
         if local is None and global_ is None:
@@ -209,9 +131,9 @@ class SimMIMMaskGenerator:
             masked_count(ratio, masked_count(part.region_ratio, n)) for part, ratio, n in zip(self.parts, ratios, units)
         ]
         if not any(counts) and any(0 not in self._asked(part) for part in self.parts):
-            raise ValueError(
-                f'adapt={self.adapt} masks nothing of an image of {self._pixels(grid)}; lower alpha or reference'
-            )
+            names = ', '.join(f'{part.name}={ratio:.4g}' for part, ratio in zip(self.parts, ratios))
+            cause, mend = (f'adapt={self.adapt}', 'lower alpha or reference') if self.adapt else (names, 'raise it')
+            raise ValueError(f'{cause} masks nothing of an image of {self._pixels(grid)}; {mend}')
         all_wanted = any(part.region_ratio == 1 and 1 in self._asked(part) for part in self.parts)
         for part, ratio, count, n in zip(self.parts, ratios, counts, units):
             if count == n and not all_wanted:
@@ -243,18 +165,18 @@ class SimMIMMaskGenerator:
         if not isinstance(cfg, Mapping) or not {'ratio', 'unit'} <= set(cfg) <= set(known):
             raise ValueError(f'{name}={cfg} must be a dict of {" and ".join(known[:2])}{_also(optional)}')
         self._check_part(f'{name}.ratio', cfg['ratio'], f'{name}.unit', cfg['unit'], 0.75 if name == 'local' else 0.1)
-        if not 0 < cfg.get('region_ratio', 1) <= 1:
-            raise ValueError(f'{name}.region_ratio={cfg["region_ratio"]} is outside (0, 1]; 1 is the whole image')
+        _check_share(f'{name}.region_ratio', cfg.get('region_ratio', 1), '1 is the whole image')
+        if cfg.get('region_ratio') == 0:
+            raise ValueError(f'{name}.region_ratio=0 is outside (0, 1]; 1 is the whole image')
         return _Part(f'{name}.ratio', cfg['ratio'], cfg['unit'], cfg.get('region_ratio', 1.0))
 
     def _check_part(self, ratio_name: str, ratio: float, unit_name: str, unit: int, usual: float) -> None:
         patch = self.model_patch_size
-        if not 0 <= ratio <= 1:
-            raise ValueError(f'{ratio_name}={ratio} is outside [0, 1]; the usual value is {usual}')
-        if unit < 1 or unit % patch:
+        _check_share(ratio_name, ratio, f'the usual value is {usual}')
+        if not isinstance(unit, int) or unit < 1 or unit % patch:
+            near = max(1, int(unit // patch)) * patch if isinstance(unit, int | float) else 2 * patch
             raise ValueError(
-                f'{unit_name}={unit} must be a positive multiple of model_patch_size={patch}, '
-                f'e.g. {max(1, unit // patch) * patch}'
+                f'{unit_name}={unit!r} must be a positive multiple of model_patch_size={patch}, e.g. {near}'
             )
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -278,13 +200,20 @@ class SimMIMMaskGenerator:
         )
 
 
+def _check_share(name: str, value: Any, usual: str) -> None:
+    if not isinstance(value, int | float):
+        raise ValueError(f'{name}={value!r} must be a number in [0, 1]; {usual}')
+    if not 0 <= value <= 1:
+        raise ValueError(f'{name}={value} is outside [0, 1]; {usual}')
+
+
 def _also(optional: tuple[str, ...]) -> str:
     return f', and {", ".join(optional)} if wanted' if optional else ''
 
 
 def _two_sides(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f'{name}={size} must be one side or (height, width)')
     return sides[0], sides[1]
 
@@ -296,8 +225,10 @@ def _checked_adapt(adapt: Mapping[str, Any]) -> dict[str, Any]:
     alpha = adapt.get('alpha', 0.5)
     if min(reference) < 1:
         raise ValueError(f'adapt.reference={adapt["reference"]} must be a positive number of pixels, e.g. 224')
-    if alpha < 0:
-        raise ValueError(f'adapt.alpha={alpha} must not be negative; 0 keeps the ratio, 1 the number of visible tokens')
+    if not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
+        raise ValueError(
+            f'adapt.alpha={alpha!r} must be a number and not negative; 0 keeps the ratio, 1 the visible tokens'
+        )
     return dict(reference=reference, alpha=alpha)
 
 

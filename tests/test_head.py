@@ -239,3 +239,17 @@ def test_model_hands_both_masks_to_the_head_and_only_the_loss_counts():
         pixels = np.kron(tokens.numpy(), np.ones((16, 16)))[:, None]
         by_hand = (error.numpy() * pixels).sum() / pixels.sum() / 3
         assert logged[name].item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_reconstruction_of_a_model_with_normalised_targets_is_in_the_units_of_the_image():
+    model = SimMIM(backbone=TINY, head=dict(normalize_target=True))
+    with torch.no_grad():
+        model.head.decoder.weight.zero_()
+        model.head.decoder.bias.zero_()  # so that every patch is predicted by its mean
+    inputs = torch.randn(1, 3, 64, 64) * 7 + 20
+    picture = model.reconstruct(inputs, torch.ones(1, 4, 4, dtype=torch.uint8))
+    for i in range(4):
+        for j in range(4):
+            rows, columns = slice(16 * i, 16 * i + 16), slice(16 * j, 16 * j + 16)
+            mean = inputs[0, :, rows, columns].mean()
+            assert torch.allclose(picture[0, :, rows, columns], mean, rtol=1e-5)

@@ -247,7 +247,8 @@ def test_workers_that_started_with_the_loop_are_named(image_folder, workers):
         with pytest.raises(
             ValueError, match=r'starts the 2 workers of IterBasedTrainLoop before its hooks; .*num_workers=0'
         ):
-            runner.train()
+            runner.call_hook('before_train')
+        del runner.train_loop  # see Runner.train
         return
     assert [counts(batch) for batch in runner.train()] == [expected(ratio_at(i)) for i in range(18)]
 
@@ -281,6 +282,19 @@ def test_batch_sampler_of_the_config_still_shuffles_anew_each_epoch(image_folder
         return [batch['sample_idx'].tolist() for batch in seen]
 
     assert orders(MaskRatioHook(**RAMP)) == orders()
+
+
+class OwnBatchSampler(BatchSampler):
+    """MMEngine does not skip in samplers inside batch samplers that it does not know; it draws again."""
+
+
+@pytest.mark.parametrize('batches', [BatchSampler, OwnBatchSampler])
+@pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
+def test_batch_sampler_of_the_config_resumes_at_its_iteration(image_folder, sampler, batches):
+    dataset = folder(image_folder)
+    loader = DataLoader(dataset, batch_sampler=batches(sampler(dataset, seed=0), 2, drop_last=True))
+    runner = Runner(loader, MaskRatioHook(**RAMP), loop=IterBasedTrainLoop, max_iters=12, resume_from=5)
+    assert [counts(batch) for batch in runner.train()] == [expected(ratio_at(i)) for i in range(5, 12)]
 
 
 def test_local_and_global_ratio_each_have_a_ramp_and_a_name_in_the_log(image_folder):
@@ -377,32 +391,24 @@ def test_ratio_that_hides_all_in_the_end_is_found_at_the_start(image_folder):
             runner.call_hook('before_train')
 
 
-def is_refused(runner: Runner) -> bool:
-    try:
-        runner.call_hook('before_train')
-    except ValueError:
-        return True
-    return False
+@pytest.mark.parametrize(('start', 'end'), [(0.9, 1.0), (1.0, 0.9)])
+def test_ramp_to_or_from_one_runs_through(image_folder, start, end):
+    # Near its one end all is masked before the ratio is 1: of 0.994 ceil(89.5) of 90. The 1 asked for it.
+    loader = data_loader(folder(image_folder), workers=0)
+    seen = Runner(loader, MaskRatioHook(start, end, until=17), max_epochs=3, model=model_with_a_grid()).train()
+    for iteration, batch in enumerate(seen):
+        assert counts(batch) == expected(ratio_at(iteration, start, end, 0, 17))
+    assert {81, 90} == {counts(seen[0])[0], counts(seen[-1])[0]}
 
 
-def test_ramp_to_one_is_refused_at_the_start_or_runs_to_its_end(image_folder):
-    def runner():
-        loader = data_loader(folder(image_folder), workers=0)
-        return Runner(loader, MaskRatioHook(0.9, 1.0, until=17), max_epochs=3, model=model_with_a_grid())
-
-    if not is_refused(runner()):
-        seen = runner().train()  # at iteration 16 the ratio is 0.994: ceil(89.5) of 90
-        assert counts(seen[0]) == [81, 81] and counts(seen[-1]) == [90, 90]
-
-
-def test_ramp_from_zero_with_adapt_is_refused_at_the_start_or_runs_to_its_end(image_folder):
-    def runner():  # keep' = min(1, 2 keep): nothing is masked up to a ratio of 0.5
-        loader = data_loader(folder(image_folder, 0.9, adapt=dict(reference=(144, 160), alpha=0.5)), workers=0)
-        return Runner(loader, MaskRatioHook(0.0, 0.9, until=17), max_epochs=3, model=model_with_a_grid())
-
-    if not is_refused(runner()):
-        seen = runner().train()
-        assert counts(seen[0]) == [0, 0] and counts(seen[-1]) == [72, 72]
+@pytest.mark.parametrize(('start', 'end'), [(0.0, 0.9), (0.9, 0.0)])
+def test_ramp_to_or_from_zero_with_adapt_runs_through(image_folder, start, end):
+    # keep' = min(1, 2 keep): nothing is masked up to a ratio of 0.5. The 0 asked for it.
+    loader = data_loader(folder(image_folder, 0.9, adapt=dict(reference=(144, 160), alpha=0.5)), workers=0)
+    seen = Runner(loader, MaskRatioHook(start, end, until=17), max_epochs=3, model=model_with_a_grid()).train()
+    for iteration, batch in enumerate(seen):
+        assert counts(batch) == expected(max(0, 2 * ratio_at(iteration, start, end, 0, 17) - 1))
+    assert {0, 72} == {counts(seen[0])[0], counts(seen[-1])[0]}
 
 
 # A real run

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from simmim_plugin import PackSimMIMInputs, SimMIMMaskGenerator, average_distance
-from simmim_plugin.masking import masked_count
 from simmim_plugin.registry import TRANSFORMS
+from simmim_plugin.unit_masks import masked_count
 
 SIZES = [(192, 192), (224, 224), (384, 384), (192, 384)]
 
@@ -98,6 +98,13 @@ def test_takes_the_size_of_the_image(image):
     [
         (dict(mask_ratio=1.2), r'mask_ratio=1.2 is outside \[0, 1\]'),
         (dict(mask_ratio=-0.1), r'mask_ratio=-0.1 is outside'),
+        (dict(mask_ratio='0.5'), r"mask_ratio='0.5' must be a number in \[0, 1\]"),
+        (dict(local=dict(ratio='0.5', unit=32)), r"local.ratio='0.5' must be a number"),
+        (dict(local=dict(ratio=0.5, unit=32.0)), r'local.unit=32.0 must be a positive multiple of .* e.g. 32'),
+        (dict(adapt=dict(alpha='a')), r"adapt.alpha='a' must be a number"),
+        (dict(adapt=dict(alpha=float('nan'))), r'adapt.alpha=nan must be a number'),
+        (dict(mask_ratio=1e-12, input_size=64), r'mask_ratio=1e-12 masks nothing of an image of 64 x 64 px; raise it'),
+        (dict(input_size=224.0), r'input_size=224.0 must be one side'),
         (dict(mask_patch_size=40), r'mask_patch_size=40 must be a positive multiple of model_patch_size=16, e.g. 32'),
         (dict(mask_patch_size=8), r'mask_patch_size=8 must be .* e.g. 16'),
         (dict(model_patch_size=0), r'model_patch_size=0 must be'),
@@ -360,6 +367,18 @@ def test_ratio_that_the_message_advises_does_it(arguments, name, size):
     assert sample['mask'].any() and not sample['mask'].all()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'size'),
+    [
+        (dict(mask_ratio=0.5, mask_patch_size=32), 32),  # one unit
+        (dict(mask_ratio=0.8, mask_patch_size=224, adapt=dict(alpha=1)), 448),  # keep' = keep / 4 of 4 units
+    ],
+)
+def test_no_ratio_is_advised_where_none_would_do(arguments, size):
+    with pytest.raises(ValueError, match=r'masks all [14] units of .*; use smaller units, or 1 if all shall be masked'):
+        SimMIMMaskGenerator(**arguments, input_size=size)
+
+
 def test_region_that_is_the_whole_image_only_by_rounding_is_named():
     # ceil(0.9 * 4) = 4 units: all of the image, which a region_ratio below 1 does not ask for.
     with pytest.raises(ValueError, match=r'local.ratio=1 .*region_ratio'):
@@ -392,7 +411,7 @@ def test_region_that_is_the_whole_image_only_by_rounding_is_named():
         (dict(global_=dict(ratio=0.5, unit=-16)), r'^global_.unit=-16 must be a positive multiple'),
         (dict(local=dict(ratio=0.5, unit=32, region_ratio=0)), r'^local.region_ratio=0 is outside \(0, 1\]'),
         (dict(local=dict(ratio=0.5, unit=32, region_ratio=1.5)), r'^local.region_ratio=1.5 is outside .* 1 is the who'),
-        (dict(adapt=dict(alpha=-1)), r'^adapt.alpha=-1 must not be negative; 0 keeps the ratio'),
+        (dict(adapt=dict(alpha=-1)), r'^adapt.alpha=-1 must be a number and not negative; 0 keeps the ratio'),
         (dict(adapt=dict(reference=0)), r'^adapt.reference=0 must be a positive number of pixels, e.g. 224'),
         (dict(adapt=dict(reference=(224, -1))), r'^adapt.reference=\(224, -1\) must be'),
         (dict(adapt=dict(reference=(1, 2, 3))), r'^adapt.reference=\(1, 2, 3\) must be one side or \(height, width\)'),

@@ -1,0 +1,70 @@
+"""Masks made of square units of patches: drawing one, and measuring it."""
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+
+Mask = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # (h, w), 1 = masked
+
+
+def masked_count(ratio: float, units: int) -> int:
+    """ceil(ratio * units), free of floating-point residue: 0.07 of 100 units is 7, not 8."""
+    return math.ceil(round(ratio * units, 9))
+
+
+def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
+    """Rows and columns of units, `unit` patches a side, that cover a grid of patches; edge units may stick out."""
+    return math.ceil(grid[0] / unit), math.ceil(grid[1] / unit)
+
+
+def random_mask(
+    grid: tuple[int, int], unit: int, ratio: float, rng: Any = np.random, region_ratio: float = 1.0
+) -> Mask:
+    """Mask units chosen uniformly without replacement.
+
+    Args:
+        grid: Height and width of the mask in patches.
+        unit: Side of a unit in patches. Units that stick out at the lower and right edges are cut.
+        ratio: Share of the region's units to mask, in [0, 1]; exactly ceil(ratio * units) of them.
+        rng: Source of `permutation`; NumPy's global one is seeded in every worker by MMEngine.
+        region_ratio: Share of the units, chosen at random, that form the region; ceil(region_ratio * units) of them.
+
+    Returns:
+        (h, w), 1 = masked.
+    """
+    rows, columns = unit_grid(grid, unit)
+    units = np.zeros(rows * columns, dtype=np.uint8)
+    region = rng.permutation(units.size)[: masked_count(region_ratio, units.size)]
+    units[region[: masked_count(ratio, region.size)]] = 1
+    mask = units.reshape(rows, columns).repeat(unit, axis=0).repeat(unit, axis=1)
+    return np.ascontiguousarray(mask[: grid[0], : grid[1]])
+
+
+def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float) -> float:
+    """Ratio for an image of another size: keep' = keep * (reference_tokens / tokens)^alpha, keep = 1 - ratio.
+
+    Clipped to [0, 1]. With alpha 0 the ratio is constant, with alpha 1 the number of visible tokens is.
+    """
+    return 1 - min(1.0, (1 - ratio) * (reference_tokens / tokens) ** alpha)
+
+
+def average_distance(mask: Mask, patch_size: int) -> float:
+    """AvgDist (arXiv 2111.09886): mean distance of the masked pixels to the nearest visible one.
+
+    Args:
+        mask: (h, w) over the patches, 1 = masked.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        Pixels, Euclidean, between centres of pixels; 0 if nothing is masked.
+
+    Raises:
+        ValueError: Nothing is visible.
+    """
+    if mask.all():
+        raise ValueError('AvgDist is not defined where all is masked; use a smaller ratio')
+    pixels = mask.astype(np.uint8).repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+    distances = cv2.distanceTransform(pixels, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return float(distances.sum() / max(1, pixels.sum()))
