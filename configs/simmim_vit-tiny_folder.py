@@ -16,9 +16,15 @@ model = dict(
         patch_size=8,
     )
 )
+masks = dict(  # the named masks, for patches of 8 px in 64 px
+    simmim=dict(mask_patch_size=16, model_patch_size=8),
+    simultaneous=dict(local=dict(unit=16), global_=dict(unit=32), model_patch_size=8),
+    random_tokens=dict(mask_patch_size=8, model_patch_size=8),
+    blockwise=dict(input_size=8, num_masking_patches=24, min_num_patches=5),
+)
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].size = 64
-train_pipeline[3] = dict(type='SimMIMMaskGenerator', mask_patch_size=16, model_patch_size=8)
+train_pipeline[3].update(masks['simmim'])
 train_dataloader = dict(batch_size=128, num_workers=2, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 auto_scale_lr = dict(base_batch_size=128)

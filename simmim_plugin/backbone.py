@@ -182,7 +182,8 @@ class SimMIMViT(BaseModule):
         if mask.shape != (x.shape[0], *grid):
             raise ValueError(
                 f'mask of shape {tuple(mask.shape)} does not fit: expected {(x.shape[0], *grid)}, one value per patch; '
-                f'set model_patch_size={self.patch_size} in SimMIMMaskGenerator'
+                f'set model_patch_size={self.patch_size} in SimMIMMaskGenerator, or input_size (in patches) in '
+                'BEiTMaskGenerator'
             )
         weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
         return x * (1 - weight) + self.mask_token.to(x.dtype) * weight

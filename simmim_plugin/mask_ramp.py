@@ -1,5 +1,6 @@
 """Mask ratios that change during training."""
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader
@@ -112,6 +114,13 @@ class MaskRatioHook(Hook):
         until = runner.max_iters if self.until is None else self.until
         if until <= self.begin:
             raise ValueError(f'begin={self.begin} of MaskRatioHook must lie before the last iteration, {until}')
+        if until > runner.max_iters:
+            print_log(
+                f'MaskRatioHook: until={until} lies beyond the last iteration, {runner.max_iters}; the ramp of '
+                f'{self.argument} will not reach its end',
+                'current',
+                logging.WARNING,
+            )
         loader = runner.train_dataloader
         iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
         if loader.num_workers > 0 and getattr(iterator, '_iterator', None) is not None:  # MMEngine up to 0.10.7

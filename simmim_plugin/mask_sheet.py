@@ -40,7 +40,7 @@ class MaskStatistics(NamedTuple):
         shares = ', '.join(f'{names[name]} {100 * share:.1f} %' for name, share in self.shares.items())
         return (
             f'{self.masks} masks over {self.patches} patches: {shares}; AvgDist {self.average_distance:.1f} px '
-            '(SimMIM was best between 10 and 20)'
+            '(SimMIM at 224 px was best between 10 and 20)'
         )
 
 
@@ -58,7 +58,8 @@ def draw_masks(
         photos: Take the photos inside the scikit-image and scikit-learn wheels instead of the config's data.
 
     Raises:
-        ValueError: There is no mask in the pipeline, a number is not positive, or no picture format has `out`'s ending.
+        ValueError: There is no mask in the pipeline or it does not fit the model, a number is not positive, or no
+            picture format has `out`'s ending.
     """
     if os.path.splitext(out)[1].lower() not in Image.registered_extensions():
         raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
@@ -79,7 +80,14 @@ def draw_masks(
         raise ValueError('the training pipeline draws no mask; add SimMIMMaskGenerator, or give a pretraining config')
     names = [name for name in MASKS if name in samples[0]]
     masks = {name: torch.stack([sample[name] for sample in samples]) for name in names}
-    patch = samples[0]['inputs'].shape[-1] // masks['mask'].shape[-1]
+    sides = samples[0]['inputs'].shape[-2:]
+    patch = cfg.model.backbone.get('patch_size', 16)
+    if masks['mask'].shape[1:] != (sides[0] // patch, sides[1] // patch):
+        raise ValueError(
+            f'masks of {tuple(masks["mask"].shape[1:])} patches do not fit crops of {sides[0]} x {sides[1]} px and '
+            f'patch_size={patch} of the backbone; set model_patch_size={patch} in SimMIMMaskGenerator, or input_size '
+            '(in patches) in BEiTMaskGenerator'
+        )
     distances = [average_distance(mask.numpy(), patch) for mask in masks['mask']]
     shown = slice(0, rows * PAIRS)
     images = torch.stack([sample['inputs'] for sample in samples[shown]])

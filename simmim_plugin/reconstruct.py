@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.registry import TRANSFORMS, init_default_scope
@@ -11,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from simmim_plugin.checkpoint import load_pretrained
-from simmim_plugin.loading import MASKS, read_image
+from simmim_plugin.loading import MASKS, PHOTO_SUFFIXES, read_image
 from simmim_plugin.masking import SimMIMMaskGenerator
 from simmim_plugin.reconstruction_hook import fixed_seed, masked_loss
 from simmim_plugin.registry import SCOPE
@@ -66,21 +67,26 @@ def reconstruct_files(
         raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
     model, pipeline = load_pretrained(checkpoint, device)
     reading = {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
-    size = size or model.backbone.img_size
-    generator = _generator(pipeline, model.backbone.patch_size, size, mask_ratio)
+    size, patch = size or model.backbone.img_size, model.backbone.patch_size
+    if min(size) < 1 or size[0] % patch or size[1] % patch:
+        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in size)
+        raise ValueError(
+            f'--size {size[0]} {size[1]}: sides must be multiples of the patch, {patch} px; try --size {near}'
+        )
+    generator = _generator(pipeline, patch, size, mask_ratio)
     rows, losses = [], []
     with fixed_seed(seed):
         for path in images:
             image = read_image(path, **reading)
             if mask is not None:
                 holes = _holes(mask, tuple(image.shape[1:]), size)
-                masks = {'mask': F.max_pool2d(holes, model.backbone.patch_size)[0]}
+                masks = {'mask': F.max_pool2d(holes, patch)[0]}
             else:
                 drawn = generator({})
                 masks = {name: torch.from_numpy(drawn[name])[None] for name in MASKS if name in drawn}
             data = model.data_preprocessor(dict(inputs=_fit(image, size)[None], **masks))
             predicted = model.reconstruct(data['inputs'], data['mask'])
-            pixels = {name: pixel_mask(data[name], model.backbone.patch_size) for name in masks}
+            pixels = {name: pixel_mask(data[name], patch) for name in masks}
             losses.append(masked_loss(model, predicted, data['inputs'], pixels['mask']))
             pixels['filled'] = pixels['mask'] if mask is None else holes.to(predicted)
             denormalize = model.data_preprocessor.denormalize
@@ -118,7 +124,13 @@ def _generator(
 
 def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tuple[int, int]) -> torch.Tensor:
     """A user's mask, brought to the size of the model's input: (1, 1, H, W) float, 1 = hidden."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'--mask {os.fspath(path)}: no such file (from {os.getcwd()})')
     mask = read_image(path, channels=1)
+    if os.path.splitext(path)[1].lower() in PHOTO_SUFFIXES:
+        with Image.open(path) as file:
+            if 'A' in file.getbands():  # what is transparent was not painted
+                mask = mask * (torch.from_numpy(np.array(file.getchannel('A'))) > WHITE)
     if tuple(mask.shape[1:]) != image_size:
         raise ValueError(
             f'--mask {os.fspath(path)} has {mask.shape[1]} x {mask.shape[2]} px, the image {image_size[0]} x '

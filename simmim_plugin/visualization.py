@@ -70,7 +70,8 @@ def masked_images(images: Tensor, mask: Tensor, parts: tuple[Tensor, Tensor] | N
     local, whole = (part.to(images.dtype) for part in parts)
     colours = images.new_tensor((LOCAL_COLOUR, GLOBAL_COLOUR, BOTH_COLOUR)).view(3, 1, 3, 1, 1)
     tint = local * (1 - whole) * colours[0] + whole * (1 - local) * colours[1] + local * whole * colours[2]
-    return images * (1 - TINT * weight) + TINT * tint
+    grey = images.mean(dim=1, keepdim=True)  # so that the image's own colours are not taken for the masks'
+    return images * (1 - weight) + (1 - TINT) * weight * grey + TINT * tint
 
 
 def reconstruction_sheet(

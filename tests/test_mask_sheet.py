@@ -32,9 +32,26 @@ def test_bad_input_is_named(image_folder, tmp_path):
         draw_masks(cfg, tmp_path / 'masks.xyz')
     with pytest.raises(ValueError, match='--rows 0 and --masks 64 must be positive'):
         draw_masks(cfg, tmp_path / 'masks.png', rows=0)
+    cfg.model.backbone.patch_size = 8
+    with pytest.raises(
+        ValueError, match=r'masks of \(14, 14\) patches do not fit crops of 224 x 224 px and patch_size=8'
+    ):
+        draw_masks(cfg, tmp_path / 'masks.png', rows=1, measured=1)
     del cfg.train_dataloader.dataset.pipeline[3]
     with pytest.raises(ValueError, match='draws no mask'):
         draw_masks(cfg, tmp_path / 'masks.png')
+
+
+@pytest.mark.parametrize(('name', 'hidden'), [('simmim', 40), ('random_tokens', 48), ('blockwise', 24)])
+def test_named_masks_fit_the_tiny_config(image_folder, tmp_path, name, hidden):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(
+        f"_base_ = '{ROOT / 'configs/simmim_vit-tiny_folder.py'}'\n"
+        f'train_pipeline = _base_.train_pipeline\ntrain_pipeline[3] = _base_.masks.{name}\n'
+        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+    )
+    found = draw_masks(load_config(str(leaf), {'data_root': str(image_folder)}), tmp_path / 'm.png', 1, 4)
+    assert found.patches == 64 and found.shares['mask'] == hidden / 64
 
 
 @pytest.mark.slow

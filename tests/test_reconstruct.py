@@ -91,6 +91,16 @@ def test_bad_masks_are_named(save, photo, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             reconstruct_files(checkpoint, [photo], out, mask=tmp_path / name)
+    transparent = Image.new('LA', (128, 128), (255, 0))
+    transparent.save(tmp_path / 'transparent.png')
+    with pytest.raises(ValueError, match=r'transparent.png hides nothing'):
+        reconstruct_files(checkpoint, [photo], out, mask=tmp_path / 'transparent.png')
+    with pytest.raises(FileNotFoundError, match=r'--mask .*nothing.png: no such file'):
+        reconstruct_files(checkpoint, [photo], out, mask=tmp_path / 'nothing.png')
+    with pytest.raises(
+        ValueError, match=r'--size 50 60: sides must be multiples of the patch, 16 px; try --size 48 64'
+    ):
+        reconstruct_files(checkpoint, [photo], out, size=(50, 60))
     with pytest.raises(ValueError, match=r'--mask .*small.png and --mask-ratio 0.5 exclude each other'):
         reconstruct_files(checkpoint, [photo], out, mask_ratio=0.5, mask=tmp_path / 'small.png')
     with pytest.raises(ValueError, match=r'--mask-ratio 0.5: this model was trained with local and global masks'):

@@ -34,6 +34,10 @@ def main() -> None:
 
         cfg = launch.load_config(args.config, args.cfg_options)
         print(draw_masks(cfg, args.out, args.rows, args.masks, args.seed, args.photos))
+        for hook in cfg.get('custom_hooks', []):
+            if str(hook.get('type')).endswith('MaskRatioHook'):
+                argument = hook.get('argument', 'mask_ratio')
+                print(f'(with the ratios of the config; in training MaskRatioHook ramps {argument} from {hook.start})')
         print(f'picture: {args.out}')
 
 
