@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 from tqdm import tqdm
 
 from simmim_plugin.checkpoint import load_pretrained
 from simmim_plugin.curves import read_scalars
 from simmim_plugin.knn import knn_accuracy, pooled_features
-from simmim_plugin.launch import apply_options, load_config
+from simmim_plugin.launch import apply_options, load_config, training_data
 
 TRAIN = Path(__file__).resolve().parents[1] / 'tools' / 'train.py'
 SCRATCH = 'scratch'
@@ -54,7 +54,8 @@ class Settings:
 def at_size(cfg: Config, size: Config) -> Config:
     """Lay a config of another size over a leaf; lengths of crops and masks follow its `img_size` and `patch_size`.
 
-    What a mask states in pixels is scaled with the patch, so that a unit stays as many patches wide.
+    What a mask states in pixels is scaled with the patch, so that a unit stays as many patches wide. What the size
+    states wins over the leaf.
 
     Args:
         cfg: The leaf; it is changed.
@@ -64,7 +65,7 @@ def at_size(cfg: Config, size: Config) -> Config:
     cfg.merge_from_dict(size.to_dict())
     backbone = cfg.model.backbone
     scale = backbone.patch_size / patch
-    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline = training_data(cfg).pipeline
     for transform in pipeline:
         kind = transform.type.split('.')[-1].split('/')[-1]
         if kind == 'RandomResizedCrop':
@@ -108,16 +109,19 @@ def ablate(leaves: Sequence[str], seeds: Sequence[int], settings: Settings, scra
     rows = {Path(leaf).stem: leaf for leaf in leaves}
     if len(rows) < len(leaves):
         raise ValueError(f'leaves must differ in their file names, got {", ".join(leaves)}')
-    if not (Path(settings.data_root) / 'train').is_dir() or not (Path(settings.data_root) / 'val').is_dir():
-        raise ValueError(f'--data-root {settings.data_root}: needs the folders train and val, with a folder per class')
+    classes = [_class_folders(settings.data_root, split) for split in ('train', 'val')]
+    if not classes[0] or classes[0] != classes[1]:
+        raise ValueError(
+            f'--data-root {settings.data_root}: needs the folders train and val, with the same folders of classes in '
+            f'both; found {classes[0]} and {classes[1]}'
+        )
     names = [*rows, *([SCRATCH] if scratch else [])]
-    tasks = [(name, seed) for seed in seeds for name in names]  # all rows of a seed before the next: comparable early
+    tasks = {(name, seed): _configs(rows.get(name), seed, settings) for seed in seeds for name in names}
+    stages = sum(1 if pretrain is None else 2 for pretrain, _ in tasks.values())
     results: dict[tuple[str, int], dict] = {}
-    stages = sum(1 if name == SCRATCH else 2 for name, _ in tasks)
+    processes: set[subprocess.Popen] = set()
     with ThreadPoolExecutor(settings.jobs) as pool, tqdm(total=stages, unit='stage') as progress:
-        futures = {
-            pool.submit(_run, name, rows.get(name), seed, settings, progress): (name, seed) for name, seed in tasks
-        }
+        futures = {pool.submit(_run, task, *tasks[task], settings, processes, progress): task for task in tasks}
         try:
             for future in as_completed(futures):
                 name, seed = futures[future]
@@ -125,63 +129,106 @@ def ablate(leaves: Sequence[str], seeds: Sequence[int], settings: Settings, scra
                 progress.write(f'{name}, seed {seed}: fine-tuned {results[name, seed]["finetune"]:.1f} %')
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(processes):
+                process.terminate()
             raise
     return {name: [{'seed': seed, **results[name, seed]} for seed in seeds] for name in names}
 
 
-def _run(name: str, leaf: str | None, seed: int, settings: Settings, progress: tqdm) -> dict[str, Any]:
-    """One row with one seed: pretrain, k-NN, fine-tune; what is there already is not done again."""
-    folder = settings.out / name / f'seed_{seed}'
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = None
-    done = _read(folder / 'result.json')
-    if leaf is not None:
-        cfg = load_config(leaf)
-        if settings.size:
-            cfg = at_size(cfg, Config.fromfile(settings.size))
-        apply_options(cfg, settings.options)
-        cfg.data_root = cfg.train_dataloader.dataset.data_root = str(Path(settings.data_root) / 'train')
-        cfg.randomness.seed = seed
-        checkpoint = str(folder / 'pretrain' / f'epoch_{cfg.train_cfg.max_epochs}.pth')
-        _stage(cfg, folder / 'pretrain', 'pretrain_seconds', done, settings)
-        progress.update()
-        _write(folder / 'result.json', done)
+def _class_folders(data_root: str, split: str) -> list[str]:
+    folder = Path(data_root) / split
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | None, Config]:
+    """Configs of pretraining (None: from scratch) and fine-tuning, checked before anything is run.
+
+    Raises:
+        ValueError: They are no such configs, or their backbones differ in size.
+    """
     tuned = Config.fromfile(settings.finetune)
-    classes = sorted(path.name for path in (Path(settings.data_root) / 'train').iterdir() if path.is_dir())
-    tuned.model.head.num_classes = len(classes)
+    if 'head' not in tuned.get('model', {}) or 'val_dataloader' not in tuned:
+        raise ValueError(f'--finetune {settings.finetune} is no config of fine-tuning with a head and a val_dataloader')
+    tuned.model.head.num_classes = len(_class_folders(settings.data_root, 'train'))
     for loader in (tuned.train_dataloader, tuned.val_dataloader):
         loader.dataset.data_root = settings.data_root
     tuned.randomness.seed = seed
-    if checkpoint is not None:
+    if leaf is None:
+        return None, tuned
+    cfg = load_config(leaf)
+    dataset = training_data(cfg)
+    if 'backbone' not in cfg.get('model', {}) or 'pipeline' not in dataset or 'max_epochs' not in cfg.train_cfg:
+        raise ValueError(f'{leaf} is no pretraining config that counts epochs, such as configs/simmim_vit-b.py')
+    if settings.size:
+        cfg = at_size(cfg, Config.fromfile(settings.size))
+    apply_options(cfg, settings.options)
+    cfg.data_root = training_data(cfg).data_root = str(Path(settings.data_root) / 'train')
+    cfg.randomness.seed = seed
+    for key in ('arch', 'img_size', 'patch_size', 'in_channels'):
+        ours, theirs = cfg.model.backbone.get(key), tuned.model.backbone.get(key)
+        if ours != theirs:
+            raise ValueError(
+                f'{key} of the backbone is {ours} in {leaf} at this size and {theirs} in {settings.finetune}: the '
+                'weights would not be loaded; give a --finetune config of the same size'
+            )
+    return cfg, tuned
+
+
+def _run(
+    task: tuple[str, int],
+    pretrain: Config | None,
+    tuned: Config,
+    settings: Settings,
+    processes: set[subprocess.Popen],
+    progress: tqdm,
+) -> dict[str, Any]:
+    """One row with one seed: pretrain, k-NN, fine-tune; what is there already is not done again."""
+    folder = settings.out / task[0] / f'seed_{task[1]}'
+    folder.mkdir(parents=True, exist_ok=True)
+    done = _read(folder / 'result.json')
+    if pretrain is not None:
+        _stage(pretrain, folder / 'pretrain', 'pretrain_seconds', done, settings, processes)
+        _write(folder / 'result.json', done)
+        progress.update()
+        checkpoint = str(folder / 'pretrain' / f'epoch_{pretrain.train_cfg.max_epochs}.pth')
         tuned.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
         if 'knn' not in done:
             done['knn'] = _knn(checkpoint, tuned)
             _write(folder / 'result.json', done)
-    _stage(tuned, folder / 'finetune', 'finetune_seconds', done, settings)
-    progress.update()
+    _stage(tuned, folder / 'finetune', 'finetune_seconds', done, settings, processes)
     done['finetune'] = _last_accuracy(folder / 'finetune')
     _write(folder / 'result.json', done)
+    progress.update()
     return done
 
 
-def _stage(cfg: Config, folder: Path, key: str, done: dict[str, Any], settings: Settings) -> None:
+def _stage(
+    cfg: Config,
+    folder: Path,
+    key: str,
+    done: dict[str, Any],
+    settings: Settings,
+    processes: set[subprocess.Popen],
+) -> None:
     """Train in a process of its own, going on from the last checkpoint; adds the last call's seconds to `done`."""
     path = folder.with_name(f'{folder.name}.py')
-    text = cfg.pretty_text
+    text = f'# {"bfloat16 autocast (--amp)" if settings.amp else "float32"}\n{cfg.pretty_text}'
     if path.is_file() and path.read_text(encoding='utf-8') != text:
         raise ValueError(f'{path} holds other settings than asked for now; choose another --out, or remove that folder')
     if key in done:
         return
     path.write_text(text, encoding='utf-8')
     threads = max(1, (os.cpu_count() or 1) // settings.jobs)
-    command = [sys.executable, str(TRAIN), str(path), '--work-dir', str(folder), '--resume']
+    command = [sys.executable, str(TRAIN), str(path), '--work-dir', str(folder), '--resume', *['--amp'] * settings.amp]
     log = path.with_suffix('.log')
     start = time.monotonic()
-    with log.open('w', encoding='utf-8') as output:
+    with log.open('a', encoding='utf-8') as output:
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
-        command += ['--amp'] * settings.amp
-        result = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if result.returncode:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        processes.add(process)
+        code = process.wait()
+        processes.discard(process)
+    if code:
         lines = [line for line in log.read_text(encoding='utf-8').splitlines() if line.startswith('error: ')]
         raise RuntimeError(f'{path} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
     done[key] = round(time.monotonic() - start, 1)
@@ -190,10 +237,11 @@ def _stage(cfg: Config, folder: Path, key: str, done: dict[str, Any], settings: 
 def _knn(checkpoint: str, finetune: Config) -> float:
     """k-NN accuracy on val of the frozen features, images cropped as for the fine-tuned model's evaluation."""
     model, _ = load_pretrained(checkpoint, 'cuda' if torch.cuda.is_available() else 'cpu')
-    init_default_scope('mmpretrain')
     features, labels = [], []
     for prefix in ('train', 'val'):
-        dataset = DATASETS.build({**finetune.val_dataloader.dataset.to_dict(), 'data_prefix': prefix})
+        dataset = DATASETS.build(
+            {'_scope_': 'mmpretrain', **finetune.val_dataloader.dataset.to_dict(), 'data_prefix': prefix}
+        )
         batches = (
             torch.stack([dataset[i]['inputs'] for i in range(start, min(start + KNN_BATCH, len(dataset)))])
             for start in range(0, len(dataset), KNN_BATCH)

@@ -39,8 +39,8 @@ class SimMIMHead(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if num_layers < 1:
-            raise ValueError(f'num_layers={num_layers} of SimMIMHead must be 1 (the published linear layer) or more')
+        if not isinstance(num_layers, int) or num_layers < 1:
+            raise ValueError(f'num_layers={num_layers!r} of SimMIMHead must be 1 (the published linear layer) or more')
         self.patch_size = patch_size
         self.out_channels = out_channels
         self.normalize_target = normalize_target
@@ -65,6 +65,13 @@ class SimMIMHead(BaseModule):
             _, mean, std = normalize_patches(self._rows(target))
             rows = rows * std + mean
         return F.pixel_shuffle(rows.permute(0, 3, 1, 2), self.patch_size)
+
+    def normalized(self, images: Tensor, reference: Tensor) -> Tensor:
+        """With `normalize_target`, images in units of each patch of the reference; else unchanged. (B, C, H, W) all."""
+        if not self.normalize_target:
+            return images
+        _, mean, std = normalize_patches(self._rows(reference))
+        return F.pixel_shuffle(((self._rows(images) - mean) / std).permute(0, 3, 1, 2), self.patch_size)
 
     def loss(self, features: Tensor, target: Tensor, mask: Tensor, **parts: Tensor | None) -> dict[str, Tensor]:
         """Decode the tokens that count and compare them with the image.

@@ -111,14 +111,14 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             raise ValueError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
         if ours and key not in RUNNER_KEYS and (places := _places(key, cfg)) and cfg[key] not in places.values():
             raise ValueError(f'config key {key!r} does nothing at the top level; did you mean {next(iter(places))!r}?')
-    if ours and cfg.get('train_pipeline') and cfg.train_pipeline != _training_data(cfg).get('pipeline'):
+    if ours and cfg.get('train_pipeline') and cfg.train_pipeline != training_data(cfg).get('pipeline'):
         print_log(
             f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that counts; '
             'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
             level=logging.WARNING,
         )
     apply_options(cfg, options or {})
-    dataset = _training_data(cfg)
+    dataset = training_data(cfg)
     if 'data_root' in dataset and dataset['data_root'] is None:
         dataset.data_root = cfg.get('data_root')
     elif 'data_root' in (options or {}) and dataset.get('data_root') != cfg.data_root:
@@ -136,10 +136,10 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         _check_option(cfg, key)
     cfg.merge_from_dict(dict(options))
     if any(key.split('.')[0] == 'train_pipeline' for key in options):
-        _training_data(cfg).pipeline = cfg.train_pipeline
+        training_data(cfg).pipeline = cfg.train_pipeline
 
 
-def _training_data(cfg: Config) -> Any:
+def training_data(cfg: Config) -> Any:
     """Config of the training data set itself, inside RepeatDataset and its like; {} if there is none."""
     dataset: Any = cfg.train_dataloader.dataset if cfg.get('train_dataloader') else {}
     while 'dataset' in dataset:
@@ -150,6 +150,8 @@ def _training_data(cfg: Config) -> Any:
 def _check_option(cfg: Config, key: str) -> None:
     node: Any = cfg
     parts = key.split('.')
+    if parts[0] == 'masks':
+        raise ValueError(f'--cfg-options {key}: masks only names recipes; set the one in use, train_pipeline.3')
     for depth, part in enumerate(parts):
         if isinstance(node, list | tuple):
             if not part.isdigit() or int(part) >= len(node):
@@ -179,6 +181,8 @@ def _places(word: str, cfg: Config) -> dict[str, Any]:
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items() if isinstance(node, Mapping) else ():
+            if key == 'masks' and not prefix:
+                continue  # named recipes: what is set there does nothing
             if key == word and prefix:
                 yield f'{prefix}{key}', value
             yield from walk(value, f'{prefix}{key}.')

@@ -1,5 +1,6 @@
 """Reconstruction losses: pure functions, and a module for configs."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -111,7 +112,8 @@ class ReconstructionLoss(nn.Module):
         scope: 'masked', the published one, counts masked pixels; 'all' every pixel. The squared error of all pixels is
             1 / (H W C) * sum of (x - p)^2, the formula of simultaneous masking (docs/masking.md).
         frequency_weight: Factor of `focal_frequency_loss` over the whole image, with the error of pixels that do not
-            count set to 0, as in A2MIM (arXiv 2205.13943, which uses 0.1). 0 leaves it out.
+            count set to 0. 0 leaves it out. The idea and the weight 0.1 are A2MIM's (arXiv 2205.13943), whose code
+            weights spectra averaged over the batch, and visible pixels by half.
         loss_weight: Factor on the result.
 
     Raises:
@@ -125,8 +127,8 @@ class ReconstructionLoss(nn.Module):
         _check_criterion(criterion)
         if scope not in SCOPES:
             raise ValueError(f'scope={scope!r} is unknown; choose one of {", ".join(map(repr, SCOPES))}')
-        if frequency_weight < 0:
-            raise ValueError(f'frequency_weight={frequency_weight} must not be negative; A2MIM uses 0.1')
+        if not isinstance(frequency_weight, int | float) or not 0 <= frequency_weight < math.inf:
+            raise ValueError(f'frequency_weight={frequency_weight!r} must be a number from 0; A2MIM uses 0.1')
         self.criterion = criterion
         self.scope = scope
         self.frequency_weight = frequency_weight

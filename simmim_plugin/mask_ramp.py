@@ -100,8 +100,10 @@ class MaskRatioHook(Hook):
         schedule: str = 'linear',
     ) -> None:
         for name, value in (('start', start), ('end', end)):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f'{name}={value} of MaskRatioHook is outside [0, 1]')
+            if name == 'end' and value is None:
+                continue
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f'{name}={value!r} of MaskRatioHook is outside [0, 1]')
         if schedule not in SCHEDULES:
             raise ValueError(f'schedule={schedule!r} is unknown; choose one of {", ".join(map(repr, SCHEDULES))}')
         if begin < 0 or (until is not None and until <= begin):

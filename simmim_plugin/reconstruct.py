@@ -73,7 +73,12 @@ def reconstruct_files(
         raise ValueError(
             f'--size {size[0]} {size[1]}: sides must be multiples of the patch, {patch} px; try --size {near}'
         )
-    generator = _generator(pipeline, patch, size, mask_ratio)
+    if mask is not None and model.head.normalize_target:
+        raise ValueError(
+            f'--mask {os.fspath(mask)}: this model predicts patches normalised by their own mean and std '
+            '(normalize_target), which a hidden patch does not tell; use a model without'
+        )
+    generator = None if mask is not None else _generator(pipeline, patch, size, mask_ratio)
     rows, losses = [], []
     with fixed_seed(seed):
         for path in images:
@@ -81,7 +86,7 @@ def reconstruct_files(
             if mask is not None:
                 holes = _holes(mask, tuple(image.shape[1:]), size)
                 masks = {'mask': F.max_pool2d(holes, patch)[0]}
-            else:
+            elif generator is not None:
                 drawn = generator({})
                 masks = {name: torch.from_numpy(drawn[name])[None] for name in MASKS if name in drawn}
             data = model.data_preprocessor(dict(inputs=_fit(image, size)[None], **masks))

@@ -41,6 +41,8 @@ def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
 def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) -> float:
     """Mean of the head's criterion over masked pixels: comparable between losses of different scope or terms.
 
+    With the head's `normalize_target`, both are first put into units of the target's patches.
+
     Args:
         model: A `SimMIM`; a loss module of another kind than `ReconstructionLoss` is called as it is.
         prediction: (B, C, H, W), normalised.
@@ -48,6 +50,7 @@ def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) ->
         mask: (B, 1, H, W) over the pixels, 1 = masked.
     """
     module = model.head.loss_module
+    prediction, target = model.head.normalized(prediction, target), model.head.normalized(target, target)
     if isinstance(module, ReconstructionLoss):
         return float(reconstruction_loss(prediction, target, mask, module.criterion))
     return float(module(prediction, target, mask))

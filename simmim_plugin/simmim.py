@@ -54,7 +54,7 @@ class SimMIM(BaseModel):
         Args:
             inputs: (B, C, H, W).
             mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
-            mode: 'loss' gives `{'loss': scalar}`; 'tensor' gives the backbone's features without a mask.
+            mode: 'loss' gives what `SimMIMHead.loss` returns; 'tensor' gives the backbone's features without a mask.
             mask_local: With simultaneous masks, the local one; its error then goes into the log.
             mask_global: Likewise the global one. `mask` is their union.
 
@@ -76,5 +76,8 @@ class SimMIM(BaseModel):
         return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, local=mask_local, global_=mask_global)
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised."""
+        """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.
+
+        With the head's `normalize_target`, each patch is given its true mean and std, which the model does not know.
+        """
         return self.head(self.backbone(inputs, mask)[-1], inputs)

@@ -126,7 +126,16 @@ def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
     message = run(*command, leaves[0], leaves[0], ok=False)
     assert 'leaves must differ in their file names' in message
     message = run(*command, leaves[0], '--data-root', tmp_path, ok=False)
-    assert 'needs the folders train and val' in message
+    assert 'needs the folders train and val, with the same folders of classes in both; found [] and []' in message
+    wide = tmp_path / 'wide.py'
+    wide.write_text(f"_base_ = '{tmp_path / 'finetune.py'}'\nmodel = dict(backbone=dict(patch_size=4))\n")
+    message = run(*command, leaves[0], '--finetune', wide, '--out', tmp_path / 'o', ok=False)
+    assert 'patch_size of the backbone is 8 in' in message and 'the weights would not be loaded' in message
+    assert not list((tmp_path / 'o').glob('*/*'))
+    message = run(*command, leaves[0], '--finetune', leaves[0], ok=False)
+    assert 'is no config of fine-tuning' in message
+    message = run(*command, *leaves, '--seeds', 0, '--amp', ok=False)
+    assert 'holds other settings' in message
     message = run(*command, LEAVES / 'ratio_09.py', ok=False)
     assert "ratio_09.py' does not exist" in message
     message = run(

@@ -251,5 +251,5 @@ def test_which_losses_want_the_whole_image():
 def test_wrong_scope_and_weight_are_named():
     with pytest.raises(ValueError, match=r"scope='visible' is unknown; choose one of 'masked', 'all'"):
         ReconstructionLoss(scope='visible')
-    with pytest.raises(ValueError, match=r'frequency_weight=-0.1 must not be negative; A2MIM uses 0.1'):
+    with pytest.raises(ValueError, match=r'frequency_weight=-0.1 must be a number from 0; A2MIM uses 0.1'):
         ReconstructionLoss(frequency_weight=-0.1)

@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import shlex
+import signal
 import sys
 from datetime import date
 from pathlib import Path
@@ -54,11 +55,16 @@ def main() -> None:
         for path in (*args.leaves, args.finetune, *([size] if size else [])):
             if not Path(path).is_file():
                 raise FileNotFoundError(f'config {path!r} does not exist (from {Path.cwd()})')
-        if args.jobs < 1 or len(set(args.seeds)) < len(args.seeds):
-            raise ValueError(f'--jobs {args.jobs} must be positive, and --seeds {args.seeds} must differ')
+        if args.jobs < 1:
+            raise ValueError(f'--jobs {args.jobs} must be positive')
+        if len(set(args.seeds)) < len(args.seeds):
+            raise ValueError(f'--seeds {args.seeds} must differ')
         out = Path(args.out)
         settings = ablation.Settings(out, args.data_root, size, args.finetune, args.cfg_options, args.amp, args.jobs)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the runs end, too
         results = ablation.ablate(args.leaves, args.seeds, settings, args.scratch)
+        if (out / 'results.json').is_file():  # rows of earlier calls stay in the table
+            results = {**json.loads((out / 'results.json').read_text(encoding='utf-8')), **results}
         text = (
             f'{ablation.table(results)}\n\n'
             'Mean and range (lowest to highest) over the seeds; accuracy on val after the last epoch.\n\n'

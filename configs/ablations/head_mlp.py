@@ -1,7 +1,7 @@
 """A head of two layers; published: linear.
 
 Source:   arXiv 2111.09886, ablation of heads.
-Command:  python tools/ablate.py configs/ablations/head_mlp.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/head_mlp.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,7 +1,7 @@
 """L1 on patches normalised by their own mean and standard deviation, as MAE's target.
 
 Source:   arXiv 2111.06377 (MAE).
-Command:  python tools/ablate.py configs/ablations/loss_normalized_target.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/loss_normalized_target.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,7 +1,7 @@
 """Smooth L1 on masked pixels; published: l1.
 
 Source:   arXiv 2111.09886, ablation of targets.
-Command:  python tools/ablate.py configs/ablations/loss_smooth_l1.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/loss_smooth_l1.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

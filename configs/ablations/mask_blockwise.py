@@ -1,7 +1,7 @@
 """Rectangles over 75 of 196 tokens, as BEiT.
 
 Source:   arXiv 2106.08254 (BEiT).
-Command:  python tools/ablate.py configs/ablations/mask_blockwise.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/mask_blockwise.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,7 +1,7 @@
 """Only the global mask of simultaneous masking: 0.1 of the units of 64 px.
 
 Source:   the document on simultaneous masking, see docs/masking.md.
-Command:  python tools/ablate.py configs/ablations/mask_global.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/mask_global.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run at this size; small: docs/results.md.
 """

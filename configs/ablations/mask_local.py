@@ -1,7 +1,7 @@
 """Only the local mask of simultaneous masking: 0.75 of the units of 32 px.
 
 Source:   the document on simultaneous masking, see docs/masking.md.
-Command:  python tools/ablate.py configs/ablations/mask_local.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/mask_local.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run at this size; small: docs/results.md.
 """

@@ -1,7 +1,7 @@
 """Single tokens at ratio 0.75, as MAE.
 
 Source:   arXiv 2111.06377 (MAE).
-Command:  python tools/ablate.py configs/ablations/mask_random_tokens.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/mask_random_tokens.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,7 +1,7 @@
 """The published masks, as they are: the row that the others are compared with.
 
 Source:   arXiv 2111.09886.
-Command:  python tools/ablate.py configs/ablations/mask_simmim.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/mask_simmim.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run at this size; small: docs/results.md.
 """

@@ -1,7 +1,7 @@
 """Local and global masks at once; the published loss.
 
 Source:   the document on simultaneous masking, see docs/masking.md.
-Command:  python tools/ablate.py configs/ablations/mask_simultaneous.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/mask_simultaneous.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run at this size; small: docs/results.md.
 """

@@ -1,7 +1,7 @@
 """Mask ratio 0.5; published: 0.6.
 
 Source:   arXiv 2111.09886, ablation of mask ratios.
-Command:  python tools/ablate.py configs/ablations/ratio_05.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/ratio_05.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

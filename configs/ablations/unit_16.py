@@ -1,7 +1,7 @@
 """Mask units of 16 px; published: 32.
 
 Source:   arXiv 2111.09886, ablation of unit sizes.
-Command:  python tools/ablate.py configs/ablations/unit_16.py ... (docs/masking.md)
+Command:  python tools/ablate.py configs/ablations/unit_16.py --data-root /path/to/data
 Cost:     not measured.
 Expected: not run.
 """

@@ -27,7 +27,7 @@ model = dict(
     ),
 )
 
-load = dict(type='simmim_plugin.LoadImage', keep=8192)
+load = dict(type='simmim_plugin.LoadImage')
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,

@@ -20,4 +20,3 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=30)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-custom_hooks = [dict(type='ReconstructionHook', interval=30)]
