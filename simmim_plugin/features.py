@@ -17,8 +17,8 @@ from simmim_plugin.backbone import SimMIMViT
 from simmim_plugin.blocks import Block
 from simmim_plugin.checkpoint import load_pretrained
 from simmim_plugin.loading import read_image
-from simmim_plugin.reconstruct import transform_arguments
-from simmim_plugin.visualization import PANEL_PX, draw_table, to_display
+from simmim_plugin.reconstruct import reading_arguments
+from simmim_plugin.visualization import PANEL_PX, check_picture_name, draw_table, to_display
 
 COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root scale')
 LEAST_SIMILAR = 0.99  # a map in which all patches are alike shall look so
@@ -219,14 +219,13 @@ def draw_features(
         FileNotFoundError: There is no such checkpoint.
         ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
     """
-    if Image.registered_extensions().get(os.path.splitext(out)[1].lower()) not in Image.SAVE:
-        raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
+    check_picture_name(out)
     model, pipeline = load_pretrained(checkpoint, _checked_device(device))
     backbone = model.backbone
     if not isinstance(backbone, SimMIMViT):
         raise ValueError(f'checkpoint {os.fspath(checkpoint)!r} holds a {type(backbone).__name__}, not a SimMIMViT')
     numbers = _block_numbers(blocks, backbone.num_layers)
-    reading = {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
+    reading = reading_arguments(pipeline)
     stored = [read_image(path, **reading) for path in images]
     sizes = [input_size(image.shape[1:], size, backbone) for image in stored]
     points = [_checked_point(point, image, os.fspath(path)) for image, path in zip(stored, images)]

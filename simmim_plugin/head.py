@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.losses import normalize_patches, reconstruction_loss
 from simmim_plugin.registry import MODELS, build_part
+from simmim_plugin.visualization import pixel_mask
 
 
 @MODELS.register_module()
@@ -92,9 +93,8 @@ class SimMIMHead(BaseModule):
         rows = features.permute(0, 2, 3, 1)
         if getattr(self.loss_module, 'whole_image', False):
             prediction = self.decoder(rows)
-            pixels = mask.repeat_interleave(self.patch_size, 1).repeat_interleave(self.patch_size, 2).unsqueeze(1)
             images = [F.pixel_shuffle(x.permute(0, 3, 1, 2), self.patch_size) for x in (prediction, truth)]
-            losses = {'loss': self.loss_module(images[0], images[1], pixels)}
+            losses = {'loss': self.loss_module(images[0], images[1], pixel_mask(mask, self.patch_size))}
             counted: Tensor | slice = slice(None)
         else:
             counted = mask.flatten().nonzero().squeeze(1)  # (masked tokens,)

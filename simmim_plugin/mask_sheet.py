@@ -17,6 +17,7 @@ from simmim_plugin.unit_masks import average_distance
 from simmim_plugin.visualization import (
     PARTS_HEADING,
     Heading,
+    check_picture_name,
     draw_table,
     enlarged,
     masked_images,
@@ -61,8 +62,7 @@ def draw_masks(
         ValueError: There is no mask in the pipeline or it does not fit the model, a number is not positive, or no
             picture format has `out`'s ending.
     """
-    if os.path.splitext(out)[1].lower() not in Image.registered_extensions():
-        raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
+    check_picture_name(out)
     if rows < 1 or measured < 1:
         raise ValueError(f'--rows {rows} and --masks {measured} must be positive')
     init_default_scope(cfg.default_scope)

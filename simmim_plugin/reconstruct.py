@@ -16,7 +16,7 @@ from simmim_plugin.loading import MASKS, PHOTO_SUFFIXES, read_image
 from simmim_plugin.masking import SimMIMMaskGenerator
 from simmim_plugin.reconstruction_hook import fixed_seed, masked_loss
 from simmim_plugin.registry import SCOPE
-from simmim_plugin.visualization import pixel_mask, reconstruction_sheet
+from simmim_plugin.visualization import check_picture_name, pixel_mask, reconstruction_sheet
 
 WHITE = 127  # of 255; what is brighter in a mask is hidden
 
@@ -27,6 +27,11 @@ def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[s
         if str(transform.get('type')).split('.')[-1] == name:
             return {key: value for key, value in transform.items() if key != 'type'}
     return {}
+
+
+def reading_arguments(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `read_image` must be told to read images as the pipeline does."""
+    return {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
 
 
 @torch.no_grad()
@@ -61,12 +66,11 @@ def reconstruct_files(
     Raises:
         ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
     """
-    if os.path.splitext(out)[1].lower() not in Image.registered_extensions():
-        raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
+    check_picture_name(out)
     if mask is not None and mask_ratio is not None:
         raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
     model, pipeline = load_pretrained(checkpoint, device)
-    reading = {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
+    reading = reading_arguments(pipeline)
     size, patch = size or model.backbone.img_size, model.backbone.patch_size
     if min(size) < 1 or size[0] % patch or size[1] % patch:
         near = ' '.join(str(max(1, round(side / patch)) * patch) for side in size)

@@ -1,5 +1,6 @@
 """Pictures that people look at."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,12 @@ BOTH_COLOUR = (0.65, 0.35, 0.55)
 Heading = str | Sequence[tuple[str, tuple[float, float, float]]]  # plain, or words with their colours
 PARTS_HEADING = (('local', LOCAL_COLOUR), ('global', GLOBAL_COLOUR), ('both', BOTH_COLOUR))
 TINT = 0.75  # of the colour; the rest is the image, so that one sees what is hidden
+
+
+def check_picture_name(out: str | os.PathLike[str]) -> None:
+    """Raise ValueError where no picture can be written under that name, before the work is done."""
+    if Image.registered_extensions().get(os.path.splitext(out)[1].lower()) not in Image.SAVE:
+        raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
 
 
 def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
