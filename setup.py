@@ -17,6 +17,10 @@ EXTRAS = {
     'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.0.0,<2.3', 'mmpretrain>=1.2.0'],
     # Photos inside wheels, for the quickstart.
     'photos': ['scikit-image>=0.25', 'scikit-learn>=1.7'],
+    # Hugging Face models in the converter's tests, tables of features, ONNX export.
+    'hf': ['transformers>=4.40'],
+    'parquet': ['pyarrow'],
+    'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
     'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
 }
 
@@ -36,6 +40,7 @@ setup(
         'timm>=1.0.9',
         'numpy',
         'pillow>=10.1',
+        'safetensors',
         'tifffile',
         'imagecodecs',
         'matplotlib',

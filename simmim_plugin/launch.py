@@ -20,7 +20,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import DataLoader
 
-from simmim_plugin.checkpoint import load_file
+from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.log_processor import batch_size_of
 from simmim_plugin.registry import SCOPE
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from simmim_plugin.checkpoint import load_file
+from simmim_plugin.checkpoint_file import load_file
 
 # One step of plain SGD at rate 1 without decay, so that the change of a weight is its (averaged) gradient.
 # Each image's crop and mask depend on its index only, so that both runs see the same joint batch.

@@ -14,7 +14,8 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from simmim_plugin.checkpoint import load_file, load_pretrained
+from simmim_plugin.checkpoint import load_pretrained
+from simmim_plugin.checkpoint_file import load_file
 
 SMALL = [
     'model.backbone.arch.embed_dims=32',
