@@ -17,8 +17,8 @@ EXTRAS = {
     'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.0.0,<2.3', 'mmpretrain>=1.2.0'],
     # Photos inside wheels, for the quickstart.
     'photos': ['scikit-image>=0.25', 'scikit-learn>=1.7'],
-    # Hugging Face models in the converter's tests, tables of features, ONNX export.
-    'hf': ['transformers>=4.40'],
+    # Hugging Face models (MMPretrain 1.3.6 fails to import beside transformers 5), tables of features, ONNX export.
+    'hf': ['transformers>=4.40,<5'],
     'parquet': ['pyarrow'],
     'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
     'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
