@@ -263,6 +263,13 @@ def _checked_device(device: str) -> str:
     return device
 
 
+def block_arguments(words: Sequence[str] | None) -> Any:
+    """`--blocks` of the command line as `draw_features` and `FeatureExtractor` take it."""
+    if words is None:
+        return None
+    return 'all' if list(words) == ['all'] else [int(word) if word.isdecimal() else word for word in words]
+
+
 def _block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
     """Rising numbers from 1."""
     if blocks == 'all':

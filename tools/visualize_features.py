@@ -47,11 +47,9 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
     args = parser.parse_args()
     with launch.one_line_errors():
-        from simmim_plugin.features import draw_features
+        from simmim_plugin.features import block_arguments, draw_features
 
-        blocks = args.blocks
-        if blocks is not None:
-            blocks = 'all' if blocks == ['all'] else [int(b) if b.isdecimal() else b for b in blocks]
+        blocks = block_arguments(args.blocks)
         point = ask_point if args.click else args.point
         draw_features(args.checkpoint, args.images, args.out, point, blocks, args.size, args.device)
         print(f'picture: {args.out}')
