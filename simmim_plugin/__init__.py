@@ -25,11 +25,14 @@ __version__ = '0.1.0'
 
 _MODULE_OF = {
     'AutocastOptimWrapper': 'optim',
+    'BalancedAccuracy': 'metrics',
+    'FeatureExtractor': 'feature_extractor',
     'ImageFolder': 'datasets',
     'LinearWarmupLR': 'optim',
     'LoadImage': 'loading',
     'MaskRatioHook': 'mask_ramp',
     'PackagePhotos': 'datasets',
+    'ProbeHook': 'probe_hook',
     'PackSimMIMInputs': 'loading',
     'ReconstructionHook': 'reconstruction_hook',
     'ReconstructionLoss': 'losses',

@@ -1,15 +1,18 @@
 """SimMIMViT: the Vision Transformer of SimMIM, for pretraining (with a mask) and transfer (without)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.model.weight_init import update_init_info
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.blocks import LAYER_NORM_EPS, Block
+from simmim_plugin.pretrained import fit_state, load_pretrained_weights
 from simmim_plugin.registry import MODELS
 from simmim_plugin.relative_position import Grid, GridCache, RelativePositionBias
 
@@ -52,7 +55,8 @@ class SimMIMViT(BaseModule):
         with_cp: Recompute each block in the backward pass, to save memory.
         init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
-        init_cfg: MMEngine's, e.g. `dict(type='Pretrained', checkpoint=..., prefix='backbone.')`.
+        init_cfg: MMEngine's, e.g. `dict(type='Pretrained', checkpoint=...)`: a checkpoint of ours, or of another
+            project that `tools/convert_checkpoint.py` knows (see `load_pretrained_weights`).
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -223,14 +227,29 @@ class SimMIMViT(BaseModule):
                 for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
                     self.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
 
+    def init_weights(self) -> None:
+        """Initialise as `init_cfg` says; pretrained weights by `load_pretrained_weights`, which errors and reports."""
+        init_cfg: Any = getattr(self, 'init_cfg', None)
+        pretrained = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
+        if pretrained:
+            self.init_cfg = None  # MMEngine's own loading unpickles anything, and only warns when nothing fits
+        super().init_weights()
+        if pretrained:
+            load_pretrained_weights(self, init_cfg['checkpoint'], init_cfg.get('prefix'))
+            self.init_cfg = init_cfg
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, f'SimMIMViT: loaded from {init_cfg["checkpoint"]}')
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Give every block its copy of a pretrained shared bias table, where this model has one table per block."""
-        shared = f'{prefix}rel_pos_bias.relative_position_bias_table'
-        if self.rel_pos_bias is None and shared in state_dict:
-            table = state_dict.pop(shared)
-            for name, _ in self.named_parameters():
-                if name.endswith('.attn.relative_position_bias_table'):
-                    state_dict[f'{prefix}{name}'] = table
+        """Make weights of another grid, or with a shared bias table, fit; see `fit_state`."""
+        own = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
+        fitted = fit_state(self, own)
+        for name in own:
+            if name not in fitted.skipped:
+                del state_dict[prefix + name]
+        state_dict.update({prefix + name: value for name, value in fitted.state.items()})
+        if fitted.skipped or fitted.resized:
+            print_log(fitted.report('a state dict'), 'current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _frozen_parts(self) -> list[nn.Module]:

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
-from torch import Tensor
+from torch import Tensor, nn
 
-from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.backbone import SimMIMViT
+from simmim_plugin.checkpoint_file import NOTE, load_file, tensors_of
+from simmim_plugin.conversion import backbone_state
+from simmim_plugin.pretrained import Fitted, fit_state, noted_grid
 from simmim_plugin.registry import HOOKS, SCOPE, build_part
-
-NOTE = SCOPE  # key of the plain config in a checkpoint
 
 
 def check_fits(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], complete: bool) -> None:
@@ -74,7 +75,7 @@ def _pipeline_of(dataset: dict[str, Any]) -> list[dict[str, Any]]:
 
 @HOOKS.register_module()
 class SimMIMCheckpointHook(CheckpointHook):
-    """MMEngine's checkpoint hook, writing plain data only, and checking what is loaded.
+    """MMEngine's checkpoint hook, writing plain data only, and fitting or checking what is loaded.
 
     A checkpoint holds tensors, numbers and strings, so that it can be read without running code. The config of model
     and pipeline is among them: `tools/reconstruct.py CHECKPOINT` needs no config file.
@@ -89,21 +90,53 @@ class SimMIMCheckpointHook(CheckpointHook):
             checkpoint[NOTE] = dict(model=cfg['model'], pipeline=_pipeline_of(cfg['train_dataloader']['dataset']))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse a checkpoint of another architecture before anything of it is used, and restore the histories."""
+        """Before anything is used: on `resume` refuse another architecture, on `load_from` make the weights fit."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        state = checkpoint.get('state_dict', checkpoint)
-        state = {name.removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
-        check_fits(model.state_dict(), state, complete=bool(runner._resume))
+        if not runner._resume:
+            fit_checkpoint(model, checkpoint)
+            return
+        check_fits(model.state_dict(), tensors_of(checkpoint), complete=True)
         if 'message_hub' in checkpoint:
             hub = checkpoint['message_hub']
             hub['log_scalars'] = {name: _from_plain(value) for name, value in hub['log_scalars'].items()}
+
+
+def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Keep of a checkpoint what a model can take, its backbone's weights made to fit (`fit_state`), and report it.
+
+    Args:
+        model: One with a SimMIMViT in it; other models and their checkpoints are left alone.
+        checkpoint: Of any kind that `tools/convert_checkpoint.py` knows; its `state_dict` is replaced.
+
+    Raises:
+        ValueError: Nothing fits the backbone, or its shapes do not.
+    """
+    found = next(((name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)), None)
+    if found is None:
+        return
+    prefix, backbone = (f'{found[0]}.' if found[0] else ''), found[1]
+    tensors = tensors_of(checkpoint)
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    fitted = fit_state(backbone, own or backbone_state(tensors), noted_grid(checkpoint))
+    state = {prefix + name: value for name, value in fitted.state.items()}
+    skipped = [prefix + name for name in fitted.skipped]
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    for name, value in tensors.items():
+        if not name.startswith(prefix):
+            if shapes.get(name) == value.shape:
+                state[name] = value
+            else:
+                skipped.append(name)
+    kept = [name for name in shapes if name not in state]
+    print_log(Fitted(state, skipped, fitted.resized, kept).report('load_from'), 'current')
+    checkpoint['state_dict'] = state
 
 
 def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[Any, list[dict[str, Any]]]:
     """Rebuild a pretrained model from its checkpoint alone.
 
     Args:
-        path: A checkpoint written by `SimMIMCheckpointHook`.
+        path: A checkpoint of a pretraining, written by `SimMIMCheckpointHook`.
         device: Where the model shall live.
 
     Returns:
@@ -111,7 +144,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no checkpoint of this package.
+        ValueError: It is no checkpoint of this package, or of a classifier.
     """
     checkpoint = load_file(path)
     if NOTE not in checkpoint:
@@ -120,6 +153,12 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             "default_hooks.checkpoint of type 'SimMIMCheckpointHook', as all pretraining configs here have"
         )
     note = checkpoint[NOTE]
+    kind = str(note['model'].get('type')).split('.')[-1]
+    if kind != 'SimMIM':
+        raise ValueError(
+            f'checkpoint {os.fspath(path)!r} holds a {kind}, which reconstructs nothing; give one of a pretraining '
+            '(features: tools/extract_features.py, accuracy: tools/test.py)'
+        )
     model = build_part(note['model'])
     check_fits(model.state_dict(), checkpoint['state_dict'], complete=True)
     model.load_state_dict(checkpoint['state_dict'])

@@ -1,20 +1,17 @@
-"""What the command-line tools share: configs, processes, and errors in one line."""
+"""What the command-line tools share: processes, runners, and errors in one line."""
 
-import argparse
-import difflib
-import inspect
 import logging
 import os
+import platform
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -22,14 +19,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.log_processor import batch_size_of
-from simmim_plugin.registry import SCOPE
 
-# Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
-RUNNER_KEYS = {
-    *inspect.signature(Runner.__init__).parameters,
-    *('activation_checkpointing', 'compile', 'custom_imports', 'data_root', 'efficient_conv_bn_eval'),
-    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
-} - {'self', 'cfg'}
 FEW_ITERATIONS = 10
 
 
@@ -69,125 +59,6 @@ def message_of(error: Exception) -> str:
     name = type(error).__name__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text.rsplit(f'{name}: ', 1)[-1].strip() or name
-
-
-class _Options(DictAction):
-    """MMEngine's KEY=VALUE parser, with a message for what is none."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
-        if wrong := [value for value in values if '=' not in value]:
-            parser.error(f'--cfg-options wants KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, *args)
-
-
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add MMEngine's `--cfg-options KEY=VALUE ...`."""
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE', help='override config values'
-    )
-
-
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config, apply `--cfg-options`, and check the keys.
-
-    A top-level `data_root` goes to the training data set where that says `data_root=None`, as the configs here do: to
-    set it, in a leaf config or by an option, is enough.
-
-    Args:
-        path: The config file.
-        options: Dotted keys and values, from `mmengine.config.DictAction`.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: A key is unknown and looks misspelt, or names no place in the config.
-    """
-    if not os.path.isfile(path):
-        near = sorted(str(p) for p in Path(path).parent.glob('*.py')) if Path(path).parent.is_dir() else []
-        raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){_did_you_mean(path, near)}')
-    cfg = Config.fromfile(path)
-    ours = cfg.get('default_scope') == SCOPE
-    for key in cfg:
-        if key not in RUNNER_KEYS and (near := difflib.get_close_matches(key, RUNNER_KEYS, 1, 0.85)):
-            raise ValueError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
-        if ours and key not in RUNNER_KEYS and (places := _places(key, cfg)) and cfg[key] not in places.values():
-            raise ValueError(f'config key {key!r} does nothing at the top level; did you mean {next(iter(places))!r}?')
-    if ours and cfg.get('train_pipeline') and cfg.train_pipeline != training_data(cfg).get('pipeline'):
-        print_log(
-            f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that counts; '
-            'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
-            level=logging.WARNING,
-        )
-    apply_options(cfg, options or {})
-    dataset = training_data(cfg)
-    if 'data_root' in dataset and dataset['data_root'] is None:
-        dataset.data_root = cfg.get('data_root')
-    elif 'data_root' in (options or {}) and dataset.get('data_root') != cfg.data_root:
-        raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {dataset.get("type")}')
-    return cfg
-
-
-def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Put `--cfg-options` into a config; those of `train_pipeline` count for the training data.
-
-    Raises:
-        ValueError: A key names no place in the config.
-    """
-    for key in options:
-        _check_option(cfg, key)
-    cfg.merge_from_dict(dict(options))
-    if any(key.split('.')[0] == 'train_pipeline' for key in options):
-        training_data(cfg).pipeline = cfg.train_pipeline
-
-
-def training_data(cfg: Config) -> Any:
-    """Config of the training data set itself, inside RepeatDataset and its like; {} if there is none."""
-    dataset: Any = cfg.train_dataloader.dataset if cfg.get('train_dataloader') else {}
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
-
-
-def _check_option(cfg: Config, key: str) -> None:
-    node: Any = cfg
-    parts = key.split('.')
-    if parts[0] == 'masks':
-        raise ValueError(f'--cfg-options {key}: masks only names recipes; set the one in use, train_pipeline.3')
-    for depth, part in enumerate(parts):
-        if isinstance(node, list | tuple):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ValueError(f'--cfg-options {key}: {part!r} is no index into a list of {len(node)}')
-            node = node[int(part)]
-            continue
-        if not isinstance(node, Mapping | Config):
-            raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is a plain value, it has no {part!r}')
-        if part not in node:
-            top = depth == 0 and part in RUNNER_KEYS
-            if not top and depth < max(1, len(parts) - 1):  # a new last key is the component's to judge
-                names = sorted({*node, *RUNNER_KEYS}) if depth == 0 else sorted(node)
-                places = [f'; did you mean {place!r}?' for place in _places(part, cfg)][:1]
-                hint = ''.join(places) or _did_you_mean(part, names)
-                raise ValueError(f'unknown config key {key!r}: there is no {part!r}{hint}')
-            return
-        node = node[part]
-
-
-def _did_you_mean(word: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(word, names, 3, 0.5)
-    return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
-
-
-def _places(word: str, cfg: Config) -> dict[str, Any]:
-    """Places deeper in the config with that very name, and their values: `lr` -> `optim_wrapper.optimizer.lr`."""
-
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items() if isinstance(node, Mapping) else ():
-            if key == 'masks' and not prefix:
-                continue  # named recipes: what is set there does nothing
-            if key == word and prefix:
-                yield f'{prefix}{key}', value
-            yield from walk(value, f'{prefix}{key}.')
-
-    return dict(walk(cfg.to_dict(), ''))
 
 
 def prepare(
@@ -320,3 +191,15 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
             'current',
             logging.WARNING,
         )
+
+
+def hardware() -> str:
+    """Processor or GPU, number of cores, and version of PyTorch."""
+    name = platform.processor() or platform.machine()
+    cpu = Path('/proc/cpuinfo')
+    if cpu.is_file():
+        names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
+        name = names[0] if names else name
+    if torch.cuda.is_available():
+        name = f'{torch.cuda.get_device_name()}, {name}'
+    return f'{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}'

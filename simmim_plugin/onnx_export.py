@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.backbone import SimMIMViT
 from simmim_plugin.checkpoint import check_fits
 from simmim_plugin.checkpoint_file import NOTE, load_file
 from simmim_plugin.conversion import backbone_state
-from simmim_plugin.conversion_names import TABLE
+from simmim_plugin.pretrained import fit_state
 from simmim_plugin.registry import build_part
-from simmim_plugin.relative_position import resize_table
 
 PROTOBUF_LIMIT = 2**31  # bytes in one .onnx file; larger weights go into a second file
 BATCHES = (1, 3)
@@ -66,14 +64,10 @@ def load_backbone(
     if f'{norm}.weight' not in state:
         trained = 'avg_featmap' if norm == 'norm' else 'featmap, cls_token or raw'
         raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint has not; use {trained}')
-    for name, value in state.items():
-        if name.endswith(TABLE):
-            state[name] = resize_table(value, grid, backbone.grid)
-        elif name == 'pos_embed':
-            state[name] = resample_abs_pos_embed(value, list(backbone.grid), list(grid))
     state.setdefault('mask_token', torch.zeros_like(state['cls_token']))  # has no part without a mask
-    check_fits(backbone.state_dict(), state, complete=True)
-    backbone.load_state_dict(state)
+    fitted = fit_state(backbone, state, grid).state
+    check_fits(backbone.state_dict(), fitted, complete=True)
+    backbone.load_state_dict(fitted)
     return backbone.eval()
 
 

@@ -65,25 +65,25 @@ class LinearWarmupLR(LinearLR):
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     """The reference's fine-tuning schedule: linear warm-up, then a cosine that is not shifted by it, above one floor.
 
-    At iteration t, with T iterations in all, W of warm-up and `floor`, the same for every parameter group:
-    `floor + (lr - floor) * t / W` for t < W, then `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`. So the rate
-    falls a little at the end of the warm-up.
+    At iteration t, with T iterations in all and W of warm-up, where floor is `floor_ratio` of the highest rate of all
+    parameter groups: `floor + (lr - floor) * t / W` for t < W, then `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`.
+    So the rate falls a little at the end of the warm-up, and layers with a lower rate have the same floor.
 
     Args:
         optimizer: Optimiser or wrapper.
         warmup: Length of the warm-up, in iterations, or in epochs with `convert_to_iter_based=True`.
         end: Length of the schedule, likewise.
-        floor: Lowest rate, absolute.
+        floor_ratio: Lowest rate, as a share of the highest group's; it so follows the scaling to the total batch.
         kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
 
     Raises:
         ValueError: The warm-up is longer than the schedule.
     """
 
-    def __init__(self, optimizer: Any, warmup: int, end: int, floor: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, optimizer: Any, warmup: int, end: int, floor_ratio: float = 0.0, **kwargs: Any) -> None:
         if not 0 <= warmup <= end:
             raise ValueError(f'warmup={warmup} must lie between 0 and end={end}')
-        self.warmup, self.length, self.floor = warmup, end, floor
+        self.warmup, self.length, self.floor_ratio = warmup, end, floor_ratio
         super().__init__(optimizer, end=end, **kwargs)
 
     @classmethod
@@ -96,7 +96,10 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     def _get_value(self) -> list[float]:
         step = self.last_step
         share = step / self.warmup if step < self.warmup else (1 + math.cos(math.pi * step / self.length)) / 2
-        return [self.floor + (base - self.floor) * share for base in self.base_values]
+        # MMEngine's wrapper adds a group of its own behind the optimiser's, which is not scaled to the batch.
+        optimizer: Any = getattr(self.optimizer, 'optimizer', self.optimizer)
+        floor = self.floor_ratio * max(self.base_values[: len(optimizer.param_groups)])
+        return [floor + (base - floor) * share for base in self.base_values]
 
 
 def has_decay(name: str, parameter: nn.Parameter) -> bool:
@@ -110,33 +113,82 @@ def has_decay(name: str, parameter: nn.Parameter) -> bool:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class SimMIMOptimWrapperConstructor:
-    """Two parameter groups, with and without weight decay (see `has_decay`).
+    """Parameter groups with and without weight decay (see `has_decay`), and by layer with layer decay.
 
-    MMEngine's own makes one group per parameter where a `paramwise_cfg` is given, which keeps the optimiser from
-    working on many tensors at once.
+    Works on any model, of MMPretrain, MMDetection, MMSegmentation or none: what has a layer is asked of the submodule
+    with `get_layer_depth(name)`, the backbone; everything outside it has the full rate. MMEngine's own
+    constructors make one group per parameter, which keeps the optimiser from working on many tensors at once.
 
     Args:
         optim_wrapper_cfg: Config of the optimiser wrapper, with `optimizer`.
-        paramwise_cfg: None; MMEngine's `DefaultOptimWrapperConstructor` is the one for such wishes.
+        paramwise_cfg: None, or `dict(layer_decay_rate=0.65)`: the rate of layer i of L is lr * 0.65 ** (L - 1 - i),
+            with layer 0 what comes before the blocks, i + 1 block i, and L - 1 the rest (arXiv 2111.09886 fine-tunes
+            ViT-B so). A group says its `layer_id` and `lr_scale`.
 
     Raises:
-        ValueError: `paramwise_cfg` is given.
+        ValueError: `paramwise_cfg` has other keys, or the rate is not in (0, 1].
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
-        if paramwise_cfg:
+        wishes = dict(paramwise_cfg or {})
+        self.layer_decay_rate = wishes.pop('layer_decay_rate', 1.0)
+        if wishes:
             raise ValueError(
-                f"paramwise_cfg={paramwise_cfg} needs optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
+                f'paramwise_cfg={wishes}: this constructor knows layer_decay_rate only; for other wishes set '
+                "optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
             )
+        if not 0 < self.layer_decay_rate <= 1:
+            raise ValueError(f'layer_decay_rate={self.layer_decay_rate} is outside (0, 1]; the published value is 0.65')
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build optimiser and wrapper for the parameters that have gradients."""
+        """Build optimiser and wrapper for the parameters that have gradients.
+
+        Raises:
+            ValueError: Layer decay is asked for, and no part of the model knows its layers.
+        """
         cfg = {'type': 'OptimWrapper', **self.optim_wrapper_cfg}
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in named if has_decay(name, p)]
-        others = [p for name, p in named if not has_decay(name, p)]
-        print_log(f'Weight decay on {len(decayed)} tensors, none on {len(others)}', 'current')
-        groups: list[dict[str, Any]] = [dict(params=decayed), dict(params=others, weight_decay=0.0)]
-        optimizer = OPTIMIZERS.build({**cfg.pop('optimizer'), 'params': [group for group in groups if group['params']]})
-        return ROOT_OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=optimizer))
+        optimizer = dict(cfg.pop('optimizer'))
+        groups: dict[tuple[int | None, bool], list[nn.Parameter]] = {}
+        layers = self._layers(model)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                key = (layers.of(name) if layers else None, has_decay(name, parameter))
+                groups.setdefault(key, []).append(parameter)
+        settings: list[dict[str, Any]] = []
+        for (layer, decayed), parameters in sorted(groups.items(), key=lambda item: (item[0][0] or 0, not item[0][1])):
+            group: dict[str, Any] = dict(params=parameters)
+            if layer is not None and layers:
+                scale = self.layer_decay_rate ** (layers.count - 1 - layer)
+                group.update(lr=optimizer['lr'] * scale, lr_scale=scale, layer_id=layer)
+            settings.append(group if decayed else {**group, 'weight_decay': 0.0})
+        counts = [sum(len(p) for (_, decayed), p in groups.items() if decayed is wanted) for wanted in (True, False)]
+        told = f'; layer decay {self.layer_decay_rate} over {layers.count} layers' if layers else ''
+        print_log(f'Weight decay on {counts[0]} tensors, none on {counts[1]}{told}', 'current')
+        built = OPTIMIZERS.build({**optimizer, 'params': settings})
+        return ROOT_OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=built))
+
+    def _layers(self, model: nn.Module) -> '_Layers | None':
+        if self.layer_decay_rate == 1:
+            return None
+        for name, module in model.named_modules():
+            # MMPretrain's classifiers have a method of that name, too, which asks the backbone.
+            if hasattr(module, 'get_layer_depth') and not hasattr(module, 'backbone'):
+                return _Layers(module, f'{name}.' if name else '')
+        raise ValueError(
+            f'layer_decay_rate={self.layer_decay_rate}: no part of {type(model).__name__} has get_layer_depth; use a '
+            'backbone that has it, such as SimMIMViT, or leave layer_decay_rate out'
+        )
+
+
+class _Layers:
+    """Layers of all parameters of a model, by those of its backbone."""
+
+    def __init__(self, backbone: Any, prefix: str) -> None:
+        self.backbone, self.prefix = backbone, prefix
+        self.count: int = backbone.get_layer_depth('')[1]
+
+    def of(self, name: str) -> int:
+        if not name.startswith(self.prefix):
+            return self.count - 1
+        return self.backbone.get_layer_depth(name, self.prefix)[0]

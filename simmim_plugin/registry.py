@@ -19,9 +19,10 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
 
 MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'simmim')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'loading', 'masking')
-DATASETS = _child('dataset', root.DATASETS, 'datasets')
-HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'reconstruction_hook')
+DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels')
+HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'probe_hook', 'reconstruction_hook')
 LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
+METRICS = _child('metric', root.METRICS, 'metrics')
 OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'optim')
@@ -32,7 +33,6 @@ for _name in (
     'OPTIMIZERS',
     'VISUALIZERS',
     'VISBACKENDS',
-    'METRICS',
     'EVALUATOR',
     'MODEL_WRAPPERS',
 ):

@@ -41,6 +41,13 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         load_pretrained(tmp_path / 'whole.pth')
 
 
+def test_a_classifier_cannot_reconstruct(tmp_path):
+    note = dict(model=dict(type='mmpretrain.ImageClassifier', backbone=TINY), pipeline=[])
+    torch.save({'state_dict': {'w': torch.zeros(1)}, 'simmim_plugin': note}, tmp_path / 'fine.pth')
+    with pytest.raises(ValueError, match=r"fine.pth' holds a ImageClassifier, which reconstructs nothing"):
+        load_pretrained(tmp_path / 'fine.pth')
+
+
 def test_differences_are_in_words():
     model = {'a.weight': torch.zeros(2, 3), 'b': torch.zeros(1)}
     check_fits(model, {'a.weight': torch.zeros(2, 3)}, complete=False)

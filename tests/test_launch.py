@@ -5,25 +5,25 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from simmim_plugin import launch
+from simmim_plugin import config, launch
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
 
 def test_data_root_is_all_to_set(tmp_path):
-    assert launch.load_config(CONFIG, {'data_root': '/photos'}).train_dataloader.dataset.data_root == '/photos'
+    assert config.load_config(CONFIG, {'data_root': '/photos'}).train_dataloader.dataset.data_root == '/photos'
     leaf = tmp_path / 'mine.py'
     leaf.write_text(f"_base_ = {CONFIG!r}\ndata_root = '/mine'\n")
-    assert launch.load_config(str(leaf)).train_dataloader.dataset.data_root == '/mine'
+    assert config.load_config(str(leaf)).train_dataloader.dataset.data_root == '/mine'
 
 
 def test_data_root_of_the_data_set_itself_wins_and_nothing_is_ignored():
     options = {'train_dataloader.dataset.data_root': '/mine'}
-    assert launch.load_config(CONFIG, options).train_dataloader.dataset.data_root == '/mine'
+    assert config.load_config(CONFIG, options).train_dataloader.dataset.data_root == '/mine'
     with pytest.raises(
         ValueError, match=r"data_root='/x' has no place in .*quickstart.py, whose dataset is PackagePhotos"
     ):
-        launch.load_config(str(ROOT / 'configs/quickstart.py'), {'data_root': '/x'})
+        config.load_config(str(ROOT / 'configs/quickstart.py'), {'data_root': '/x'})
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_data_root_of_the_data_set_itself_wins_and_nothing_is_ignored():
 )
 def test_unknown_options_are_named(key, message):
     with pytest.raises(ValueError, match=message):
-        launch.load_config(CONFIG, {key: 1})
+        config.load_config(CONFIG, {key: 1})
 
 
 def test_options_that_exist_or_may_exist_pass():
-    cfg = launch.load_config(
+    cfg = config.load_config(
         CONFIG,
         {
             'train_cfg.max_epochs': 3,
@@ -60,23 +60,23 @@ def test_misspelt_key_in_a_file_is_named(tmp_path):
     leaf = tmp_path / 'typo.py'
     leaf.write_text(f'_base_ = {CONFIG!r}\noptim_wraper = dict(optimizer=dict(lr=1.0))\n')
     with pytest.raises(ValueError, match="unknown config key 'optim_wraper'; did you mean 'optim_wrapper'"):
-        launch.load_config(str(leaf))
+        config.load_config(str(leaf))
 
 
 def test_keys_and_pipelines_that_would_do_nothing_are_named(tmp_path, capsys):
     leaf = tmp_path / 'leaf.py'
     leaf.write_text(f'_base_ = {CONFIG!r}\nbatch_size = 16\n')
     with pytest.raises(ValueError, match=r"'batch_size' does nothing at the top .* mean 'train_dataloader.batch_size'"):
-        launch.load_config(str(leaf))
+        config.load_config(str(leaf))
     leaf.write_text(f'_base_ = {CONFIG!r}\nbatch_size = 16\ntrain_dataloader = dict(batch_size=batch_size)\n')
-    assert launch.load_config(str(leaf)).train_dataloader.batch_size == 16
+    assert config.load_config(str(leaf)).train_dataloader.batch_size == 16
     assert not capsys.readouterr().out
     leaf.write_text(
         f'_base_ = {CONFIG!r}\ntrain_pipeline = _base_.train_pipeline\ntrain_pipeline[3].mask_ratio = 0.9\n'
     )
-    launch.load_config(str(leaf))
+    config.load_config(str(leaf))
     assert 'train_pipeline' in capsys.readouterr().out
-    cfg = launch.load_config(CONFIG, {'train_pipeline.3.mask_ratio': 0.9})
+    cfg = config.load_config(CONFIG, {'train_pipeline.3.mask_ratio': 0.9})
     assert cfg.train_dataloader.dataset.pipeline[3].mask_ratio == 0.9
 
 
@@ -84,7 +84,7 @@ def test_schedules_that_do_not_fit_the_length_are_named():
     def said(**options):
         options = {key.replace('__', '.'): value for key, value in options.items()}
         return launch.schedule_warnings(
-            launch.load_config(CONFIG.replace('vit-b', options.pop('size', 'vit-b')), options)
+            config.load_config(CONFIG.replace('vit-b', options.pop('size', 'vit-b')), options)
         )
 
     assert said() == [] and said(size='vit-tiny') == []
@@ -94,7 +94,7 @@ def test_schedules_that_do_not_fit_the_length_are_named():
 
 def test_an_option_without_a_value_is_named(capsys):
     parser = argparse.ArgumentParser()
-    launch.add_cfg_options(parser)
+    config.add_cfg_options(parser)
     assert parser.parse_args(['--cfg-options', 'a.b=1']).cfg_options == {'a.b': 1}
     with pytest.raises(SystemExit):
         parser.parse_args(['--cfg-options', 'data_root', 'images'])
@@ -103,7 +103,7 @@ def test_an_option_without_a_value_is_named(capsys):
 
 def test_missing_config_suggests_near_ones():
     with pytest.raises(FileNotFoundError, match=r'simmim_vit-b.*does not exist.*did you mean .*simmim_vit-b\.py'):
-        launch.load_config(str(ROOT / 'configs/simmim_vit-bb.py'))
+        config.load_config(str(ROOT / 'configs/simmim_vit-bb.py'))
 
 
 def test_work_dir_that_cannot_be_written(tmp_path):
@@ -120,7 +120,7 @@ def test_work_dir_without_permission(tmp_path):
 
 
 def test_prepare_fills_in_the_command_line(tmp_path):
-    cfg = launch.load_config(CONFIG, {'load_from': 'start.pth'})
+    cfg = config.load_config(CONFIG, {'load_from': 'start.pth'})
     launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
     assert cfg.resume and cfg.load_from is None and cfg.work_dir == str(tmp_path)
     assert cfg.optim_wrapper.on_cpu
@@ -141,7 +141,7 @@ def test_learning_rate_follows_the_total_batch(gpus, counts, rate, tmp_path, mon
     from torch.utils.data import DataLoader
 
     options = {'optim_wrapper.accumulative_counts': counts}
-    cfg = launch.load_config(str(ROOT / 'configs/simmim_vit-b.py'), options)
+    cfg = config.load_config(str(ROOT / 'configs/simmim_vit-b.py'), options)
     launch.prepare(cfg, 'x.py', str(tmp_path))
     runner = Runner.__new__(Runner)
     runner.cfg, runner._world_size, runner._train_dataloader = cfg, gpus, cfg.train_dataloader
@@ -174,7 +174,7 @@ def test_every_config_builds_its_model_and_pipeline(tmp_path):
 
     init_default_scope('simmim_plugin')
     for path in sorted((ROOT / 'configs').glob('*.py')):
-        cfg = launch.load_config(str(path))
+        cfg = config.load_config(str(path))
         with torch.device('meta'):
             model = MODELS.build(cfg.model)
         channels = model.backbone.in_channels

@@ -5,7 +5,7 @@ from conftest import ROOT
 from PIL import Image
 from test_train import run
 
-from simmim_plugin.launch import load_config
+from simmim_plugin.config import load_config
 from simmim_plugin.mask_sheet import draw_masks
 from simmim_plugin.visualization import GAP_PX, HEADER_PX
 

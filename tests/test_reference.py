@@ -11,7 +11,7 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
 from simmim_plugin import SimMIMOptimWrapperConstructor, SimMIMViT, WarmupCosineLR
-from simmim_plugin.launch import load_config
+from simmim_plugin.config import load_config
 from simmim_plugin.optim import has_decay
 
 
@@ -125,7 +125,7 @@ def test_finetuning_schedule():
     by_layer = reference['lr_by_layer_id']
     groups = [dict(params=[nn.Parameter(torch.zeros(1))], lr=5e-3 * 0.65 ** (13 - int(layer))) for layer in by_layer]
     wrapper = OptimWrapper(torch.optim.SGD(groups, lr=5e-3))
-    schedule = dict(type='WarmupCosineLR', warmup=20, end=100, floor=1e-6, convert_to_iter_based=True)
+    schedule = dict(type='WarmupCosineLR', warmup=20, end=100, floor_ratio=2e-4, convert_to_iter_based=True)
     seen = rates([schedule], wrapper, reference['iters_per_epoch'], reference['epochs'])
     for group, (layer, expected) in enumerate(by_layer.items()):
         for iteration, rate in expected.items():

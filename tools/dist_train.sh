@@ -20,4 +20,4 @@ shift 2
 exec "$python" -m torch.distributed.run \
     --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \
-    "$here/train.py" "$config" --launcher pytorch "$@"
+    "${SCRIPT:-$here/train.py}" "$config" "$@" --launcher pytorch

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin import config, launch
 
 EXAMPLE = """example:
   python tools/train.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
@@ -28,13 +28,13 @@ def main() -> None:
         help='go on from PATH, or the last checkpoint in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
-    launch.add_cfg_options(parser)
+    config.add_cfg_options(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='set by the scripts')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors() as folders:
-        cfg = launch.load_config(args.config, args.cfg_options)
+        cfg = config.load_config(args.config, args.cfg_options)
         launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher)
         folders.append(cfg.work_dir)
         launch.build_runner(cfg).train()

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin import config, launch
 
 EXAMPLE = """example:
   python tools/visualize_masks.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument(
         '--photos', action='store_true', help='photos inside the scikit-image wheel instead of the data of the config'
     )
-    launch.add_cfg_options(parser)
+    config.add_cfg_options(parser)
     args = parser.parse_args()
     with launch.one_line_errors():
         from simmim_plugin.mask_sheet import draw_masks
 
-        cfg = launch.load_config(args.config, args.cfg_options)
+        cfg = config.load_config(args.config, args.cfg_options)
         print(draw_masks(cfg, args.out, args.rows, args.masks, args.seed, args.photos))
         for hook in cfg.get('custom_hooks', []):
             if str(hook.get('type')).endswith('MaskRatioHook'):

@@ -1,0 +1,41 @@
+"""What every fine-tuning here shares: a SimMIMViT with a linear classifier, layer decay, the schedule's shape.
+
+Give the checkpoint of the pretraining by `load_from`; without it, training starts from scratch.
+"""
+
+_base_ = '../../_base_/runtime.py'
+
+default_scope = 'mmpretrain'
+data_root = None
+
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=None, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=False),
+    backbone=dict(
+        type='simmim_plugin.SimMIMViT',
+        drop_path_rate=0.1,
+        use_shared_rel_pos_bias=False,
+        use_rel_pos_bias=True,  # one table per block, each a copy of the pretrained shared one at first
+        out_type='avg_featmap',  # mean of the patch tokens through a new norm; the pretrained one is not loaded
+        init_cut=2.0,
+    ),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=None,  # the number of folders in the training data
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),  # 0.02, times 0.001
+    ),
+)
+val_evaluator = [dict(type='Accuracy', topk=(1, 5)), dict(type='simmim_plugin.BalancedAccuracy')]
+test_evaluator = val_evaluator
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(
+    type='simmim_plugin.AutocastOptimWrapper',
+    optimizer=dict(type='AdamW', betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+    constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
+)
+custom_hooks = []
+log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')
+default_hooks = dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', save_best='accuracy/top1'))

@@ -1,0 +1,16 @@
+"""Fine-tune ViT-B/16 with the labels of 1 % of ImageNet-1k's training images, the same share of each class.
+
+The images are chosen by a seed, not those of SimCLR's list.
+
+Source:   the recipe of vit-b_in1k.py; for this share no figure is published.
+Command:  tools/dist_train.sh configs/finetune/vit-b_in1k_1pct.py 8 \
+              --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'vit-b_in1k.py'
+
+train_dataloader = dict(
+    dataset=dict(_delete_=True, type='simmim_plugin.FewLabels', fraction=0.01, dataset=_base_.train_dataloader.dataset)
+)

@@ -1,0 +1,192 @@
+"""Reading configs: `--cfg-options`, misspelt keys, and what a data folder says by itself."""
+
+import argparse
+import difflib
+import inspect
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from simmim_plugin.registry import SCOPE
+
+# Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
+RUNNER_KEYS = {
+    *inspect.signature(Runner.__init__).parameters,
+    *('activation_checkpointing', 'compile', 'custom_imports', 'data_root', 'efficient_conv_bn_eval'),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
+} - {'self', 'cfg'}
+
+
+class _Options(DictAction):
+    """MMEngine's KEY=VALUE parser, with a message for what is none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
+        if wrong := [value for value in values if '=' not in value]:
+            parser.error(f'--cfg-options wants KEY=VALUE, got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, *args)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add MMEngine's `--cfg-options KEY=VALUE ...`."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE', help='override config values'
+    )
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config, apply `--cfg-options`, and check the keys.
+
+    A top-level `data_root` goes to the data sets that say `data_root=None`, as the configs here do: to set it, in a
+    leaf config or by an option, is enough. Of a classifier with `num_classes=None` the classes are the folders of the
+    training data, see `fill_in_data`.
+
+    Args:
+        path: The config file.
+        options: Dotted keys and values, from `mmengine.config.DictAction`.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A key is unknown and looks misspelt, or names no place in the config.
+    """
+    if not os.path.isfile(path):
+        near = sorted(str(p) for p in Path(path).parent.glob('*.py')) if Path(path).parent.is_dir() else []
+        raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){_did_you_mean(path, near)}')
+    cfg = Config.fromfile(path)
+    ours = cfg.get('default_scope') == SCOPE
+    for key in cfg:
+        if key not in RUNNER_KEYS and (near := difflib.get_close_matches(key, RUNNER_KEYS, 1, 0.85)):
+            raise ValueError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
+        if ours and key not in RUNNER_KEYS and (places := _places(key, cfg)) and cfg[key] not in places.values():
+            raise ValueError(f'config key {key!r} does nothing at the top level; did you mean {next(iter(places))!r}?')
+    if ours and cfg.get('train_pipeline') and cfg.train_pipeline != training_data(cfg).get('pipeline'):
+        print_log(
+            f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that counts; '
+            'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
+            level=logging.WARNING,
+        )
+    apply_options(cfg, options or {})
+    fill_in_data(cfg)
+    if 'data_root' in (options or {}) and cfg.data_root not in (data.get('data_root') for data in _datasets(cfg)):
+        kind = training_data(cfg).get('type')
+        raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {kind}')
+    return cfg
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Put `--cfg-options` into a config; those of `train_pipeline` count for the training data.
+
+    Raises:
+        ValueError: A key names no place in the config.
+    """
+    for key in options:
+        _check_option(cfg, key)
+    cfg.merge_from_dict(dict(options))
+    if any(key.split('.')[0] == 'train_pipeline' for key in options):
+        training_data(cfg).pipeline = cfg.train_pipeline
+
+
+def training_data(cfg: Config) -> Any:
+    """Config of the training data set itself, see `innermost`; {} if there is none."""
+    return innermost(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else {}
+
+
+def _datasets(cfg: Config) -> list[Any]:
+    """Configs of the data sets themselves, of training, validation and test."""
+    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
+    return [innermost(loader.dataset) for loader in loaders if loader]
+
+
+def innermost(dataset: Any) -> Any:
+    """Config of the data set itself, inside RepeatDataset and its like."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def fill_in_data(cfg: Config) -> None:
+    """Put the top-level `data_root` where a data set has None, and the number of classes where a classifier has None.
+
+    Classes are the folders of the training data. Where there are fewer than five, top-5 accuracy is left out.
+
+    Raises:
+        ValueError: There are no folders, or validation or test data have others than the training data.
+    """
+    for dataset in _datasets(cfg):
+        if 'data_root' in dataset and dataset['data_root'] is None:
+            dataset.data_root = cfg.get('data_root')
+    head: Any = (cfg.get('model') or {}).get('head') or {}
+    if 'num_classes' not in head or head['num_classes'] is not None or training_data(cfg).get('data_root') is None:
+        return
+    train, *others = [(data, class_folders(data)) for data in _datasets(cfg)]
+    for data, classes in [train, *others]:
+        if not classes or classes != train[1]:
+            wanted = f'folders {", ".join(train[1])} as in the training data' if train[1] else 'a folder per class'
+            raise ValueError(
+                f'{os.path.join(data.data_root, data.get("data_prefix", ""))!r} must have {wanted}, found '
+                f'{", ".join(classes) or "none"}; data_root is the folder that has train/ and val/'
+            )
+    head.num_classes = len(train[1])
+    if cfg.model.get('data_preprocessor'):
+        cfg.model.data_preprocessor.num_classes = head.num_classes
+    for name in ('val_evaluator', 'test_evaluator'):
+        metrics: Any = cfg.get(name) or []
+        listed: list[Any] = [metrics] if isinstance(metrics, Mapping) else metrics
+        for metric in listed:
+            if 'topk' in metric:
+                topk = metric['topk'] if isinstance(metric['topk'], Sequence) else [metric['topk']]
+                metric['topk'] = [k for k in topk if k <= head.num_classes]
+
+
+def class_folders(dataset: Mapping[str, Any]) -> list[str]:
+    """Names of the folders of a data set's config, sorted."""
+    folder = Path(dataset['data_root'] or '', dataset.get('data_prefix', ''))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    node: Any = cfg
+    parts = key.split('.')
+    if parts[0] == 'masks':
+        raise ValueError(f'--cfg-options {key}: masks only names recipes; set the one in use, train_pipeline.3')
+    for depth, part in enumerate(parts):
+        if isinstance(node, list | tuple):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ValueError(f'--cfg-options {key}: {part!r} is no index into a list of {len(node)}')
+            node = node[int(part)]
+            continue
+        if not isinstance(node, Mapping | Config):
+            raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is a plain value, it has no {part!r}')
+        if part not in node:
+            top = depth == 0 and part in RUNNER_KEYS
+            if not top and depth < max(1, len(parts) - 1):  # a new last key is the component's to judge
+                names = sorted({*node, *RUNNER_KEYS}) if depth == 0 else sorted(node)
+                places = [f'; did you mean {place!r}?' for place in _places(part, cfg)][:1]
+                hint = ''.join(places) or _did_you_mean(part, names)
+                raise ValueError(f'unknown config key {key!r}: there is no {part!r}{hint}')
+            return
+        node = node[part]
+
+
+def _did_you_mean(word: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(word, names, 3, 0.5)
+    return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+
+
+def _places(word: str, cfg: Config) -> dict[str, Any]:
+    """Places deeper in the config with that very name, and their values: `lr` -> `optim_wrapper.optimizer.lr`."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            if key == 'masks' and not prefix:
+                continue  # named recipes: what is set there does nothing
+            if key == word and prefix:
+                yield f'{prefix}{key}', value
+            yield from walk(value, f'{prefix}{key}.')
+
+    return dict(walk(cfg.to_dict(), ''))

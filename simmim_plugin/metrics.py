@@ -1,0 +1,76 @@
+"""Metrics of classification beside MMPretrain's: balanced accuracy and the confusion matrix."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+
+from simmim_plugin.registry import METRICS
+
+
+@METRICS.register_module()
+class BalancedAccuracy(BaseMetric):
+    """Mean over the classes of the share of each class's images that are right, in percent.
+
+    Counts rare classes as much as frequent ones; classes without an image are left out (scikit-learn's
+    `balanced_accuracy_score`). The confusion matrix of the last evaluation is kept as `confusion`, (classes, classes)
+    counts with the truth along the rows.
+
+    Args:
+        kwargs: See `mmengine.evaluator.BaseMetric`.
+    """
+
+    default_prefix = 'accuracy'
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.confusion: np.ndarray | None = None
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep truth and prediction of each image."""
+        for sample in data_samples:
+            scores = sample['pred_score']
+            self.results.append((int(sample['gt_label'].item()), int(scores.argmax()), scores.numel()))
+
+    def compute_metrics(self, results: list[tuple[int, int, int]]) -> dict[str, float]:
+        """`{'balanced': percent}`, in the log as `accuracy/balanced`.
+
+        Raises:
+            ModuleNotFoundError: scikit-learn is not installed.
+        """
+        try:
+            from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("BalancedAccuracy needs scikit-learn: pip install 'scikit-learn'") from error
+        truth, predicted = np.array(results)[:, :2].T
+        self.confusion = confusion_matrix(truth, predicted, labels=range(results[0][2]))
+        return {'balanced': 100 * float(balanced_accuracy_score(truth, predicted))}
+
+
+def draw_confusion(matrix: np.ndarray, classes: Sequence[str], out: str | os.PathLike[str]) -> None:
+    """Draw a confusion matrix: counts as numbers, the share of the true class as colour.
+
+    Args:
+        matrix: (classes, classes) counts, truth along the rows.
+        classes: Names.
+        out: The picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    n = len(classes)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(4 + 0.45 * n, 24)
+    figure = Figure(figsize=(side + 1, side), layout='constrained')
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    figure.colorbar(image, label='share of the true class', shrink=0.8)
+    axes.set(xlabel='predicted', ylabel='true')
+    axes.set_xticks(range(n), classes, rotation=60, ha='right', rotation_mode='anchor')
+    axes.set_yticks(range(n), classes)
+    for i, j in np.argwhere(matrix) if n <= 40 else ():
+        axes.text(j, i, str(matrix[i, j]), ha='center', va='center', color='white' if shares[i, j] > 0.5 else 'black')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)

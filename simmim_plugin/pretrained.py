@@ -1,0 +1,175 @@
+"""Loading pretrained weights into a SimMIMViT: names, bias tables and grids made to fit, and told in three lines."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from simmim_plugin.checkpoint_file import NOTE, load_file
+from simmim_plugin.conversion import backbone_state
+from simmim_plugin.relative_position import CLS_ROWS, Grid, resize_table, table_rows
+
+TABLE = 'relative_position_bias_table'
+SHARED = f'rel_pos_bias.{TABLE}'
+NAMED = 6  # names in a line of the report
+
+
+class Fitted(NamedTuple):
+    """Weights that fit a model, and what was done: names by what became of them."""
+
+    state: dict[str, Tensor]
+    skipped: list[str]  # in the checkpoint, not in the model
+    resized: list[str]  # interpolated to the model's grid
+    kept: list[str]  # in the model, not in the checkpoint
+
+    def report(self, source: str) -> str:
+        """Three lines: loaded, skipped, resized."""
+        new = f'; new ones, as initialised: {_names(self.kept)}' if self.kept else ''
+        return (
+            f'Loaded {len(self.state)} tensors of {source}{new}\n'
+            f'Skipped, not in the model: {_names(self.skipped)}\n'
+            f'Resized to the grid of the model: {_names(self.resized)}'
+        )
+
+
+def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None) -> Fitted:
+    """Make the weights of a backbone fit another one of the same width and depth.
+
+    A shared bias table goes to every block where the model has one per block. Bias tables and position embeddings are
+    interpolated (bicubic, see `resize_table`) to the model's grid.
+
+    Args:
+        model: A `SimMIMViT`.
+        state: Names as the model has them, from a model with or without a shared table.
+        grid: Height and width in patches that `state` is made for. None: told by the number of rows; square if that is
+            possible, else of the proportions of the model's grid.
+
+    Raises:
+        ValueError: Nothing fits, or a shape does not.
+    """
+    own = dict(model.state_dict())
+    state = dict(state)
+    resized, faults = [], []
+    tables = [name for name in own if name.endswith(f'attn.{TABLE}')]
+    if SHARED in state and SHARED not in own and tables:
+        table = state.pop(SHARED)
+        state.update(dict.fromkeys(tables, table))
+    for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
+        value, target = state[name], own[name]
+        fits = value.ndim == target.ndim and value.shape[-1] == target.shape[-1]
+        if name.endswith(TABLE) and fits:
+            old_grid = grid or table_grid(value.shape[0], model.grid, name)
+            state[name] = resize_table(value, old_grid, model.grid)
+            resized.append(f'{name} {_size(old_grid)} -> {_size(model.grid)}')
+        elif name == 'pos_embed' and fits:
+            old_grid = grid or _square(value.shape[1] - 1, name)
+            state[name] = resample_abs_pos_embed(value, list(model.grid), list(old_grid))
+            resized.append(f'{name} {_size(old_grid)} -> {_size(model.grid)}')
+        else:
+            faults.append(f'{name} is {tuple(value.shape)} in the checkpoint and {tuple(target.shape)} in the model')
+    blocks = [{name.split('.')[1] for name in names if name.startswith('blocks.')} for names in (state, own)]
+    if not faults and blocks[0] and blocks[0] != blocks[1]:
+        faults.append(f'the checkpoint has {len(blocks[0])} blocks and the model {len(blocks[1])}')
+    if faults:
+        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+        raise ValueError(
+            f'the checkpoint is of another architecture: {faults[0]}{more}; set arch, patch_size and in_channels of '
+            'SimMIMViT to those that it was trained with'
+        )
+    skipped = [name for name in state if name not in own]
+    loaded = {name: value for name, value in state.items() if name in own}
+    if not loaded:
+        raise ValueError(
+            f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
+            f'{_names(list(own))}; tools/convert_checkpoint.py --to plugin converts those of other projects'
+        )
+    return Fitted(loaded, skipped, resized, [name for name in own if name not in loaded])
+
+
+def table_grid(rows: int, like: Grid, name: str = TABLE) -> Grid:
+    """Grid of a bias table by its number of rows: square if that is possible, else of the proportions of `like`.
+
+    Raises:
+        ValueError: There is no such grid.
+    """
+    side = (round((rows - CLS_ROWS) ** 0.5) + 1) // 2
+    candidates = [(side, side)]
+    for h in range(1, rows):
+        if (2 * h - 1) ** 2 > rows * like[0]:
+            break
+        w, rest = divmod(h * like[1], like[0])
+        candidates += [] if rest else [(h, w)]
+    for grid in candidates:
+        if min(grid) > 0 and table_rows(grid) == rows:
+            return grid
+    raise ValueError(
+        f'{name} has {rows} rows, which no square grid of patches has, nor one of the proportions of {like[0]} x '
+        f'{like[1]}; load it by init_cfg from a checkpoint that carries its config'
+    )
+
+
+def _square(tokens: int, name: str) -> Grid:
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise ValueError(f'{name} has {tokens} patches, which is no square; load it by init_cfg from a checkpoint that '
+                         'carries its config')  # fmt: skip
+    return side, side
+
+
+def load_pretrained_weights(model: nn.Module, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> Fitted:
+    """Load a checkpoint of ours, or one that `tools/convert_checkpoint.py` knows, into a SimMIMViT, and say what was.
+
+    It is read without running anything in it (`load_file`).
+
+    Args:
+        model: A `SimMIMViT`.
+        checkpoint: Path, or what MMEngine's file clients take (http://, s3:// ...).
+        prefix: Take only what has this prefix, as with MMEngine's `Pretrained`; None: the source is recognised.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Nothing could be loaded, or it does not fit.
+    """
+    if '://' in os.fspath(checkpoint):
+        with get_local_path(checkpoint) as local:
+            content = load_file(local, objects='known')
+    else:
+        content = load_file(checkpoint, objects='known')
+    try:
+        if prefix:
+            tensors = content.get('state_dict', content)
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if not own:
+                raise ValueError(f'nothing was loaded: no tensor has the prefix {prefix!r}; leave prefix out')
+        else:
+            own = backbone_state(content)
+        fitted = fit_state(model, own, noted_grid(content))
+    except ValueError as error:
+        raise ValueError(f'{os.fspath(checkpoint)!r}: {error}') from error
+    model.load_state_dict(fitted.state, strict=False)
+    print_log(fitted.report(os.fspath(checkpoint)), 'current')
+    return fitted
+
+
+def noted_grid(checkpoint: Mapping[str, Any]) -> Grid | None:
+    """Grid in patches of the backbone whose config a checkpoint of ours carries; None without one."""
+    backbone = checkpoint.get(NOTE, {}).get('model', {}).get('backbone')
+    if not backbone:
+        return None
+    size, patch = backbone.get('img_size', 224), backbone.get('patch_size', 16)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch, width // patch
+
+
+def _names(names: list[str]) -> str:
+    if len(names) > NAMED:
+        return f'{", ".join(names[: NAMED - 1])}, ... and {len(names) - NAMED + 1} more'
+    return ', '.join(names) or 'none'
+
+
+def _size(grid: Grid) -> str:
+    return f'{grid[0]}x{grid[1]}'

@@ -1,0 +1,164 @@
+"""Comparisons of many runs: each a training in a process of its own, several at a time, going on where they stopped."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from tqdm import tqdm
+
+from simmim_plugin.curves import read_scalars
+from simmim_plugin.launch import check_writable, hardware
+
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+
+
+@dataclass
+class Stages:
+    """Trainings that share the machine.
+
+    Args:
+        jobs: Trainings at a time; the cores are shared out.
+        amp: bfloat16 autocast.
+    """
+
+    jobs: int = 1
+    amp: bool = False
+    _processes: set[subprocess.Popen] = field(default_factory=set)
+
+    def run_all(self, tasks: Mapping[Any, Callable[[], Any]], progress: tqdm) -> dict[Any, Any]:
+        """Call the tasks, `jobs` at a time, and collect what they return; when one fails, all trainings are ended."""
+        results = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(task): name for name, task in tasks.items()}
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(self._processes):
+                    process.terminate()
+                raise
+        return {name: results[name] for name in tasks}
+
+    def train(self, cfg: Config, folder: Path) -> float:
+        """Train a config in a process of its own, unless that is done; an interrupted one goes on.
+
+        `<folder>.py` is the config, `<folder>.log` the output and `<folder>.json` the time, written at the end.
+
+        Args:
+            cfg: What to train.
+            folder: Its work dir.
+
+        Returns:
+            Seconds of the last call.
+
+        Raises:
+            ValueError: The folder is of another config.
+            RuntimeError: The training failed; the message names its log.
+        """
+        path, done = folder.with_name(f'{folder.name}.py'), folder.with_name(f'{folder.name}.json')
+        text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{cfg.pretty_text}'
+        if path.is_file() and path.read_text(encoding='utf-8') != text:
+            raise ValueError(
+                f'{path} holds other settings than asked for now; choose another --out, or remove that folder'
+            )
+        if done.is_file():
+            return read_json(done)['seconds']
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding='utf-8')
+        start = time.monotonic()
+        options = ['--work-dir', str(folder), '--resume', *['--amp'] * self.amp]
+        self.call([str(TOOLS / 'train.py'), str(path), *options], path.with_suffix('.log'))
+        seconds = round(time.monotonic() - start, 1)
+        write_json(done, {'seconds': seconds})
+        return seconds
+
+    def call(self, command: Sequence[str], log: Path) -> None:
+        """Run a Python program in a process of its own, with its share of the cores; its output is added to `log`.
+
+        Raises:
+            RuntimeError: It failed; the message is its own, and names the log.
+        """
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+        with log.open('a', encoding='utf-8') as output:
+            process = subprocess.Popen(
+                [sys.executable, *command], env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+            self._processes.add(process)
+            code = process.wait()
+            self._processes.discard(process)
+        if code:
+            lines = [line for line in log.read_text(encoding='utf-8').splitlines() if line.startswith('error: ')]
+            raise RuntimeError(f'{command[1]} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
+
+
+def last_scalar(folder: Path, name: str) -> float:
+    """The last value of that name in the logs of a work dir."""
+    values = [line[name] for line in read_scalars(folder) if name in line]
+    if not values:
+        raise RuntimeError(f'{folder} has no {name} in its logs; remove the folder to run it again')
+    return float(values[-1])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a file; {} if there is none."""
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    path.with_suffix('.tmp').write_text(json.dumps(content, indent=1), encoding='utf-8')
+    path.with_suffix('.tmp').replace(path)
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """Cell of a table: mean (lowest to highest); empty without values."""
+    return f'{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})' if values else ''
+
+
+def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what all comparisons take on the command line; `out` is the folder that they write to by default."""
+    parser.add_argument('--data-root', required=True, help='folder with train/ and val/, each with a folder per class')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
+    parser.add_argument('--out', default=out, help=f'folder of everything ({out})')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; the cores are shared out (1)')
+
+
+def check_arguments(args: argparse.Namespace) -> Path:
+    """Check them, and make the programs end with this one when it is terminated; returns the folder, which exists."""
+    check_writable(args.out)
+    if args.jobs < 1:
+        raise ValueError(f'--jobs {args.jobs} must be positive')
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f'--seeds {args.seeds} must differ')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    return Path(args.out)
+
+
+def write_report(out: Path, results: Mapping[str, Any], table: str, plot: Callable[[Path], None]) -> None:
+    """Write `results.json`, `table.md` with command, hardware and date, and `plot.png`, and print the table."""
+    text = (
+        f'{table}\n\n'
+        'Mean and range (lowest to highest) over the seeds; accuracy on val after the last epoch.\n\n'
+        f'    {shlex.join(["python", *sys.argv])}\n\n'
+        f'{hardware()}, {date.today()}.\n'
+    )
+    write_json(out / 'results.json', results)
+    (out / 'table.md').write_text(text, encoding='utf-8')
+    plot(out / 'plot.png')
+    print(f'{text}\ntable: {out / "table.md"}\nplot:  {out / "plot.png"}')

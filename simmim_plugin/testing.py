@@ -1,0 +1,57 @@
+"""Evaluation of a checkpoint, with its confusion matrix as a picture."""
+
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+
+from simmim_plugin.checkpoint import check_fits
+from simmim_plugin.checkpoint_file import load_file, tensors_of
+from simmim_plugin.launch import build_runner
+from simmim_plugin.metrics import BalancedAccuracy, draw_confusion
+
+
+def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False) -> list[str]:
+    """Evaluate on the test data of a config.
+
+    Args:
+        cfg: With `test_dataloader` and `test_evaluator`.
+        checkpoint: Weights of the whole model, all of them.
+        amp: bfloat16 autocast.
+
+    Returns:
+        Lines to tell: each metric, and the picture of the confusion matrix where `BalancedAccuracy` is among them.
+        Nothing on other processes than the first.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The config has no test data, or the checkpoint is of another model.
+    """
+    if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
+        raise ValueError('the config has no test_dataloader and test_evaluator; name a config of fine-tuning')
+    state = tensors_of(load_file(checkpoint))
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = cfg.auto_scale_lr = None
+    cfg.load_from, cfg.resume = None, False
+    if cfg.model.get('backbone'):
+        cfg.model.backbone.init_cfg = None  # the checkpoint holds everything
+    runner = build_runner(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    check_fits(model.state_dict(), state, complete=True)
+    model.load_state_dict(state)
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=amp):
+        scores = runner.test()
+    if not is_main_process():
+        return []
+    lines = [f'{name}: {round(value, 2) if isinstance(value, float) else value}' for name, value in scores.items()]
+    for metric in runner.test_evaluator.metrics:
+        if isinstance(metric, BalancedAccuracy) and metric.confusion is not None:
+            path = Path(cfg.work_dir) / 'confusion_matrix.png'
+            classes = (metric.dataset_meta or {}).get('classes') or range(len(metric.confusion))
+            draw_confusion(metric.confusion, [str(name) for name in classes], path)
+            lines.append(f'picture: {path}')
+    return lines

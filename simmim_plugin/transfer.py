@@ -1,0 +1,244 @@
+"""What pretraining is worth: fine-tuning from a pretrained checkpoint against training from scratch, tuned alike."""
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from tqdm import tqdm
+
+from simmim_plugin.checkpoint_file import NOTE, save_file
+from simmim_plugin.config import apply_options, fill_in_data, innermost, load_config, training_data
+from simmim_plugin.probes import LabelledFolder
+from simmim_plugin.registry import build_part
+from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, read_json
+
+ROWS = ('scratch', 'pretrained')
+HELD_OUT_SEED = 1  # of the fifth of the training images that learning rates are chosen on
+PART_TUNED = 0.8
+PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}
+METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A comparison.
+
+    Args:
+        out: Folder of everything.
+        data_root: Folder with train/ and val/, each with a folder per class. Pretraining sees train/ without labels.
+        pretrain: Config of the pretraining.
+        finetune: Config of the fine-tuning, for a backbone of the same size.
+        seeds: Of pretraining, fine-tuning and the choice of few labels.
+        labels: Share of the training labels -> epochs of fine-tuning.
+        rates: Learning rates that both rows choose from.
+        options: `--cfg-options` of pretraining and fine-tuning.
+        tuning_share: Share of the epochs that a trial of a learning rate trains for.
+    """
+
+    out: Path
+    data_root: str
+    pretrain: str
+    finetune: str
+    seeds: Sequence[int]
+    labels: Mapping[float, int]
+    rates: Sequence[float]
+    options: Mapping[str, Any]
+    tuning_share: float = 2 / 3
+
+
+def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
+    """Pretrain, choose learning rates, fine-tune and probe; what is done already is not done again.
+
+    Each row chooses its rate, for each share of labels, by the top-1 accuracy on a fifth of the training images that
+    the trials do not train on, with the first seed and less epochs. The validation images take no part in it.
+
+    Args:
+        settings: What to compare.
+        stages: How to run trainings.
+
+    Returns:
+        `rates`: row -> share -> rate -> accuracy of the trial; `runs`: row -> share -> one dict per seed with `top1`,
+        `balanced`, `rate` and `seconds`; `probes`: row -> one dict per seed, names as `run_probes` has them, twice
+        (`..._balanced`); `pretrain_seconds`.
+
+    Raises:
+        ValueError: The configs do not go together, or results of other settings in `out`.
+        RuntimeError: A run failed; the message names its log.
+    """
+    out, seeds = settings.out, settings.seeds
+    pretrain = {seed: _pretrain_config(settings, seed) for seed in seeds}
+    tuned = {(row, share, rate): _finetune_config(settings, row, share, rate, seeds[0], trial=True)
+             for row in ROWS for share in settings.labels for rate in settings.rates}  # fmt: skip
+    LabelledFolder(settings.data_root)  # raises for a folder of another kind
+    with tqdm(total=len(seeds) * (1 + 2 + 2 * len(settings.labels)) + len(tuned), unit='stage') as progress:
+        seconds = stages.run_all(
+            {s: functools.partial(stages.train, cfg, out / 'pretrain' / f'seed_{s}') for s, cfg in pretrain.items()},
+            progress,
+        )
+        trials = stages.run_all(
+            {
+                key: functools.partial(_finetune, cfg, out / 'trials' / _name(*key), stages)
+                for key, cfg in tuned.items()
+            },
+            progress,
+        )
+        rates: dict[str, dict[float, dict[float, float]]] = {row: {} for row in ROWS}
+        for (row, share, rate), result in trials.items():
+            rates[row].setdefault(share, {})[rate] = result['top1']
+        best = {(row, share): max(found, key=found.__getitem__) for row in ROWS for share, found in rates[row].items()}
+        tasks = {}
+        for (row, share), rate in best.items():
+            for seed in seeds:
+                cfg = _finetune_config(settings, row, share, rate, seed)
+                folder = out / 'finetune' / f'{_name(row, share, rate)}_seed_{seed}'
+                tasks[row, share, seed] = functools.partial(_finetune, cfg, folder, stages)
+        runs = stages.run_all(tasks, progress)
+        probes = stages.run_all(
+            {(row, seed): functools.partial(_probe, settings, row, seed, stages) for row in ROWS for seed in seeds},
+            progress,
+        )
+    return dict(
+        rates=rates,
+        runs={
+            row: {
+                share: [dict(seed=s, rate=best[row, share], **runs[row, share, s]) for s in seeds]
+                for share in settings.labels
+            }
+            for row in ROWS
+        },
+        probes={row: [dict(seed=s, **probes[row, s]) for s in seeds] for row in ROWS},
+        pretrain_seconds=list(seconds.values()),
+    )
+
+
+def _name(row: str, share: float, rate: float) -> str:
+    return f'{row}_{100 * share:g}pct_lr{rate:g}'
+
+
+def _checkpoint(settings: Settings, seed: int) -> Path:
+    epochs = _pretrain_config(settings, seed).train_cfg.max_epochs
+    return (settings.out / 'pretrain' / f'seed_{seed}' / f'epoch_{epochs}.pth').resolve()
+
+
+def _pretrain_config(settings: Settings, seed: int) -> Config:
+    cfg = load_config(settings.pretrain)
+    if 'backbone' not in cfg.get('model', {}) or 'max_epochs' not in cfg.get('train_cfg', {}):
+        raise ValueError(f'--pretrain {settings.pretrain} is no pretraining config that counts epochs')
+    apply_options(cfg, settings.options)
+    cfg.data_root = training_data(cfg).data_root = str(Path(settings.data_root) / 'train')
+    cfg.randomness.seed = seed
+    return cfg
+
+
+def _finetune_config(settings: Settings, row: str, share: float, rate: float, seed: int, trial: bool = False) -> Config:
+    """Config of one fine-tuning; a trial trains on four fifths of the training images and is judged on the rest."""
+    cfg = load_config(settings.finetune)
+    if 'head' not in cfg.get('model', {}) or 'val_dataloader' not in cfg:
+        raise ValueError(f'--finetune {settings.finetune} is no config of fine-tuning with a head and a val_dataloader')
+    apply_options(cfg, settings.options)
+    cfg.data_root = settings.data_root
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        innermost(loader.dataset).data_root = settings.data_root
+    fill_in_data(cfg)
+    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    cfg.randomness.seed = seed
+    epochs = settings.labels[share]
+    if trial:
+        epochs = max(1, round(epochs * settings.tuning_share))
+        train = copy.deepcopy(cfg.train_dataloader.dataset)
+        cfg.train_dataloader.dataset = _few(train, PART_TUNED, HELD_OUT_SEED)
+        innermost(cfg.val_dataloader.dataset).data_prefix = train.data_prefix
+        cfg.val_dataloader.dataset = _few(cfg.val_dataloader.dataset, PART_TUNED, HELD_OUT_SEED, rest=True)
+    if share < 1:
+        cfg.train_dataloader.dataset = _few(cfg.train_dataloader.dataset, share, seed)
+    schedule = cfg.param_scheduler[0]
+    schedule.warmup, schedule.end = max(1, epochs * schedule.warmup // schedule.end), epochs
+    cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
+    cfg.default_hooks.checkpoint.update(interval=epochs, save_best=None)
+    cfg.optim_wrapper.optimizer.lr = rate
+    if row == 'scratch':
+        cfg.optim_wrapper.paramwise_cfg = None  # layer decay is for pretrained layers
+    else:
+        cfg.load_from = str(_checkpoint(settings, seed))
+    return cfg
+
+
+def _few(dataset: Any, fraction: float, seed: int, **kwargs: Any) -> dict[str, Any]:
+    return dict(type='simmim_plugin.FewLabels', fraction=fraction, seed=seed, **kwargs, dataset=dataset)
+
+
+def _finetune(cfg: Config, folder: Path, stages: Stages) -> dict[str, float]:
+    seconds = stages.train(cfg, folder)
+    return {**{name: last_scalar(folder, key) for name, key in METRICS.items()}, 'seconds': seconds}
+
+
+def _probe(settings: Settings, row: str, seed: int, stages: Stages) -> dict[str, float]:
+    """Probes of every block; of a model without training, too, which shows what the architecture gives by itself."""
+    path = settings.out / 'probes' / f'{row}_seed_{seed}.json'
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = _checkpoint(settings, seed)
+        if row == 'scratch':
+            cfg = _pretrain_config(settings, seed)
+            torch.manual_seed(seed)
+            note = dict(model=cfg.model.to_dict(), pipeline=[dict(t) for t in training_data(cfg).pipeline])
+            checkpoint = path.with_suffix('.pth')
+            save_file({'state_dict': build_part(cfg.model).state_dict(), NOTE: note}, checkpoint)
+        command = [str(TOOLS / 'probe.py'), str(checkpoint), settings.data_root, '--blocks', 'all', '--workers', '0']
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        stages.call([*command, '--device', device, '--out', str(path)], path.with_suffix('.log'))
+    scores = read_json(path)
+    return {f'{name}{end}': score[key] for name, score in scores.items() for key, end in PROBE_ENDS.items()}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds."""
+    lines = [
+        '| start | labels | learning rate | top-1, % | balanced accuracy, % | minutes |',
+        '|---|---|---|---|---|---|',
+    ]
+    shares = next(iter(results['runs'].values()))
+    for share in shares:
+        for row in results['runs']:
+            runs = results['runs'][row][share]
+            cells = [mean_and_range([run[metric] for run in runs]) for metric in METRICS]
+            minutes = sum(run['seconds'] for run in runs) / len(runs) / 60
+            lines.append(
+                f'| {row} | {100 * float(share):g} % | {runs[0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |'
+            )
+    probes = results['probes']
+    names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
+    lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']
+    lines.append('|---|' + '---|---|' * len(probes))
+    for name in sorted(names, key=lambda n: (n.rsplit('_', 1)[-1], n)):
+        cells = [
+            mean_and_range([run[n] for run in runs]) for runs in probes.values() for n in (name, f'{name}_balanced')
+        ]
+        lines.append(f'| {name.replace("_pooled_", ", ")} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def plot(results: Mapping[str, Any], out: Path) -> None:
+    """Draw every run as a point and each row's mean as a line: top-1 and balanced accuracy by share of labels."""
+    from matplotlib.figure import Figure
+
+    shares = list(next(iter(results['runs'].values())))
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(shares) * len(ROWS)), layout='constrained')
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    places = [(share, row) for share in shares for row in results['runs']]
+    for panel, metric, label in zip(panels, METRICS, ('top-1 on val, %', 'balanced accuracy on val, %')):
+        for i, (share, row) in enumerate(places):
+            values = [run[metric] for run in results['runs'][row][share]]
+            colour = f'C{list(results["runs"]).index(row)}'
+            panel.plot(values, [i] * len(values), 'o', color=colour, alpha=0.6)
+            panel.plot([sum(values) / len(values)] * 2, [i - 0.25, i + 0.25], color='black')
+        panel.set_xlabel(label)
+        panel.grid(axis='x', alpha=0.3)
+    panels[0].set_yticks(range(len(places)), [f'{row}, {100 * float(share):g} % of labels' for share, row in places])
+    panels[0].invert_yaxis()
+    figure.savefig(out, dpi=120)
