@@ -92,8 +92,8 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
             rates[row].setdefault(share, {})[rate] = result['top1']
         best = {(row, share): max(found, key=found.__getitem__) for row in ROWS for share, found in rates[row].items()}
         tasks = {}
-        for (row, share), rate in best.items():
-            for seed in seeds:
+        for seed in seeds:
+            for (row, share), rate in sorted(best.items(), key=lambda item: -item[0][1]):
                 cfg = _finetune_config(settings, row, share, rate, seed)
                 folder = out / 'finetune' / f'{_name(row, share, rate)}_seed_{seed}'
                 tasks[row, share, seed] = functools.partial(_finetune, cfg, folder, stages)

@@ -97,7 +97,7 @@ def test_report_and_what_the_folders_say(place):
     log = (place / 'output.txt').read_text()
     state = load_file(place / 'pretrained.pth')['state_dict']
     tuned = load_file(place / 'work/epoch_3.pth')
-    # Not loaded: the decoder, the mask token, and the norm of single tokens.
+    # Not loaded: the decoder and the norm of single tokens.
     skipped = [name for name in state if name not in tuned['state_dict'] and 'rel_pos_bias.' not in name]
     told = {line.split(' ')[0]: line for line in log.splitlines() if line.startswith(('Loaded ', 'Skipped', 'Resized'))}
     loaded = next(line for line in log.splitlines() if 'Loaded ' in line)
@@ -105,7 +105,7 @@ def test_report_and_what_the_folders_say(place):
     assert f'Loaded {len(common) + 2} tensors of load_from; new ones, as initialised: ' in loaded  # a table per block
     for name in ('backbone.fc_norm.weight', 'head.fc.weight', 'head.fc.bias'):
         assert name in loaded
-    assert {'head.decoder.weight', 'backbone.mask_token'} <= set(skipped)
+    assert {'head.decoder.weight', 'backbone.norm.weight'} <= set(skipped)
     assert set(told['Skipped,'].split(': ')[1].split(', ')) == set(skipped)
     tables = [f'backbone.blocks.{i}.attn.relative_position_bias_table 4x4 -> 8x8' for i in (0, 1)]
     assert [name.removeprefix('backbone.') for name in told['Resized'].split(': ')[1].split(', ')] == [

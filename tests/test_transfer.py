@@ -1,0 +1,117 @@
+"""The comparison with training from scratch: what each run sees, the table, and a whole comparison at tiny size."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image
+from test_probes import make_labelled
+from test_train import run
+
+from simmim_plugin import transfer
+from simmim_plugin.transfer import Settings
+
+PRETRAIN, FINETUNE = ROOT / 'configs/simmim_vit-tiny_folder.py', ROOT / 'configs/finetune/vit-tiny_folder.py'
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    make_labelled(tmp_path / 'data', dict(a=20, b=12), dict(a=4, b=3), side=72)
+    return tmp_path / 'data'
+
+
+def settings(data: Path, out: Path, **changes) -> Settings:
+    given = dict(seeds=[0, 1], labels={1.0: 10, 0.25: 30}, rates=[1e-3], options={})
+    return Settings(out, str(data), str(PRETRAIN), str(FINETUNE), **(given | changes))
+
+
+def images(loader) -> set[str]:
+    init_default_scope('mmpretrain')
+    dataset = DATASETS.build(loader.dataset)
+    dataset.full_init()
+    return {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+
+
+def test_trials_are_judged_on_images_that_none_trains_on(data, tmp_path):
+    given = settings(data, tmp_path / 'out')
+    held_out = set()
+    for share, count in ((1.0, 16 + 10), (0.25, 4 + 3)):  # 0.8 of 20 and 12, and a quarter of these, rounded up
+        cfg = transfer._finetune_config(given, 'scratch', share, 1e-3, 0, trial=True)
+        train, judged = images(cfg.train_dataloader), images(cfg.val_dataloader)
+        assert len(train) == count and len(judged) == 4 + 2 and not train & judged
+        assert all('/train/' in path for path in train | judged)
+        held_out |= judged
+        final = transfer._finetune_config(given, 'scratch', share, 1e-3, 0)
+        assert len(images(final.train_dataloader)) == (32 if share == 1 else 5 + 3)
+        assert all('/val/' in path for path in images(final.val_dataloader)) and len(images(final.val_dataloader)) == 7
+    assert len(held_out) == 6  # the same ones for both shares
+
+
+def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
+    given = settings(data, tmp_path / 'out')
+    scratch = transfer._finetune_config(given, 'scratch', 1.0, 3e-3, 1)
+    tuned = transfer._finetune_config(given, 'pretrained', 1.0, 3e-3, 1)
+    assert scratch.load_from is None and scratch.optim_wrapper.paramwise_cfg is None
+    assert tuned.load_from == str(tmp_path / 'out/pretrain/seed_1/epoch_60.pth')
+    assert tuned.optim_wrapper.paramwise_cfg.layer_decay_rate == 0.75
+    tuned.load_from = scratch.optim_wrapper.paramwise_cfg = None
+    tuned.optim_wrapper.paramwise_cfg = None
+    assert scratch.to_dict() == tuned.to_dict()
+    assert scratch.optim_wrapper.optimizer.lr == 3e-3 and scratch.randomness.seed == 1
+    few = transfer._finetune_config(given, 'scratch', 0.25, 3e-3, 1)
+    assert (few.param_scheduler[0].warmup, few.param_scheduler[0].end, few.train_cfg.max_epochs) == (6, 30, 30)
+    assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretrain_config(given, 0).data_root
+
+
+def results() -> dict:
+    runs = {
+        row: {
+            share: [dict(seed=s, rate=0.002, top1=top + s, balanced=top - 10 + s, seconds=90.0) for s in (0, 1, 2)]
+            for share, top in shares.items()
+        }
+        for row, shares in (('scratch', {1.0: 40.0, 0.1: 20.0}), ('pretrained', {1.0: 50.0, 0.1: 30.0}))
+    }
+    probe = {'block2_pooled_knn': 31.0, 'block2_pooled_knn_balanced': 21.0}
+    return dict(runs=runs, rates={}, probes={row: [dict(seed=0, **probe)] for row in runs}, pretrain_seconds=[1.0])
+
+
+def test_table_and_plot_by_hand(tmp_path):
+    text = transfer.table(results())
+    assert '| scratch | 100 % | 0.002 | 41.0 (40.0 to 42.0) | 31.0 (30.0 to 32.0) | 1.5 |' in text
+    assert '| pretrained | 10 % | 0.002 | 31.0 (30.0 to 32.0) | 21.0 (20.0 to 22.0) | 1.5 |' in text
+    assert '| block2, knn | 31.0 (31.0 to 31.0) | 21.0 (21.0 to 21.0) | 31.0 (31.0 to 31.0)' in text
+    assert transfer.table(json.loads(json.dumps(results()))) == text  # as read from results.json
+    transfer.plot(results(), tmp_path / 'plot.png')
+    assert Image.open(tmp_path / 'plot.png').size[0] > 500
+
+
+@pytest.mark.slow
+def test_a_whole_comparison_and_going_on(data, tmp_path):
+    for name, base, more in (
+        ('pretrain', PRETRAIN, "model['head'] = dict()\ntrain_cfg = dict(max_epochs=1)\n"),
+        ('finetune', FINETUNE, 'head = dict(in_channels=16)\nmodel["head"] = head\n'),
+    ):
+        arch = 'dict(_delete_=True, embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)'
+        text = f"_base_ = '{base}'\nmodel = dict(backbone=dict(arch={arch}))\n{more}"
+        for split in ('train', 'val')[: 1 + (name == 'finetune')]:
+            text += f'{split}_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)\n'
+        (tmp_path / f'{name}.py').write_text(text)
+    command = [sys.executable, ROOT / 'tools/transfer.py', '--data-root', data, '--out', tmp_path / 'out', '--jobs', 2]
+    command += ['--pretrain', tmp_path / 'pretrain.py', '--finetune', tmp_path / 'finetune.py', '--seeds', 0]
+    command += ['--labels', '100:2', '25:3', '--rates', 1e-3]
+    output = run(*command)
+    assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
+    # A pretraining, a model without training for its probe, and for each of 2 rows and 2 shares a trial and a run.
+    assert len(written) == 2 + 2 * 2 * 2
+    table = (tmp_path / 'out/table.md').read_text()
+    run(*command)
+    assert (tmp_path / 'out/table.md').read_text() == table
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
+    assert 'holds other settings than asked for now' in run(*command, '--rates', 1e-3, '--labels', '100:4', ok=False)
+    assert '--labels 0:4: give a percentage and epochs' in run(*command, '--labels', '0:4', ok=False)
+    assert '--jobs 0 must be positive' in run(*command, '--jobs', 0, ok=False)
