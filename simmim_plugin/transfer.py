@@ -215,7 +215,7 @@ def table(results: Mapping[str, Any]) -> str:
     names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
     lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']
     lines.append('|---|' + '---|---|' * len(probes))
-    for name in sorted(names, key=lambda n: (n.rsplit('_', 1)[-1], n)):
+    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # blocks stay in their order: 2 before 10
         cells = [
             mean_and_range([run[n] for run in runs]) for runs in probes.values() for n in (name, f'{name}_balanced')
         ]

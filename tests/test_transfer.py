@@ -89,6 +89,14 @@ def test_table_and_plot_by_hand(tmp_path):
     assert Image.open(tmp_path / 'plot.png').size[0] > 500
 
 
+def test_blocks_are_in_the_order_of_their_numbers():
+    names = [f'block{b}_pooled_{kind}' for b in (1, 2, 10) for kind in ('linear', 'knn')]
+    probe = {f'{name}{end}': 50.0 for name in names for end in ('', '_balanced')}
+    text = transfer.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
+    rows = re.findall(r'^\| (block\S+ \w+) ', text, re.MULTILINE)
+    assert rows == [f'block{b}, {kind}' for kind in ('knn', 'linear') for b in (1, 2, 10)]
+
+
 @pytest.mark.slow
 def test_a_whole_comparison_and_going_on(data, tmp_path):
     for name, base, more in (
