@@ -230,15 +230,16 @@ class SimMIMViT(BaseModule):
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says; pretrained weights by `load_pretrained_weights`, which errors and reports."""
         init_cfg: Any = getattr(self, 'init_cfg', None)
-        pretrained = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
-        if pretrained:
-            self.init_cfg = None  # MMEngine's own loading unpickles anything, and only warns when nothing fits
+        given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+        # MMEngine's own loading unpickles anything, and only warns when nothing fits.
+        self.init_cfg = [cfg for cfg in given if cfg['type'] != 'Pretrained']
         super().init_weights()
-        if pretrained:
-            load_pretrained_weights(self, init_cfg['checkpoint'], init_cfg.get('prefix'))
-            self.init_cfg = init_cfg
-            if hasattr(self, '_params_init_info'):
-                update_init_info(self, f'SimMIMViT: loaded from {init_cfg["checkpoint"]}')
+        self.init_cfg = init_cfg
+        for cfg in given:
+            if cfg['type'] == 'Pretrained':
+                load_pretrained_weights(self, cfg['checkpoint'], cfg.get('prefix'))
+                if hasattr(self, '_params_init_info'):
+                    update_init_info(self, f'SimMIMViT: loaded from {cfg["checkpoint"]}')
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make weights of another grid, or with a shared bias table, fit; see `fit_state`."""

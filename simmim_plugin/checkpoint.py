@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from simmim_plugin.backbone import SimMIMViT
 from simmim_plugin.checkpoint_file import NOTE, load_file, tensors_of
+from simmim_plugin.config import innermost
 from simmim_plugin.conversion import backbone_state
 from simmim_plugin.pretrained import Fitted, fit_state, noted_grid
 from simmim_plugin.registry import HOOKS, SCOPE, build_part
+
+FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 
 
 def check_fits(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], complete: bool) -> None:
@@ -67,12 +70,6 @@ def _from_plain(value: Any) -> Any:
     return value
 
 
-def _pipeline_of(dataset: dict[str, Any]) -> list[dict[str, Any]]:
-    while 'dataset' in dataset:  # RepeatDataset and its like
-        dataset = dataset['dataset']
-    return list(dataset.get('pipeline', ()))
-
-
 @HOOKS.register_module()
 class SimMIMCheckpointHook(CheckpointHook):
     """MMEngine's checkpoint hook, writing plain data only, and fitting or checking what is loaded.
@@ -87,7 +84,9 @@ class SimMIMCheckpointHook(CheckpointHook):
             checkpoint[name] = _to_plain(checkpoint[name])
         cfg = runner.cfg.to_dict()
         if 'model' in cfg and 'train_dataloader' in cfg:  # a runner made in Python from built objects has no config
-            checkpoint[NOTE] = dict(model=cfg['model'], pipeline=_pipeline_of(cfg['train_dataloader']['dataset']))
+            checkpoint[NOTE] = dict(
+                model=cfg['model'], pipeline=list(innermost(cfg['train_dataloader']['dataset']).get('pipeline', ()))
+            )
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Before anything is used: on `resume` refuse another architecture, on `load_from` make the weights fit."""
@@ -117,7 +116,9 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     prefix, backbone = (f'{found[0]}.' if found[0] else ''), found[1]
     tensors = tensors_of(checkpoint)
     own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    fitted = fit_state(backbone, own or backbone_state(tensors), noted_grid(checkpoint))
+    if FIRST_BLOCK not in own:  # names of another project, or another prefix
+        own = backbone_state(tensors)
+    fitted = fit_state(backbone, own, noted_grid(checkpoint))
     state = {prefix + name: value for name, value in fitted.state.items()}
     skipped = [prefix + name for name in fitted.skipped]
     shapes = {name: value.shape for name, value in model.state_dict().items()}

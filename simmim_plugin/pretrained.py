@@ -9,11 +9,11 @@ from mmengine.logging import print_log
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from simmim_plugin.checkpoint_file import NOTE, load_file
+from simmim_plugin.checkpoint_file import NOTE, load_file, tensors_of
 from simmim_plugin.conversion import backbone_state
+from simmim_plugin.conversion_names import TABLE
 from simmim_plugin.relative_position import CLS_ROWS, Grid, resize_table, table_rows
 
-TABLE = 'relative_position_bias_table'
 SHARED = f'rel_pos_bias.{TABLE}'
 NAMED = 6  # names in a line of the report
 
@@ -71,21 +71,21 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
             resized.append(f'{name} {_size(old_grid)} -> {_size(model.grid)}')
         else:
             faults.append(f'{name} is {tuple(value.shape)} in the checkpoint and {tuple(target.shape)} in the model')
-    blocks = [{name.split('.')[1] for name in names if name.startswith('blocks.')} for names in (state, own)]
-    if not faults and blocks[0] and blocks[0] != blocks[1]:
-        faults.append(f'the checkpoint has {len(blocks[0])} blocks and the model {len(blocks[1])}')
-    if faults:
-        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
-        raise ValueError(
-            f'the checkpoint is of another architecture: {faults[0]}{more}; set arch, patch_size and in_channels of '
-            'SimMIMViT to those that it was trained with'
-        )
     skipped = [name for name in state if name not in own]
     loaded = {name: value for name, value in state.items() if name in own}
     if not loaded:
         raise ValueError(
             f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
             f'{_names(list(own))}; tools/convert_checkpoint.py --to plugin converts those of other projects'
+        )
+    blocks = [{name.split('.')[1] for name in names if name.startswith('blocks.')} for names in (state, own)]
+    if not faults and blocks[0] != blocks[1]:
+        faults.append(f'the checkpoint has {len(blocks[0])} blocks and the model {len(blocks[1])}')
+    if faults:
+        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+        raise ValueError(
+            f'the checkpoint is of another architecture: {faults[0]}{more}; set arch, patch_size and in_channels of '
+            'SimMIMViT to those that it was trained with'
         )
     return Fitted(loaded, skipped, resized, [name for name in own if name not in loaded])
 
@@ -141,8 +141,7 @@ def load_pretrained_weights(model: nn.Module, checkpoint: str | os.PathLike[str]
         content = load_file(checkpoint, objects='known')
     try:
         if prefix:
-            tensors = content.get('state_dict', content)
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            own = {k.removeprefix(prefix): v for k, v in tensors_of(content).items() if k.startswith(prefix)}
             if not own:
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {prefix!r}; leave prefix out')
         else:

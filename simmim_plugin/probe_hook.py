@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from simmim_plugin.config import training_data
 from simmim_plugin.feature_extractor import FeatureExtractor
 from simmim_plugin.probes import TEMPERATURE, K, LabelledFolder, run_probes
 from simmim_plugin.registry import HOOKS
@@ -72,7 +72,7 @@ class ProbeHook(Hook):
         linear = None if self.linear else ()
         extractor = self._extractor(runner)
         scores = run_probes(extractor, self.folder, self.k, self.temperature, self.workers, linear=linear)
-        if not is_main_process():
+        if not scores:  # not the first process
             return
         told = ', '.join(
             f'{name} {score.top1:.1f} % (balanced {score.balanced:.1f} %)' for name, score in scores.items()
@@ -85,5 +85,5 @@ class ProbeHook(Hook):
 
     def _extractor(self, runner: Any) -> FeatureExtractor:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        pipeline = runner.cfg.get('train_pipeline') or ()
+        pipeline = training_data(runner.cfg).get('pipeline', ())
         return FeatureExtractor.from_model(model, blocks=self.blocks, pipeline=pipeline)

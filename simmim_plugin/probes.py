@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_dist_info
+from mmengine.dist import all_gather_object, get_dist_info, is_main_process
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -199,9 +199,12 @@ def run_probes(
 
     Returns:
         Scores by 'knn' and 'linear', with the feature's name in front where there are several: 'block8_pooled_linear'.
+        Of a distributed run the first process judges; the others get {}.
     """
     train, val = (folder.features(extractor, split, workers=workers, progress=progress) for split in SPLITS)
-    scores = {}
+    scores: dict[str, Score] = {}
+    if not is_main_process():
+        return scores
     for name in extractor.names:
         prefix = f'{name}_' if len(extractor.names) > 1 else ''
         scores[f'{prefix}knn'] = knn_probe(train, val, name, min(k, len(train.labels)), temperature)

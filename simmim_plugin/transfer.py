@@ -140,6 +140,10 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     cfg = load_config(settings.finetune)
     if 'head' not in cfg.get('model', {}) or 'val_dataloader' not in cfg:
         raise ValueError(f'--finetune {settings.finetune} is no config of fine-tuning with a head and a val_dataloader')
+    if 'dataset' in cfg.train_dataloader.dataset:
+        raise ValueError(
+            f'--finetune {settings.finetune} reduces its training data; give the config with all: see --labels'
+        )
     apply_options(cfg, settings.options)
     cfg.data_root = settings.data_root
     for loader in (cfg.train_dataloader, cfg.val_dataloader):

@@ -81,7 +81,10 @@ def test_label_smoothing_and_mixing_give_timms_targets():
     torch.testing.assert_close(loss(scores, mixed), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('path', sorted(FINETUNE.glob('*.py')), ids=lambda path: path.stem)
+JUDGE = ROOT / 'configs/ablations/_base_/finetune_small.py'
+
+
+@pytest.mark.parametrize('path', [*sorted(FINETUNE.glob('*.py')), JUDGE], ids=lambda path: path.stem)
 def test_every_config_builds_its_model_and_pipelines(path):
     cfg = load_config(str(path))
     if cfg.model.head.num_classes is None:
@@ -94,6 +97,9 @@ def test_every_config_builds_its_model_and_pipelines(path):
     dataset = dataset.get('dataset', dataset)
     for transform in (*dataset.pipeline, *cfg.val_dataloader.dataset.pipeline):
         TRANSFORMS.build(transform)
+    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):  # without it every process sees all images
+        assert loader.sampler.type == 'DefaultSampler' and loader.collate_fn.type == 'default_collate'
     size = model.backbone.img_size[0]
     crops = [t.get('size', t.get('scale')) for t in dataset.pipeline if t.type.endswith('RandomResizedCrop')]
     centres = [t.get('crop_size', t.get('size')) for t in cfg.val_dataloader.dataset.pipeline if 'CenterCrop' in t.type]

@@ -11,6 +11,7 @@ from torch import nn
 
 from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.checkpoint import fit_checkpoint
+from simmim_plugin.conversion import from_plugin
 from simmim_plugin.pretrained import fit_state, load_pretrained_weights, table_grid
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
@@ -143,6 +144,32 @@ def test_load_from_keeps_what_the_model_has(capsys):
     other = {'state_dict': {'weight': torch.zeros(1)}}
     fit_checkpoint(nn.Linear(1, 1), other)  # no SimMIMViT: left alone
     assert other['state_dict']['weight'].shape == (1,)
+
+
+def test_load_from_another_project_under_the_same_prefix():
+    """MMPretrain's BEiTViT is a `backbone.`, too, and shares a few names: it must be converted, not loaded in part."""
+    theirs = randomise(SimMIM(backbone=TINY))
+    state = from_plugin(theirs.state_dict(), 'mmpretrain').state
+    assert {'backbone.cls_token', 'backbone.layers.0.ln1.weight'} <= set(state)
+    ours = nn.ModuleDict(dict(backbone=SimMIMViT(**ARGUMENTS)))
+    checkpoint = {'state_dict': dict(state)}
+    fit_checkpoint(ours, checkpoint)
+    ours.load_state_dict(checkpoint['state_dict'], strict=False)
+    for name, value in theirs.backbone.state_dict().items():
+        if name != 'mask_token':  # BEiTViT has none
+            assert torch.equal(ours['backbone'].state_dict()[name], value), name
+    with pytest.raises(ValueError, match='the checkpoint has 0 blocks and the model 3'):
+        fit_state(ours['backbone'], {'cls_token': torch.zeros(1, 1, 48)})
+
+
+def test_init_cfg_may_be_a_list(tmp_path):
+    theirs = save_pretraining(tmp_path / 'a.pth')
+    others = dict(type='Constant', layer='LayerNorm', val=7.0, bias=0.0)
+    init_cfg = [dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')), others]
+    ours = SimMIMViT(**ARGUMENTS, **FINE, init_cfg=init_cfg)
+    ours.init_weights()
+    assert (ours.fc_norm.weight == 7).all()  # not in the checkpoint
+    assert torch.equal(ours.blocks[0].norm1.weight, theirs.backbone.blocks[0].norm1.weight)
 
 
 def test_what_cannot_be_loaded_is_an_error(tmp_path):

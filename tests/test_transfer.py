@@ -67,6 +67,13 @@ def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
     assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretrain_config(given, 0).data_root
 
 
+def test_a_config_that_reduces_its_data_is_refused(data, tmp_path):
+    given = settings(data, tmp_path / 'out')
+    few = Settings(**{**given.__dict__, 'finetune': str(FINETUNE).replace('_folder', '_folder_10pct')})
+    with pytest.raises(ValueError, match='reduces its training data; give the config with all: see --labels'):
+        transfer._finetune_config(few, 'scratch', 1.0, 1e-3, 0)
+
+
 def results() -> dict:
     runs = {
         row: {
@@ -122,4 +129,5 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
     assert 'holds other settings than asked for now' in run(*command, '--rates', 1e-3, '--labels', '100:4', ok=False)
     assert '--labels 0:4: give a percentage and epochs' in run(*command, '--labels', '0:4', ok=False)
+    assert 'each share and rate only once' in run(*command, '--labels', '100:4', '100:5', ok=False)
     assert '--jobs 0 must be positive' in run(*command, '--jobs', 0, ok=False)

@@ -13,6 +13,7 @@ if [ $# -lt 2 ]; then
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # PYTHON, else an active virtual environment, else the project's, else what the path has.
+# SCRIPT is set by dist_test.sh.
 python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
 [ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python
 config=$1 gpus=$2

@@ -54,6 +54,8 @@ def main() -> None:
         out = stages.check_arguments(args)
         folders.append(args.out)
         labels = dict(map(_labels, args.labels))
+        if len(labels) < len(args.labels) or len(set(args.rates)) < len(args.rates):
+            raise ValueError(f'--labels {args.labels} and --rates {args.rates}: each share and rate only once')
         settings = transfer.Settings(
             out, args.data_root, args.pretrain, args.finetune, args.seeds, labels, args.rates, args.cfg_options
         )

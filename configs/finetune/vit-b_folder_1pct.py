@@ -6,12 +6,6 @@ Cost:     not measured.
 Expected: not run.
 """
 
-_base_ = 'vit-b_folder.py'
+_base_ = 'vit-b_folder_10pct.py'
 
-train_dataloader = dict(
-    dataset=dict(_delete_=True, type='simmim_plugin.FewLabels', fraction=0.01, dataset=_base_.train_dataloader.dataset)
-)
-param_scheduler = [
-    dict(type='simmim_plugin.WarmupCosineLR', warmup=60, end=300, floor_ratio=2e-4, convert_to_iter_based=True)
-]
-train_cfg = dict(max_epochs=300, val_interval=10)
+train_dataloader = dict(dataset=dict(fraction=0.01))

@@ -55,20 +55,11 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=256,
     num_workers=8,
-    persistent_workers=True,
-    pin_memory=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
     dataset=dict(type='ImageNet', data_root=None, split='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=256,
     num_workers=8,
-    persistent_workers=True,
-    pin_memory=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
     dataset=dict(type='ImageNet', data_root=None, split='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader

@@ -9,8 +9,6 @@ Cost:     not measured.
 Expected: not run.
 """
 
-_base_ = 'vit-b_in1k.py'
+_base_ = 'vit-b_in1k_10pct.py'
 
-train_dataloader = dict(
-    dataset=dict(_delete_=True, type='simmim_plugin.FewLabels', fraction=0.01, dataset=_base_.train_dataloader.dataset)
-)
+train_dataloader = dict(dataset=dict(fraction=0.01))

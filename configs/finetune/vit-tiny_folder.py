@@ -21,9 +21,6 @@ load = dict(type='simmim_plugin.LoadImage')
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',
         data_root=None,
@@ -41,8 +38,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=128,
     num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CustomDataset',
         data_root=None,

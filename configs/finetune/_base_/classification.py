@@ -26,6 +26,20 @@ model = dict(
         init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),  # 0.02, times 0.001
     ),
 )
+train_dataloader = dict(
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+)
+val_dataloader = dict(
+    persistent_workers=True,
+    pin_memory=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+)
+test_dataloader = val_dataloader  # a leaf's own line of this kind adds the leaf's part alone
 val_evaluator = [dict(type='Accuracy', topk=(1, 5)), dict(type='simmim_plugin.BalancedAccuracy')]
 test_evaluator = val_evaluator
 val_cfg = dict()
