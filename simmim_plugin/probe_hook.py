@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
@@ -72,7 +73,7 @@ class ProbeHook(Hook):
         linear = None if self.linear else ()
         extractor = self._extractor(runner)
         scores = run_probes(extractor, self.folder, self.k, self.temperature, self.workers, linear=linear)
-        if not scores:  # not the first process
+        if not is_main_process():
             return
         told = ', '.join(
             f'{name} {score.top1:.1f} % (balanced {score.balanced:.1f} %)' for name, score in scores.items()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_dist_info, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, get_dist_info, is_main_process
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -199,15 +199,15 @@ def run_probes(
 
     Returns:
         Scores by 'knn' and 'linear', with the feature's name in front where there are several: 'block8_pooled_linear'.
-        Of a distributed run the first process judges; the others get {}.
+        Of a distributed run the first process judges, and all get its scores.
     """
     train, val = (folder.features(extractor, split, workers=workers, progress=progress) for split in SPLITS)
     scores: dict[str, Score] = {}
-    if not is_main_process():
-        return scores
-    for name in extractor.names:
+    for name in extractor.names if is_main_process() else ():
         prefix = f'{name}_' if len(extractor.names) > 1 else ''
         scores[f'{prefix}knn'] = knn_probe(train, val, name, min(k, len(train.labels)), temperature)
         if linear is None or name in linear:
             scores[f'{prefix}linear'] = linear_probe(train, val, name)
-    return scores
+    shared = [scores]
+    broadcast_object_list(shared)
+    return shared[0]

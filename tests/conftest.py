@@ -1,10 +1,12 @@
 """Shared by the tests: reference numbers, tiny models, small folders of images, two threads."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from simmim_plugin import SimMIM
@@ -20,6 +22,13 @@ TINY = dict(
 )
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_scope_left_behind() -> Iterator[None]:
+    """What a test says of MMEngine's default scope (also by making a runner) ends with it."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from mmengine.registry import DefaultScope
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from test_distributed import gloo_environment
@@ -77,7 +76,6 @@ def tool(monkeypatch, capsys):
 
     yield call
     torch.set_num_threads(threads)
-    DefaultScope._instance_dict.clear()
 
 
 def numbers(printed: str) -> dict[str, float]:

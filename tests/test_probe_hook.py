@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from mmengine.registry import DefaultScope
 from test_probes import make_labelled
 
 from simmim_plugin import ProbeHook, launch
@@ -39,7 +38,6 @@ def global_state():
     yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture
