@@ -276,7 +276,7 @@ def _block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
         return list(range(1, count + 1))
     numbers = [math.ceil(count * i / 4) for i in (1, 2, 3, 4)] if blocks is None else blocks
     if not numbers or any(not isinstance(n, int) or not 1 <= n <= count for n in numbers):
-        raise ValueError(f"--blocks {numbers}: the model has blocks 1 ... {count}; give numbers of these, or 'all'")
+        raise ValueError(f"blocks={numbers}: the model has blocks 1 ... {count}; give numbers of these, or 'all'")
     return sorted({int(n) for n in numbers})
 
 

@@ -294,8 +294,8 @@ def test_command_line(tool, image_folder, checkpoint, tmp_path, monkeypatch, cap
     for words, message in (
         ((tmp_path / 'gone.pth', image_folder, '--out', out), r'error: --out .*a.npz exists already'),
         ((tmp_path / 'gone.pth', image_folder, '--out', 'b.npz'), r"error: checkpoint '.*gone.pth' does not exist"),
-        ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', '0'), r'error: --blocks \[0\]: the model has blocks'),
-        ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', 'x'), r"error: --blocks \['x'\]: the model has"),
+        ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', '0'), r'error: blocks=\[0\]: the model has blocks'),
+        ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', 'x'), r"error: blocks=\['x'\]: the model has"),
         ((checkpoint, image_folder, '--out', 'b.npz', '--size', '9'), 'error: --size 9: sides must be multiples'),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -185,8 +185,8 @@ def test_errors_name_the_argument(tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     path = tmp_path / 'a.pth'
     for arguments, message in (
-        (dict(blocks=[4]), r'--blocks \[4\]: the model has blocks 1 \.\.\. 3'),
-        (dict(blocks=[]), r'--blocks \[\]: the model has'),
+        (dict(blocks=[4]), r'blocks=\[4\]: the model has blocks 1 \.\.\. 3'),
+        (dict(blocks=[]), r'blocks=\[\]: the model has'),
         (dict(kinds=['pooled', 'mean']), '--kinds pooled mean: choose some of pooled cls patches'),
         (dict(kinds=[]), '--kinds : choose some of'),
         (dict(size=100), '--size 100: sides must be multiples of the patch, 16 px; try --size 96'),

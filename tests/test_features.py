@@ -238,7 +238,7 @@ def test_bad_input_is_named(tool, checkpoint, photos, tmp_path, monkeypatch):
         draw_features(checkpoint, photos, out, (-1, 0))
     for blocks in ([4], [0], [1, 'x'], 'some', []):
         with pytest.raises(
-            ValueError, match=r"--blocks .*: the model has blocks 1 ... 3; give numbers of these, or 'a"
+            ValueError, match=r"blocks=.*: the model has blocks 1 ... 3; give numbers of these, or 'a"
         ):
             draw_features(checkpoint, photos, out, blocks=blocks)
     with pytest.raises(ValueError, match='--size 8 is less than a patch of 16 x 16 px'):
@@ -253,7 +253,7 @@ def test_bad_input_is_named(tool, checkpoint, photos, tmp_path, monkeypatch):
     assert not out.exists()
     argv = ['tool', str(checkpoint), str(photos[0]), '--blocks', 'two', '--out', str(out)]
     monkeypatch.setattr(sys, 'argv', argv)
-    with pytest.raises(SystemExit, match=r"^error: --blocks \['two'\]: the model has blocks 1 ... 3"):
+    with pytest.raises(SystemExit, match=r"^error: blocks=\['two'\]: the model has blocks 1 ... 3"):
         tool.main()
 
 

@@ -128,6 +128,6 @@ def test_errors_come_before_training(data, tmp_path):
     with pytest.raises(ValueError, match='needs the folders train and val, with the same folders of classes in both'):
         build(data, tmp_path / 'folder', dict(type='ProbeHook', data_root=str(data / 'train')))
     runner = build(data, tmp_path / 'block', dict(type='ProbeHook', data_root=str(data), interval=1, blocks=3))
-    with pytest.raises(ValueError, match=r'--blocks .*3.*: the model has blocks 1 \.\.\. 2'):
+    with pytest.raises(ValueError, match=r'blocks=.*3.*: the model has blocks 1 \.\.\. 2'):
         runner.train()
     assert runner.iter == 0 and not list((tmp_path / 'block').glob('*.pth'))
