@@ -75,7 +75,8 @@ def prepare(
         cfg: The config; it is changed.
         config_path: Its file; the default work dir is `work_dirs/<its name>`.
         work_dir: Where results go.
-        resume: None: start afresh; 'auto': the last checkpoint in the work dir; else a checkpoint's path.
+        resume: None: start afresh; 'auto': go on after the last checkpoint in the work dir, and where there is none
+            start as the config says, with its `load_from`; else a checkpoint's path.
         amp: bfloat16 autocast, on processors, too.
         launcher: 'none', 'pytorch' (torchrun) or 'slurm'.
 
@@ -86,13 +87,14 @@ def prepare(
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(config_path).stem)
     check_writable(cfg.work_dir)
     cfg.launcher = launcher
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None
-        if resume != 'auto':
-            if not os.path.isfile(resume):
-                raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
-            cfg.load_from = resume
+    if resume == 'auto':
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None  # MMEngine would go on from there; a first start keeps it
+    elif resume is not None:
+        if not os.path.isfile(resume):
+            raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
+        cfg.resume, cfg.load_from = True, resume
     if amp and cfg.get('optim_wrapper'):
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
@@ -132,7 +134,15 @@ def build_runner(cfg: Config) -> Runner:
     source = cfg.get('load_from')
     if cfg.get('resume') and source is None:
         source = find_latest_checkpoint(cfg.work_dir)
-    if source is not None and os.path.isfile(source):
+    if source is not None:
+        source = os.path.expanduser(source)
+        if not os.path.isfile(source):
+            raise FileNotFoundError(
+                f'load_from={source!r}: no such file (from {os.getcwd()}); download what lies elsewhere first, or give '
+                'it as checkpoint of model.backbone.init_cfg'
+            )
+        if cfg.get('load_from'):
+            cfg.load_from = source
         load_file(source)  # raises for a damaged file, or one that would run code; MMEngine would unpickle anything
     runner = Runner.from_cfg(cfg)
     if cfg.get('train_dataloader'):

@@ -67,7 +67,8 @@ class Stages:
 
         Raises:
             ValueError: The folder is of another config.
-            RuntimeError: The training failed; the message names its log.
+            RuntimeError: The training failed, or did not begin with the weights of `load_from`; the message names its
+                log.
         """
         path, done = folder.with_name(f'{folder.name}.py'), folder.with_name(f'{folder.name}.json')
         text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{cfg.pretty_text}'
@@ -81,7 +82,10 @@ class Stages:
         path.write_text(text, encoding='utf-8')
         start = time.monotonic()
         options = ['--work-dir', str(folder), '--resume', *['--amp'] * self.amp]
-        self.call([str(TOOLS / 'train.py'), str(path), *options], path.with_suffix('.log'))
+        log = path.with_suffix('.log')
+        self.call([str(TOOLS / 'train.py'), str(path), *options], log)
+        if cfg.get('load_from') and 'tensors of load_from' not in log.read_text(encoding='utf-8'):
+            raise RuntimeError(f'{path} says load_from={cfg.load_from}, but nothing of it was loaded (see {log})')
         seconds = round(time.monotonic() - start, 1)
         write_json(done, {'seconds': seconds})
         return seconds

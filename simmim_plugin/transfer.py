@@ -161,6 +161,8 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     if share < 1:
         cfg.train_dataloader.dataset = _few(cfg.train_dataloader.dataset, share, seed)
     schedule = cfg.param_scheduler[0]
+    if 'warmup' not in schedule:
+        raise ValueError(f'--finetune {settings.finetune}: its first param_scheduler must be a WarmupCosineLR')
     schedule.warmup, schedule.end = max(1, epochs * schedule.warmup // schedule.end), epochs
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
     cfg.default_hooks.checkpoint.update(interval=epochs, save_best=None)

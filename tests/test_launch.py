@@ -122,13 +122,25 @@ def test_work_dir_without_permission(tmp_path):
 def test_prepare_fills_in_the_command_line(tmp_path):
     cfg = config.load_config(CONFIG, {'load_from': 'start.pth'})
     launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
-    assert cfg.resume and cfg.load_from is None and cfg.work_dir == str(tmp_path)
-    assert cfg.optim_wrapper.on_cpu
+    assert not cfg.resume and cfg.load_from == 'start.pth'  # nothing to go on from: a first start
+    assert cfg.optim_wrapper.on_cpu and cfg.work_dir == str(tmp_path)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto')
+    assert cfg.resume and cfg.load_from is None
     with pytest.raises(FileNotFoundError, match=r'--resume nothing.pth'):
         launch.prepare(cfg, CONFIG, str(tmp_path), resume='nothing.pth')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     with pytest.raises(ValueError, match='not AmpOptimWrapper'):
         launch.prepare(cfg, CONFIG, str(tmp_path), amp=True)
+
+
+@pytest.mark.parametrize('place', ['https://example.com/vit.pth', '~/gone.pth', 'torchvision://resnet50'])
+def test_what_is_loaded_lies_here(place, tmp_path):
+    """MMEngine would fetch it and unpickle whatever it holds."""
+    cfg = config.load_config(CONFIG, {'load_from': place})
+    launch.prepare(cfg, CONFIG, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"load_from='.*': no such file .* download what lies elsewhere first"):
+        launch.build_runner(cfg)
 
 
 @pytest.mark.parametrize(('gpus', 'counts', 'rate'), [(8, 1, 4e-4), (16, 1, 8e-4), (1, 4, 2e-4)])

@@ -123,6 +123,10 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
     # A pretraining, a model without training for its probe, and for each of 2 rows and 2 shares a trial and a run.
     assert len(written) == 2 + 2 * 2 * 2
+    for stage in ('trials', 'finetune'):
+        for row, loaded in (('pretrained', True), ('scratch', False)):
+            logs = list((tmp_path / 'out' / stage).glob(f'{row}_*.log'))
+            assert len(logs) == 2 and all(('Loaded 34 tensors of load_from' in log.read_text()) == loaded for log in logs)
     table = (tmp_path / 'out/table.md').read_text()
     run(*command)
     assert (tmp_path / 'out/table.md').read_text() == table
