@@ -16,7 +16,7 @@ EXTRAS = {
     # The originals, frozen since 2025. Never install both families into one environment.
     'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.0.0,<2.3', 'mmpretrain>=1.2.0'],
     # Photos inside wheels, for the quickstart.
-    'photos': ['scikit-image>=0.25', 'scikit-learn>=1.7'],
+    'photos': ['scikit-image>=0.25'],
     # Hugging Face models (MMPretrain 1.3.6 fails to import beside transformers 5), tables of features, ONNX export.
     'hf': ['transformers>=4.40,<5'],
     'parquet': ['pyarrow'],
@@ -39,6 +39,7 @@ setup(
         'torchvision>=0.26',
         'timm>=1.0.9',
         'numpy',
+        'scikit-learn>=1.7',
         'pillow>=10.1',
         'safetensors',
         'tifffile',

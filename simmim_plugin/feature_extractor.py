@@ -69,6 +69,7 @@ class FeatureExtractor:
         model, pipeline = saved[NOTE]['model'], saved[NOTE]['pipeline']
         self.backbone = _backbone(model, saved['state_dict'], path).to(device).eval()
         self.data_preprocessor: nn.Module = _data_preprocessor(model, pipeline, path).to(device)
+        self.flips_channels = False
         self.reading = _reading(pipeline, self.backbone)
         status = os.stat(checkpoint)
         self.source: dict[str, Any] | None = dict(
@@ -105,6 +106,8 @@ class FeatureExtractor:
             raise ValueError(f'the backbone of the model is a {type(model.backbone).__name__}, not a SimMIMViT')
         self = cls.__new__(cls)
         self.backbone, self.data_preprocessor = model.backbone, model.data_preprocessor
+        # MMPretrain's, made for OpenCV's order, would turn red first into blue first.
+        self.flips_channels = bool(getattr(model.data_preprocessor, 'to_rgb', False)) and model.backbone.in_channels == 3
         self.reading, self.source = _reading(pipeline, self.backbone), None
         self._choose(size, blocks, kinds)
         return self
@@ -160,6 +163,7 @@ class FeatureExtractor:
             hint = '; for a single image, give image[None]' if images.ndim == 3 else ''
             raise ValueError(f'images of shape {tuple(images.shape)}: expected (B, C, H, W){hint}')
         device = self.backbone.cls_token.device
+        images = images.flip(1) if self.flips_channels else images
         inputs = self.data_preprocessor({'inputs': images.to(device)})['inputs']
         grid = tuple(side // self.backbone.patch_size for side in images.shape[2:])
         found = {}

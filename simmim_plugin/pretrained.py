@@ -15,6 +15,7 @@ from simmim_plugin.conversion_names import TABLE
 from simmim_plugin.relative_position import CLS_ROWS, Grid, resize_table, table_rows
 
 SHARED = f'rel_pos_bias.{TABLE}'
+ON_GRID = (TABLE, 'pos_embed')  # ends of the names of what is made for a grid
 NAMED = 6  # names in a line of the report
 
 
@@ -58,7 +59,9 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
     if SHARED in state and SHARED not in own and tables:
         table = state.pop(SHARED)
         state.update(dict.fromkeys(tables, table))
-    for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
+    other_grid = grid is not None and grid != model.grid  # 2 x 3 and 3 x 2 patches have tables of one shape
+    to_fit = [n for n in state if n in own and (state[n].shape != own[n].shape or other_grid and n.endswith(ON_GRID))]
+    for name in to_fit:
         value, target = state[name], own[name]
         fits = value.ndim == target.ndim and value.shape[-1] == target.shape[-1]
         if name.endswith(TABLE) and fits:
@@ -77,6 +80,12 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
         raise ValueError(
             f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
             f'{_names(list(own))}; tools/convert_checkpoint.py --to plugin converts those of other projects'
+        )
+    if lost := [name for name in skipped if name.endswith(TABLE)]:
+        kind = 'use_shared_rel_pos_bias' if SHARED in lost else 'use_rel_pos_bias'
+        raise ValueError(
+            f'the checkpoint has relative position bias tables ({_names(lost)}) that the model has no place for; build '
+            f'SimMIMViT with {kind}=True' + (' and use_shared_rel_pos_bias=False' if SHARED not in lost else '')
         )
     blocks = [{name.split('.')[1] for name in names if name.startswith('blocks.')} for names in (state, own)]
     if not faults and blocks[0] != blocks[1]:

@@ -1,9 +1,11 @@
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 from torch import nn
 
@@ -166,6 +168,18 @@ def test_a_model_in_training_is_left_as_it_was():
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks for module in model.modules())
     assert extractor.backbone is model.backbone
+
+
+def test_images_are_red_first_whatever_the_models_preprocessor_makes_of_them():
+    """MMPretrain's turns OpenCV's order round; the features are those of SimMIM's own, which does not."""
+    ours = random_weights(SimMIM(backbone=TINY, data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)))
+    images, found = photos(2, 3, 64, 64), []
+    theirs = ClsDataPreprocessor(mean=MEAN, std=STD, to_rgb=True)
+    for preprocessor in (ours.data_preprocessor, theirs):
+        model = types.SimpleNamespace(backbone=ours.backbone, data_preprocessor=preprocessor)
+        found.append(FeatureExtractor.from_model(model)(images)['pooled'])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(FeatureExtractor.from_model(ours)(images.flip(1))['pooled'] - found[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize('training', [True, False])

@@ -13,6 +13,7 @@ from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.checkpoint import fit_checkpoint
 from simmim_plugin.conversion import from_plugin
 from simmim_plugin.pretrained import fit_state, load_pretrained_weights, table_grid
+from simmim_plugin.relative_position import resize_table
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 FINE = dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True, out_type='avg_featmap')
@@ -34,6 +35,10 @@ def save_pretraining(path, note=True, **changes) -> SimMIM:
         content['simmim_plugin'] = dict(model=dict(type='SimMIM', backbone=backbone), pipeline=[])
     torch.save(content, path)
     return model
+
+
+def load_weights(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)['state_dict']
 
 
 def initialised(path, prefix=None, **changes) -> SimMIMViT:
@@ -191,6 +196,33 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
         load_pretrained_weights(SimMIMViT(**ARGUMENTS), tmp_path / 'linear.pth')
     with pytest.raises(ValueError, match=r'nothing was loaded: the checkpoint has backbone.cls_token'):
         fit_state(SimMIMViT(**ARGUMENTS), {'backbone.cls_token': torch.zeros(1, 1, 48)})
+
+
+def test_grids_whose_tables_have_one_shape_are_told_apart(tmp_path):
+    """2 x 3 and 3 x 2 patches: as many rows, but other offsets."""
+    for arguments in ({}, FINE, dict(use_abs_pos_embed=True)):
+        save_pretraining(tmp_path / 'landscape.pth', img_size=(32, 48), **arguments)
+        theirs = load_weights(tmp_path / 'landscape.pth')
+        ours = initialised(tmp_path / 'landscape.pth', img_size=(48, 32), **arguments)
+        for name, value in ours.state_dict().items():
+            if name.endswith('relative_position_bias_table'):
+                expected = resize_table(theirs[f'backbone.{name}'], (2, 3), (3, 2))
+                assert torch.equal(value, expected) and not torch.equal(value, theirs[f'backbone.{name}'])
+            if name == 'pos_embed':
+                assert not torch.equal(value, theirs['backbone.pos_embed'])
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours', 'message'),
+    [
+        (FINE, {}, 'build SimMIMViT with use_rel_pos_bias=True and use_shared_rel_pos_bias=False'),
+        ({}, dict(use_shared_rel_pos_bias=False), 'build SimMIMViT with use_shared_rel_pos_bias=True$'),
+    ],
+)
+def test_bias_tables_are_not_lost_in_silence(tmp_path, theirs, ours, message):
+    save_pretraining(tmp_path / 'a.pth', **theirs)
+    with pytest.raises(ValueError, match=f'relative position bias tables .* no place for; {message}'):
+        initialised(tmp_path / 'a.pth', **ours)
 
 
 class Evil:

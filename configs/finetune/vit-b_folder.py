@@ -12,13 +12,14 @@ _base_ = 'vit-b_in1k.py'
 data_root = None
 
 model = dict(data_preprocessor=dict(num_classes=None), head=dict(num_classes=None))  # the number of folders
+photos = dict(
+    _delete_=True,
+    type='CustomDataset',
+    data_root=None,
+    extensions=('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.tif', '.tiff'),
+)
 train_dataloader = dict(
-    batch_size=128,
-    dataset=dict(
-        _delete_=True, type='CustomDataset', data_root=None, data_prefix='train', pipeline=_base_.train_pipeline
-    ),
+    batch_size=128, dataset=dict(data_prefix='train', pipeline=_base_.train_pipeline, **photos)
 )
-val_dataloader = dict(
-    dataset=dict(_delete_=True, type='CustomDataset', data_root=None, data_prefix='val', pipeline=_base_.test_pipeline)
-)
+val_dataloader = dict(dataset=dict(data_prefix='val', pipeline=_base_.test_pipeline, **photos))
 test_dataloader = val_dataloader

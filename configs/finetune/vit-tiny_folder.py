@@ -18,6 +18,7 @@ model = dict(
     head=dict(in_channels=192),
 )
 load = dict(type='simmim_plugin.LoadImage')
+extensions = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif', '.tif', '.tiff', '.npy')
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,
@@ -25,6 +26,7 @@ train_dataloader = dict(
         type='CustomDataset',
         data_root=None,
         data_prefix='train',
+        extensions=extensions,
         pipeline=[
             load,
             dict(
@@ -42,6 +44,7 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root=None,
         data_prefix='val',
+        extensions=extensions,
         pipeline=[
             load,
             dict(type='torchvision/Resize', size=73, interpolation='bicubic', antialias=True),  # 64 * 256 / 224
