@@ -107,7 +107,9 @@ class FeatureExtractor:
         self = cls.__new__(cls)
         self.backbone, self.data_preprocessor = model.backbone, model.data_preprocessor
         # MMPretrain's, made for OpenCV's order, would turn red first into blue first.
-        self.flips_channels = bool(getattr(model.data_preprocessor, 'to_rgb', False)) and model.backbone.in_channels == 3
+        self.flips_channels = (
+            bool(getattr(model.data_preprocessor, 'to_rgb', False)) and model.backbone.in_channels == 3
+        )
         self.reading, self.source = _reading(pipeline, self.backbone), None
         self._choose(size, blocks, kinds)
         return self

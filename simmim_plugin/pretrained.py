@@ -60,7 +60,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
         table = state.pop(SHARED)
         state.update(dict.fromkeys(tables, table))
     other_grid = grid is not None and grid != model.grid  # 2 x 3 and 3 x 2 patches have tables of one shape
-    to_fit = [n for n in state if n in own and (state[n].shape != own[n].shape or other_grid and n.endswith(ON_GRID))]
+    to_fit = [n for n in state if n in own and (state[n].shape != own[n].shape or (other_grid and n.endswith(ON_GRID)))]
     for name in to_fit:
         value, target = state[name], own[name]
         fits = value.ndim == target.ndim and value.shape[-1] == target.shape[-1]

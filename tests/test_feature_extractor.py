@@ -172,7 +172,9 @@ def test_a_model_in_training_is_left_as_it_was():
 
 def test_images_are_red_first_whatever_the_models_preprocessor_makes_of_them():
     """MMPretrain's turns OpenCV's order round; the features are those of SimMIM's own, which does not."""
-    ours = random_weights(SimMIM(backbone=TINY, data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)))
+    ours = random_weights(
+        SimMIM(backbone=TINY, data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD))
+    )
     images, found = photos(2, 3, 64, 64), []
     theirs = ClsDataPreprocessor(mean=MEAN, std=STD, to_rgb=True)
     for preprocessor in (ours.data_preprocessor, theirs):

@@ -237,9 +237,7 @@ def test_bad_input_is_named(tool, checkpoint, photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='--point -1 0 is outside'):
         draw_features(checkpoint, photos, out, (-1, 0))
     for blocks in ([4], [0], [1, 'x'], 'some', []):
-        with pytest.raises(
-            ValueError, match=r"blocks=.*: the model has blocks 1 ... 3; give numbers of these, or 'a"
-        ):
+        with pytest.raises(ValueError, match=r"blocks=.*: the model has blocks 1 ... 3; give numbers of these, or 'a"):
             draw_features(checkpoint, photos, out, blocks=blocks)
     with pytest.raises(ValueError, match='--size 8 is less than a patch of 16 x 16 px'):
         draw_features(checkpoint, photos, out, size=8)

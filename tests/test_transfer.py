@@ -126,7 +126,9 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     for stage in ('trials', 'finetune'):
         for row, loaded in (('pretrained', True), ('scratch', False)):
             logs = list((tmp_path / 'out' / stage).glob(f'{row}_*.log'))
-            assert len(logs) == 2 and all(('Loaded 34 tensors of load_from' in log.read_text()) == loaded for log in logs)
+            assert len(logs) == 2 and all(
+                ('Loaded 34 tensors of load_from' in log.read_text()) == loaded for log in logs
+            )
     table = (tmp_path / 'out/table.md').read_text()
     run(*command)
     assert (tmp_path / 'out/table.md').read_text() == table

@@ -18,8 +18,6 @@ photos = dict(
     data_root=None,
     extensions=('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.tif', '.tiff'),
 )
-train_dataloader = dict(
-    batch_size=128, dataset=dict(data_prefix='train', pipeline=_base_.train_pipeline, **photos)
-)
+train_dataloader = dict(batch_size=128, dataset=dict(data_prefix='train', pipeline=_base_.train_pipeline, **photos))
 val_dataloader = dict(dataset=dict(data_prefix='val', pipeline=_base_.test_pipeline, **photos))
 test_dataloader = val_dataloader
