@@ -11,19 +11,13 @@ from mmengine.model.weight_init import update_init_info
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from simmim_plugin.blocks import LAYER_NORM_EPS, Block
+from simmim_plugin.architecture import arch_settings, rising_blocks, window_sizes
+from simmim_plugin.blocks import LAYER_NORM_EPS, Biases, Block
 from simmim_plugin.pretrained import fit_state, load_pretrained_weights
 from simmim_plugin.registry import MODELS
 from simmim_plugin.relative_position import Grid, GridCache, RelativePositionBias
+from simmim_plugin.windows import has_windows, window_parts
 
-ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
-# The field's ViT-S/B/L/H. (MMPretrain calls this small 'deit-small'; its own 'small' is 768 wide and 8 deep.)
-ARCHS: dict[str, dict[str, int]] = {
-    'small': dict(zip(ARCH_KEYS, (384, 12, 6, 1536))),
-    'base': dict(zip(ARCH_KEYS, (768, 12, 12, 3072))),
-    'large': dict(zip(ARCH_KEYS, (1024, 24, 16, 4096))),
-    'huge': dict(zip(ARCH_KEYS, (1280, 32, 16, 5120))),
-}
 OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token', 'raw')
 
 
@@ -38,6 +32,8 @@ class SimMIMViT(BaseModule):
         arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
         img_size: Side, or (height, width), in pixels that the bias tables (or position embedding) are made for.
             Other inputs whose sides are multiples of `patch_size` work: tables are interpolated (bicubic).
+        dynamic_img_pad: Pad inputs at the right and bottom with 0 to multiples of `patch_size`; maps then cover the
+            padding, too. Else such inputs are an error.
         patch_size: Side of a patch in pixels.
         in_channels: Channels of the input, any number.
         drop_path_rate: Drop path of the last block; it rises linearly from 0. Pretraining and fine-tuning: 0.1.
@@ -52,6 +48,9 @@ class SimMIMViT(BaseModule):
             to the last block's only.
         frozen_stages: Above 0, freeze the patch embedding, the tokens and the first so many blocks; all blocks: the
             final norm and a shared bias table, too.
+        window_size: Side in patches of windows that attention stays inside, for large images; 14 is the grid of 224 px,
+            whose tables fit as they are. 0: attention over the whole image. See `in_windows`.
+        global_blocks: Blocks that attend over the whole image all the same, such as (2, 5, 8, 11) of 12 (ViTDet).
         with_cp: Recompute each block in the backward pass, to save memory.
         init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
@@ -76,6 +75,9 @@ class SimMIMViT(BaseModule):
         out_type: str = 'featmap',
         out_indices: int | Sequence[int] = -1,
         frozen_stages: int = -1,
+        window_size: int = 0,
+        global_blocks: Sequence[int] = (),
+        dynamic_img_pad: bool = False,
         with_cp: bool = False,
         init_cut: float = 0.02,
         init_cfg: dict[str, Any] | None = None,
@@ -89,15 +91,16 @@ class SimMIMViT(BaseModule):
             raise ValueError(f'out_type={out_type!r} is unknown; choose one of {", ".join(map(repr, OUT_TYPES))}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate} is outside [0, 1); the published value is 0.1')
-        self.embed_dims, self.num_layers, num_heads, feedforward_channels = _arch_settings(arch)
+        self.embed_dims, self.num_layers, num_heads, feedforward_channels = arch_settings(arch)
         if not -1 <= frozen_stages <= self.num_layers:
             raise ValueError(f'frozen_stages={frozen_stages} is outside -1 ... {self.num_layers}, the number of blocks')
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.out_type = out_type
-        self.out_indices = _out_indices(out_indices, self.num_layers)
+        self.out_indices = rising_blocks('out_indices', out_indices, self.num_layers)
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
+        self.dynamic_img_pad = dynamic_img_pad
         sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if len(sides) != 2:
             raise ValueError(f'img_size={img_size} must be one side or (height, width)')
@@ -105,7 +108,9 @@ class SimMIMViT(BaseModule):
         self.grid = self._grid_of(self.img_size, 'img_size')
 
         D = self.embed_dims
-        self.patch_embed = PatchEmbed(None, patch_size, in_channels, D, strict_img_size=False)
+        self.patch_embed = PatchEmbed(
+            None, patch_size, in_channels, D, strict_img_size=False, dynamic_img_pad=dynamic_img_pad
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
         self.pos_embed = None
@@ -115,8 +120,10 @@ class SimMIMViT(BaseModule):
         self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rel_pos_bias else None
         table_grid = self.grid if use_rel_pos_bias else None
         rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
+        windows = window_sizes(window_size, global_blocks, self.num_layers)
         self.blocks = nn.ModuleList(
-            Block(D, num_heads, feedforward_channels, rate, layer_scale_init_value, table_grid) for rate in rates
+            Block(D, num_heads, feedforward_channels, rate, layer_scale_init_value, table_grid, window)
+            for rate, window in zip(rates, windows)
         )
         pooled = out_type == 'avg_featmap'
         self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
@@ -129,7 +136,7 @@ class SimMIMViT(BaseModule):
         """Features of normalised images.
 
         Args:
-            x: (B, in_channels, H, W); H and W are multiples of `patch_size`.
+            x: (B, in_channels, H, W); H and W are multiples of `patch_size`, unless `dynamic_img_pad`.
             mask: (B, H / patch_size, W / patch_size), 1 = replaced by the mask token. None: nothing is.
 
         Returns:
@@ -143,19 +150,22 @@ class SimMIMViT(BaseModule):
                 f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
                 'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
             )
-        grid = self._grid_of((x.shape[2], x.shape[3]), 'input')
+        height, width = x.shape[2:]
+        if self.dynamic_img_pad:  # patch_embed pads
+            height, width = height + -height % self.patch_size, width + -width % self.patch_size
+        grid = self._grid_of((height, width), 'input')
         x = self.patch_embed(x)  # (B, h*w, D)
         x = self._apply_mask(x, mask, grid)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
         if self.pos_embed is not None:
             x = x + self.pos_cache(self.pos_embed, self.grid, grid)
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        shared = self._shared_biases(grid)
         outputs = []
         for i, block in enumerate(self.blocks):
             if self.with_cp and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, grid, bias, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, grid, shared, use_reentrant=False)
             else:
-                x = block(x, grid, bias)
+                x = block(x, grid, shared)
             if i in self.out_indices:
                 last = i == self.num_layers - 1
                 outputs.append(self._format_output(self.norm(x) if last else x, grid))
@@ -191,6 +201,18 @@ class SimMIMViT(BaseModule):
             )
         weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
         return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
+
+    def _shared_biases(self, grid: Grid) -> Biases | None:
+        """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
+        if self.rel_pos_bias is None:
+            return None
+        biases = {}
+        for size in {block.window_size for block in self.blocks}:
+            if has_windows(grid, size):
+                biases |= {part: self.rel_pos_bias(part, (size, size)) for part in window_parts(grid, size)}
+            else:
+                biases[grid] = self.rel_pos_bias(grid)
+        return biases
 
     def _format_output(self, x: Tensor, grid: Grid) -> Tensor:
         if self.out_type == 'raw':
@@ -281,31 +303,3 @@ class SimMIMViT(BaseModule):
 
 def _resize_pos_embed(pos_embed: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
     return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid))
-
-
-def _arch_settings(arch: str | dict[str, int]) -> tuple[int, int, int, int]:
-    if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ValueError(
-                f'arch={arch!r} is unknown; choose one of {", ".join(ARCHS)}, or give a dict of {ARCH_KEYS}'
-            )
-        arch = ARCHS[arch]
-    if set(arch) != set(ARCH_KEYS):
-        raise ValueError(f'arch={arch} must have exactly the keys {", ".join(ARCH_KEYS)}')
-    if arch['embed_dims'] % arch['num_heads']:
-        raise ValueError(f'arch: embed_dims={arch["embed_dims"]} must be a multiple of num_heads={arch["num_heads"]}')
-    return arch['embed_dims'], arch['num_layers'], arch['num_heads'], arch['feedforward_channels']
-
-
-def _out_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    if not indices or any(not -num_layers <= i < num_layers for i in indices):
-        raise ValueError(
-            f'out_indices={out_indices} must lie in {-num_layers} ... {num_layers - 1} (number of blocks: {num_layers})'
-        )
-    blocks = tuple(i % num_layers for i in indices)
-    if list(blocks) != sorted(set(blocks)):
-        raise ValueError(
-            f'out_indices={out_indices} must rise, each block once: outputs come in the order of the blocks'
-        )
-    return blocks

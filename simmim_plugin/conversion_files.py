@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simmim_plugin.backbone import ARCHS
+from simmim_plugin.architecture import ARCHS
 from simmim_plugin.checkpoint_file import NOTE, SUFFIXES, check_suffix, load_file, save_file
 from simmim_plugin.conversion import from_plugin, recognise, to_plugin
 from simmim_plugin.conversion_config import (

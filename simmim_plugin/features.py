@@ -19,6 +19,7 @@ from simmim_plugin.checkpoint import load_pretrained
 from simmim_plugin.loading import read_image
 from simmim_plugin.reconstruct import reading_arguments
 from simmim_plugin.visualization import PANEL_PX, check_picture_name, draw_table, to_display
+from simmim_plugin.windows import has_windows
 
 COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root scale')
 LEAST_SIMILAR = 0.99  # a map in which all patches are alike shall look so
@@ -50,7 +51,8 @@ def block_features(backbone: SimMIMViT, images: Tensor, query: tuple[int, int] |
         Attention is softmax over all keys; the class token's share is left out, so it sums to less than 1.
 
     Raises:
-        ValueError: `images` are not one image that the backbone takes, or `query` is outside the grid.
+        ValueError: `images` are not one image that the backbone takes, or `query` is outside the grid, or asked of
+            attention inside windows.
     """
     if images.ndim != 4 or images.shape[0] != 1:
         raise ValueError(f'images of shape {tuple(images.shape)}: give one image, (1, C, H, W)')
@@ -59,14 +61,19 @@ def block_features(backbone: SimMIMViT, images: Tensor, query: tuple[int, int] |
         raise ValueError(
             f'query={query} is outside the {h} x {w} patches; give row 0 ... {h - 1}, column 0 ... {w - 1}'
         )
+    if query is not None and any(has_windows((h, w), block.window_size) for block in backbone.blocks):
+        raise ValueError(
+            f'query={query}: some blocks attend inside windows only, so that no token sees the whole image; build the '
+            'backbone with window_size=0, or leave the query out'
+        )
     maps: list[BlockMaps] = []
 
     def record(block: Block, args: tuple[Any, ...], output: Tensor) -> None:
-        x, grid, shared_bias = args
+        x, grid, shared = args
         attention = None
         if query is not None:
             token = 1 + query[0] * w + query[1]  # the class token comes first
-            attention = block.attn.attention_of(block.norm1(x), grid, shared_bias, token)[0, :, 1:]
+            attention = block.attn.attention_of(block.norm1(x), grid, shared, token)[0, :, 1:]
             attention = attention.reshape(-1, h, w).cpu()
         features = backbone.norm(output) if block is backbone.blocks[-1] else output
         maps.append(BlockMaps(features[0, 1:].reshape(h, w, -1).cpu(), attention))

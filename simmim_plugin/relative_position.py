@@ -22,27 +22,30 @@ def table_rows(grid: Grid) -> int:
 
 
 @lru_cache(maxsize=8)
-def relative_position_index(grid: Grid, device: torch.device | None = None) -> Tensor:
+def relative_position_index(grid: Grid, device: torch.device | None = None, table_grid: Grid | None = None) -> Tensor:
     """Row of the table for every pair of tokens, class token first.
 
     Args:
         grid: Height h and width w in patches.
         device: Where the index shall live.
+        table_grid: The grid that the table is made for, at least as large; None: `grid`. Offsets in patches are those
+            of the table: nothing is interpolated.
 
     Returns:
         (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
     """
     with torch.inference_mode(False):  # else a first call under inference mode would spoil it for training
-        return _index(grid).to(device)
+        return _index(grid, table_grid or grid).to(device)
 
 
-def _index(grid: Grid) -> Tensor:
+def _index(grid: Grid, table_grid: Grid) -> Tensor:
     h, w = grid
+    H, W = table_grid
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
     y, x = y.flatten(), x.flatten()
-    rows = table_rows(grid)
+    rows = table_rows(table_grid)
     index = torch.empty(1 + h * w, 1 + h * w, dtype=torch.long)
-    index[1:, 1:] = (y[:, None] - y[None, :] + h - 1) * (2 * w - 1) + (x[:, None] - x[None, :] + w - 1)
+    index[1:, 1:] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
     index[0, :] = rows - 3
     index[:, 0] = rows - 2
     index[0, 0] = rows - 1
@@ -104,10 +107,13 @@ class GridCache:
         return self._value
 
 
-def bias_from_table(table: Tensor, grid: Grid) -> Tensor:
-    """Attention bias of a grid from its table: (rows, heads) -> (heads, 1 + h*w, 1 + h*w), [head, query, key]."""
+def bias_from_table(table: Tensor, grid: Grid, table_grid: Grid | None = None) -> Tensor:
+    """Attention bias of a grid, (heads, 1 + h*w, 1 + h*w), [head, query, key], from a table (rows, heads).
+
+    The table is made for `grid`, or for a larger `table_grid`.
+    """
     # Contiguous keys, which the fused attention kernels of GPUs ask for.
-    return table[relative_position_index(grid, table.device)].permute(2, 0, 1).contiguous()
+    return table[relative_position_index(grid, table.device, table_grid)].permute(2, 0, 1).contiguous()
 
 
 class RelativePositionBias(nn.Module):
@@ -124,6 +130,7 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
         self.cache = GridCache(resize_table)
 
-    def forward(self, grid: Grid) -> Tensor:
-        """Bias for a grid of h x w patches: (heads, 1 + h*w, 1 + h*w)."""
-        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, grid), grid)
+    def forward(self, grid: Grid, window: Grid | None = None) -> Tensor:
+        """Bias for a grid of h x w patches, or for a part of a window: (heads, 1 + h*w, 1 + h*w)."""
+        whole = window or grid
+        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, whole), grid, whole)
