@@ -44,6 +44,7 @@ _MODULE_OF = {
     'SimMIMMaskGenerator': 'masking',
     'SimMIMOptimWrapperConstructor': 'optim',
     'SimMIMViT': 'backbone',
+    'SimpleFeaturePyramid': 'pyramid',
     'WarmupCosineLR': 'optim',
     'average_distance': 'unit_masks',
     'focal_frequency_loss': 'losses',

@@ -17,7 +17,7 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
     return root.Registry(name, parent=parent, scope=SCOPE, locations=[f'{SCOPE}.{module}' for module in modules])
 
 
-MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'simmim')
+MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'pyramid', 'simmim')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'loading', 'masking')
 DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels')
 HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'probe_hook', 'reconstruction_hook')
