@@ -36,6 +36,7 @@ _MODULE_OF = {
     'PackSimMIMInputs': 'loading',
     'ReconstructionHook': 'reconstruction_hook',
     'ReconstructionLoss': 'losses',
+    'SegLabelHook': 'seg_label_hook',
     'SimMIM': 'simmim',
     'SimMIMCheckpointHook': 'checkpoint',
     'SimMIMDataPreprocessor': 'data_preprocessor',

@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from simmim_plugin.classes import fill_in_classes
 from simmim_plugin.registry import SCOPE
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
@@ -43,8 +44,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and check the keys.
 
     A top-level `data_root` goes to the data sets that say `data_root=None`, as the configs here do: to set it, in a
-    leaf config or by an option, is enough. Of a classifier with `num_classes=None` the classes are the folders of the
-    training data, see `fill_in_data`.
+    leaf config or by an option, is enough. The classes of a model with `num_classes=None` are those of the training
+    data, see `fill_in_data`.
 
     Args:
         path: The config file.
@@ -110,43 +111,31 @@ def innermost(dataset: Any) -> Any:
 
 
 def fill_in_data(cfg: Config) -> None:
-    """Put the top-level `data_root` where a data set has None, and the number of classes where a classifier has None.
+    """Put the top-level `data_root` where a data set has None, and the classes where model or data sets have None.
 
-    Classes are the folders of the training data. Where there are fewer than five, top-5 accuracy is left out.
+    The classes are a top-level `classes`, or told by the training data, see `class_names`; an evaluator without annotations takes those of its
+    data. Where there are fewer than five classes, top-5 accuracy is left out.
 
     Raises:
-        ValueError: There are no folders, or validation or test data have others than the training data.
+        FileNotFoundError: The file that tells the classes does not exist.
+        ValueError: There are no classes, or validation or test data have others than the training data.
     """
     for dataset in _datasets(cfg):
         if 'data_root' in dataset and dataset['data_root'] is None:
             dataset.data_root = cfg.get('data_root')
-    head: Any = (cfg.get('model') or {}).get('head') or {}
-    if 'num_classes' not in head or head['num_classes'] is not None or training_data(cfg).get('data_root') is None:
-        return
-    train, *others = [(data, class_folders(data)) for data in _datasets(cfg)]
-    for data, classes in [train, *others]:
-        if not classes or classes != train[1]:
-            wanted = f'folders {", ".join(train[1])} as in the training data' if train[1] else 'a folder per class'
-            raise ValueError(
-                f'{os.path.join(data.data_root, data.get("data_prefix", ""))!r} must have {wanted}, found '
-                f'{", ".join(classes) or "none"}; data_root is the folder that has train/ and val/'
-            )
-    head.num_classes = len(train[1])
-    if cfg.model.get('data_preprocessor'):
-        cfg.model.data_preprocessor.num_classes = head.num_classes
-    for name in ('val_evaluator', 'test_evaluator'):
-        metrics: Any = cfg.get(name) or []
+        if cfg.get('classes') and 'metainfo' in dataset and dataset['metainfo'] is None:
+            dataset.metainfo = dict(classes=list(cfg.classes))
+    count = fill_in_classes(cfg.get('model') or {}, _datasets(cfg)) if training_data(cfg) else 0
+    for split in ('val', 'test'):
+        metrics: Any = cfg.get(f'{split}_evaluator') or []
         listed: list[Any] = [metrics] if isinstance(metrics, Mapping) else metrics
         for metric in listed:
-            if 'topk' in metric:
+            if count and 'topk' in metric:
                 topk = metric['topk'] if isinstance(metric['topk'], Sequence) else [metric['topk']]
-                metric['topk'] = [k for k in topk if k <= head.num_classes]
-
-
-def class_folders(dataset: Mapping[str, Any]) -> list[str]:
-    """Names of the folders of a data set's config, sorted."""
-    folder = Path(dataset['data_root'] or '', dataset.get('data_prefix', ''))
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+                metric['topk'] = [k for k in topk if k <= count]
+            if 'ann_file' in metric and metric['ann_file'] is None:
+                data = innermost(cfg[f'{split}_dataloader'].dataset)
+                metric['ann_file'] = os.path.join(data.get('data_root') or '', data['ann_file'])
 
 
 def _check_option(cfg: Config, key: str) -> None:

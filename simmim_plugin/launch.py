@@ -128,6 +128,7 @@ def build_runner(cfg: Config) -> Runner:
         wrapper = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
         cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     if not torch.cuda.is_available():
+        cfg.sync_bn = None  # PyTorch's works on GPUs only
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(name):
                 cfg[name].pin_memory = False  # there is no device to pin for; torch would warn

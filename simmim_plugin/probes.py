@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from simmim_plugin.config import class_folders
+from simmim_plugin.classes import class_folders
 from simmim_plugin.datasets import list_images
 from simmim_plugin.feature_extractor import FeatureExtractor
 from simmim_plugin.feature_files import SizedImages

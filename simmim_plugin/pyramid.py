@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS
 
+MODELS.register_module('LayerNorm2d', module=LayerNorm2d)  # over the channels of a map; for `norm_cfg` of heads
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the input map, which makes strides 4, 8, 16, 32 of stride 16
 
 

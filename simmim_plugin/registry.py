@@ -20,7 +20,7 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
 MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'pyramid', 'simmim')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'loading', 'masking')
 DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels')
-HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'probe_hook', 'reconstruction_hook')
+HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'probe_hook', 'reconstruction_hook', 'seg_label_hook')
 LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
 METRICS = _child('metric', root.METRICS, 'metrics')
 OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')

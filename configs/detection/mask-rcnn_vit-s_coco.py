@@ -1,0 +1,11 @@
+"""Mask R-CNN with a ViT-S on COCO.
+
+Source:   mask-rcnn_vit-b_coco.py at the width of a ViT-S; ViTDet has none.
+Command:  tools/dist_train.sh configs/detection/mask-rcnn_vit-s_coco.py 8 --cfg-options data_root=/path/to/coco ...
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'mask-rcnn_vit-b_coco.py'
+
+model = dict(backbone=dict(arch='small'), neck=dict(in_channels=384))

@@ -1,0 +1,46 @@
+"""UPerNet with a ViT-B on your own masks: set `data_root`.
+
+`data_root` has images/train, images/valid (.jpg) and masks/train, masks/valid (.png of the same names, whose values are
+class numbers, 255 = not judged), and classes.txt: the names of the classes, one per line, the first for the value 0. Or
+set `classes` to the list of names.
+
+Source:   upernet_vit-b_ade20k.py; 40,000 iterations on one GPU, as few images call for.
+Command:  python tools/train.py configs/segmentation/upernet_vit-b_folder.py --cfg-options data_root=/path/to/data \\
+              model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=vit-b.pth
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'upernet_vit-b_ade20k.py'
+
+data_root = None
+classes = None
+model = dict(decode_head=dict(num_classes=None), auxiliary_head=dict(num_classes=None))
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].reduce_zero_label = False
+test_pipeline = _base_.test_pipeline
+test_pipeline[2].reduce_zero_label = False
+train_dataloader = dict(
+    batch_size=16,
+    dataset=dict(
+        type='BaseSegDataset',
+        metainfo=None,
+        data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(
+        type='BaseSegDataset',
+        metainfo=None,
+        data_prefix=dict(img_path='images/valid', seg_map_path='masks/valid'),
+        pipeline=test_pipeline,
+    )
+)
+test_dataloader = val_dataloader
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=40000),
+]
+train_cfg = dict(max_iters=40000, val_interval=4000)
+default_hooks = dict(checkpoint=dict(interval=4000))

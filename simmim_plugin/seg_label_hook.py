@@ -1,0 +1,36 @@
+"""A check of segmentation masks against the number of classes, before a loss fails on them without saying why."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from simmim_plugin.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SegLabelHook(Hook):
+    """Stop the training at a mask with a value that is no class, and name the file.
+
+    PyTorch's loss fails with a device-side assert on GPUs. The check takes the largest value of each mask of a batch,
+    where the data loader has put it: on the processor.
+    """
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None) -> None:
+        """Check the masks of a batch.
+
+        Raises:
+            ValueError: A mask has a value that is neither a class nor the head's `ignore_index`.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        head = model.decode_head
+        for sample in (data_batch or {}).get('data_samples', ()):
+            labels = sample.gt_sem_seg.data
+            wrong = labels[(labels >= head.num_classes) & (labels != head.ignore_index)]
+            if wrong.numel():
+                raise ValueError(
+                    f'{sample.seg_map_path} has the value {int(wrong.max())}, but decode_head.num_classes='
+                    f'{head.num_classes} means 0 ... {head.num_classes - 1} (and {head.ignore_index}: not judged); '
+                    'add the missing classes, or reduce_zero_label where the masks count from 1'
+                )
