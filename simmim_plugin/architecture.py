@@ -59,6 +59,8 @@ def window_sizes(window_size: int, global_blocks: Sequence[int], num_layers: int
     if not global_blocks:
         return [window_size] * num_layers
     if not window_size:
-        raise ValueError(f'global_blocks={global_blocks} without window_size: all blocks are global; set window_size=14')
+        raise ValueError(
+            f'global_blocks={global_blocks} without window_size: all blocks are global; set window_size=14'
+        )
     whole = rising_blocks('global_blocks', global_blocks, num_layers)
     return [0 if i in whole else window_size for i in range(num_layers)]

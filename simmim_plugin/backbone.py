@@ -120,10 +120,10 @@ class SimMIMViT(BaseModule):
         self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rel_pos_bias else None
         table_grid = self.grid if use_rel_pos_bias else None
         rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
-        windows = window_sizes(window_size, global_blocks, self.num_layers)
+        self.window_sizes = window_sizes(window_size, global_blocks, self.num_layers)  # of each block
         self.blocks = nn.ModuleList(
             Block(D, num_heads, feedforward_channels, rate, layer_scale_init_value, table_grid, window)
-            for rate, window in zip(rates, windows)
+            for rate, window in zip(rates, self.window_sizes)
         )
         pooled = out_type == 'avg_featmap'
         self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
@@ -206,8 +206,8 @@ class SimMIMViT(BaseModule):
         """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
         if self.rel_pos_bias is None:
             return None
-        biases = {}
-        for size in {block.window_size for block in self.blocks}:
+        biases: dict[Grid, Tensor] = {}
+        for size in set(self.window_sizes):
             if has_windows(grid, size):
                 biases |= {part: self.rel_pos_bias(part, (size, size)) for part in window_parts(grid, size)}
             else:

@@ -113,8 +113,8 @@ def innermost(dataset: Any) -> Any:
 def fill_in_data(cfg: Config) -> None:
     """Put the top-level `data_root` where a data set has None, and the classes where model or data sets have None.
 
-    The classes are a top-level `classes`, or told by the training data, see `class_names`; an evaluator without annotations takes those of its
-    data. Where there are fewer than five classes, top-5 accuracy is left out.
+    The classes are a top-level `classes`, or told by the training data, see `class_names`; an evaluator without
+    annotations takes those of its data. Where there are fewer than five classes, top-5 accuracy is left out.
 
     Raises:
         FileNotFoundError: The file that tells the classes does not exist.

@@ -61,7 +61,7 @@ def block_features(backbone: SimMIMViT, images: Tensor, query: tuple[int, int] |
         raise ValueError(
             f'query={query} is outside the {h} x {w} patches; give row 0 ... {h - 1}, column 0 ... {w - 1}'
         )
-    if query is not None and any(has_windows((h, w), block.window_size) for block in backbone.blocks):
+    if query is not None and any(has_windows((h, w), size) for size in backbone.window_sizes):
         raise ValueError(
             f'query={query}: some blocks attend inside windows only, so that no token sees the whole image; build the '
             'backbone with window_size=0, or leave the query out'

@@ -18,7 +18,8 @@ class SimpleFeaturePyramid(BaseModule):
     """The pyramid of ViTDet (arXiv 2203.16527, section 3): every level is made of the last map alone.
 
     Transposed convolutions enlarge it by 4 and 2, max-pooling halves it; then, at each level, a 1 x 1 and a 3 x 3
-    convolution, each followed by a LayerNorm over the channels. Further levels are every second pixel of the one before.
+    convolution, each followed by a LayerNorm over the channels. Further levels are every second pixel of the one
+    before.
 
     Args:
         in_channels: Channels of the map: `embed_dims` of the backbone.
@@ -41,9 +42,13 @@ class SimpleFeaturePyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if in_channels < 4:
-            raise ValueError(f'in_channels={in_channels} of SimpleFeaturePyramid must be the embed_dims of the backbone')
+            raise ValueError(
+                f'in_channels={in_channels} of SimpleFeaturePyramid must be the embed_dims of the backbone'
+            )
         if not 0 <= start_level < len(SCALES):
-            raise ValueError(f'start_level={start_level} of SimpleFeaturePyramid must be 0 ... 3 (strides 4, 8, 16, 32)')
+            raise ValueError(
+                f'start_level={start_level} of SimpleFeaturePyramid must be 0 ... 3 (strides 4, 8, 16, 32)'
+            )
         if num_outs < 1:
             raise ValueError(f'num_outs={num_outs} of SimpleFeaturePyramid must be 1 or more')
         scales = SCALES[start_level : start_level + num_outs]

@@ -17,7 +17,9 @@ class SegLabelHook(Hook):
     where the data loader has put it: on the processor.
     """
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None) -> None:
+    def before_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None
+    ) -> None:
         """Check the masks of a batch.
 
         Raises:

@@ -25,7 +25,9 @@ def test_categories_of_coco_in_the_order_of_the_file(coco):
 
 def test_lines_beside_masks(tmp_path):
     data = ConfigDict(data_root=str(tmp_path), data_prefix=dict(img_path='images', seg_map_path='masks'))
-    with pytest.raises(FileNotFoundError, match=r"classes.txt' does not exist; data_root must have it: the classes' name"):
+    with pytest.raises(
+        FileNotFoundError, match=r"classes.txt' does not exist; data_root must have it: the classes' name"
+    ):
         class_names(data)
     (tmp_path / 'classes.txt').write_text('background\nroof, red\n\n')
     assert class_names(data) == ['background', 'roof, red']
@@ -46,8 +48,16 @@ def test_every_head_and_data_set_is_filled_in(coco):
 @pytest.mark.parametrize(
     ('model', 'files', 'message'),
     [
-        (dict(head=dict(num_classes=80)), ('train', 'valid'), r"model.head.num_classes=80, but .*train.json' has 2 clas"),
-        (dict(head=dict(num_classes=None)), ('train', 'other'), r"other.json' must have the classes window, door as in"),
+        (
+            dict(head=dict(num_classes=80)),
+            ('train', 'valid'),
+            r"model.head.num_classes=80, but .*train.json' has 2 clas",
+        ),
+        (
+            dict(head=dict(num_classes=None)),
+            ('train', 'other'),
+            r"other.json' must have the classes window, door as in",
+        ),
         (dict(head=dict(num_classes=None)), ('missing', 'valid'), r"missing.json' does not exist; data_root must have"),
     ],
 )

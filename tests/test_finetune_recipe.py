@@ -111,7 +111,9 @@ def test_classes_come_from_the_folders(classes_folder):
     assert cfg.model.head.num_classes == cfg.model.data_preprocessor.num_classes == 2
     assert cfg.val_evaluator[0].topk == [1] and cfg.test_evaluator[0].topk == [1]  # there are no five classes
     (classes_folder / 'val' / 'dog').rename(classes_folder / 'val' / 'wolf')
-    with pytest.raises(ValueError, match=r"val' must have the classes cat, dog as in the training data, found cat, wolf"):
+    with pytest.raises(
+        ValueError, match=r"val' must have the classes cat, dog as in the training data, found cat, wolf"
+    ):
         load_config(str(FINETUNE / 'vit-b_folder.py'), {'data_root': str(classes_folder)})
     with pytest.raises(ValueError, match=r'must have the classes of a folder each, found none'):
         load_config(str(FINETUNE / 'vit-b_folder.py'), {'data_root': str(classes_folder / 'train' / 'cat')})

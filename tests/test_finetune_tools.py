@@ -183,7 +183,9 @@ def test_errors_of_the_tools(place, tool, tmp_path):
     other = make_labelled(tmp_path / 'other', dict(a=2, b=2), dict(a=2, d=2))
     for name, *more in (('test', place / 'work/epoch_3.pth'), ('train',)):
         message = tool(name, CONFIG, *more, *evaluate, f'data_root={other}')
-        assert message.startswith(f"error: '{other}/val' must have the classes a, b as in the training data, found a, d; ")
+        assert message.startswith(
+            f"error: '{other}/val' must have the classes a, b as in the training data, found a, d; "
+        )
     message = tool('train', CONFIG, *evaluate, data, f'load_from={place / "wide.pth"}')
     assert message.startswith('error: the checkpoint is of another architecture: ')
     assert '48) in the checkpoint and (' in message and '32) in the model' in message

@@ -4,8 +4,8 @@
 classes are those of train.json.
 
 Source:   mask-rcnn_vit-b_coco.py; the jitter from 0.5, as few small images call for.
-Command:  python tools/train.py configs/detection/mask-rcnn_vit-b_folder.py --cfg-options data_root=/path/to/data \\
-              model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=vit-b.pth
+Command:  python tools/train.py configs/detection/mask-rcnn_vit-b_folder.py --cfg-options data_root=/path/to/data \
+              load_from=vit-b.pth
 Cost:     not measured.
 Expected: not run.
 """
@@ -31,4 +31,3 @@ val_dataloader = dict(
     dataset=dict(metainfo=None, ann_file='annotations/valid.json', data_prefix=dict(img='images/valid/'))
 )
 test_dataloader = val_dataloader
-auto_scale_lr = dict(base_batch_size=64)

@@ -1,7 +1,7 @@
 """Mask R-CNN with a ViT-S on COCO.
 
 Source:   mask-rcnn_vit-b_coco.py at the width of a ViT-S; ViTDet has none.
-Command:  tools/dist_train.sh configs/detection/mask-rcnn_vit-s_coco.py 8 --cfg-options data_root=/path/to/coco ...
+Command:  tools/dist_train.sh configs/detection/mask-rcnn_vit-s_coco.py 8 --cfg-options ...
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,8 +1,8 @@
 """UPerNet with a ViT-B on ADE20K, 512 px.
 
 Source:   see _base_/runtime.py.
-Command:  tools/dist_train.sh configs/segmentation/upernet_vit-b_ade20k.py 8 --cfg-options data_root=/path/to/ade20k \\
-              model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=vit-b.pth      (8 x 2 images)
+Command:  tools/dist_train.sh configs/segmentation/upernet_vit-b_ade20k.py 8 --cfg-options data_root=/path/to/ade20k \
+              load_from=vit-b.pth      (8 x 2 images)
 Cost:     not measured.
 Expected: not run.
 """

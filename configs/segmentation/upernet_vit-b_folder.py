@@ -5,8 +5,8 @@ class numbers, 255 = not judged), and classes.txt: the names of the classes, one
 set `classes` to the list of names.
 
 Source:   upernet_vit-b_ade20k.py; 40,000 iterations on one GPU, as few images call for.
-Command:  python tools/train.py configs/segmentation/upernet_vit-b_folder.py --cfg-options data_root=/path/to/data \\
-              model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=vit-b.pth
+Command:  python tools/train.py configs/segmentation/upernet_vit-b_folder.py --cfg-options data_root=/path/to/data \
+              load_from=vit-b.pth
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,7 +1,7 @@
 """UPerNet with a ViT-L on ADE20K.
 
 Source:   upernet_vit-b_ade20k.py at the size of a ViT-L: layer decay 0.8 and drop path 0.2.
-Command:  tools/dist_train.sh configs/segmentation/upernet_vit-l_ade20k.py 8 --cfg-options data_root=/path/to/ade20k ...
+Command:  tools/dist_train.sh configs/segmentation/upernet_vit-l_ade20k.py 8 --cfg-options ...
 Cost:     not measured.
 Expected: not run.
 """

@@ -1,7 +1,7 @@
 """UPerNet with a ViT-S on ADE20K.
 
 Source:   upernet_vit-b_ade20k.py at the size of a ViT-S.
-Command:  tools/dist_train.sh configs/segmentation/upernet_vit-s_ade20k.py 8 --cfg-options data_root=/path/to/ade20k ...
+Command:  tools/dist_train.sh configs/segmentation/upernet_vit-s_ade20k.py 8 --cfg-options ...
 Cost:     not measured.
 Expected: not run.
 """
@@ -14,4 +14,3 @@ model = dict(
     decode_head=dict(in_channels=[384] * 4, channels=384),
     auxiliary_head=dict(in_channels=384),
 )
-

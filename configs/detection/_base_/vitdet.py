@@ -1,7 +1,6 @@
 """What every detector here shares: a SimMIMViT with windows, its pyramid, and the schedule of ViTDet.
 
-Set the pretrained checkpoint by model.backbone.init_cfg.checkpoint, or by load_from; without either, training starts
-from scratch.
+Give the checkpoint of the pretraining by `load_from`; without it, training starts from scratch.
 
 Source:   ViTDet (arXiv 2203.16527) and its public code: 1024 px, large-scale jitter, batch 64, AdamW with 1e-4 and
           weight decay 0.1, layer decay 0.7, drop path 0.1, 100 epochs with drops at 8/9 and 26/27 of the iterations,

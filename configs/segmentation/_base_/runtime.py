@@ -1,7 +1,6 @@
 """What every segmentation here shares: MMSegmentation's scope, iterations instead of epochs, optimiser and schedule.
 
-Set the pretrained checkpoint by model.backbone.init_cfg.checkpoint, or by load_from; without either, training starts
-from scratch.
+Give the checkpoint of the pretraining by `load_from`; without it, training starts from scratch.
 
 Source:   the recipe for ADE20K of BEiT (arXiv 2106.08254), with the rate and layer decay that MMSegmentation's config
           of MAE has: 160,000 iterations of 16 images, 1,500 of warm-up, a linear fall to 0, AdamW with 1e-4 and weight

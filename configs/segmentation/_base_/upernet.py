@@ -13,6 +13,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(512, 512),
+        test_cfg=dict(size_divisor=32),  # padded to whole patches; the result is cut back
     ),
     backbone=dict(
         type='simmim_plugin.SimMIMViT',
@@ -22,7 +23,6 @@ model = dict(
         use_shared_rel_pos_bias=False,
         use_rel_pos_bias=True,
         out_indices=(3, 5, 7, 11),
-        dynamic_img_pad=True,  # images in the evaluation have any size
         init_cut=2.0,
     ),
     neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm),

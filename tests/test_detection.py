@@ -1,0 +1,158 @@
+"""SimMIMViT in MMDetection: our configs, and stock ones with the backbone swapped."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from dense import ARCH, NAMES, TINY_VIT, config, make_dense, save_pretraining
+from mmengine.registry import init_default_scope
+
+from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.config import load_config
+
+pytest.importorskip('mmcv.ops', reason="MMDetection needs MMCV's operators: make setup-test builds them")
+
+SIZE = (96, 96)
+TINY = {
+    **TINY_VIT,
+    'model.backbone.window_size': 4,
+    'model.backbone.global_blocks': [1],
+    'model.neck.in_channels': 32,
+    'train_dataloader.dataset.pipeline.3.scale': SIZE,
+    'train_dataloader.dataset.pipeline.4.crop_size': SIZE,
+    'train_dataloader.dataset.pipeline.6.size': SIZE,
+    'val_dataloader.dataset.pipeline.1.scale': SIZE,
+    'test_dataloader.dataset.pipeline.1.scale': SIZE,
+}
+STOCK = """_base_ = 'mmdet::{}'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='simmim_plugin.SimMIMViT',
+        arch=dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64),
+        img_size=64, window_size=4, global_blocks=(2,), use_shared_rel_pos_bias=False, use_rel_pos_bias=True,
+    ),
+    neck=dict(_delete_=True, type='simmim_plugin.SimpleFeaturePyramid', in_channels=32{}),
+)
+"""
+
+
+def build(cfg):
+    from mmdet.registry import MODELS
+
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+def total(losses) -> torch.Tensor:
+    return sum(
+        part.sum() for name, value in losses.items() if 'loss' in name
+        for part in (value if isinstance(value, list) else [value])
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('stock', 'start', 'masks'),
+    [
+        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '', True),
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', ', start_level=1', False),
+    ],
+)
+def test_the_backbone_swapped_into_a_stock_config(tmp_path, stock, start, masks):
+    """Images of several, non-square sizes in a padded batch: loss, gradients of everything, prediction."""
+    from mmdet.testing import demo_mm_inputs
+
+    (tmp_path / 'swapped.py').write_text(STOCK.format(stock, start))
+    model = build(load_config(str(tmp_path / 'swapped.py')))
+    sizes = [[3, 96, 128], [3, 90, 70]]
+    batch = demo_mm_inputs(2, sizes, num_items=[3, 2], num_classes=80, use_box_type=True, with_mask=masks)
+    total(model(**model.data_preprocessor(batch, True), mode='loss')).backward()
+    without = [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
+    assert not without
+    model.eval()
+    with torch.no_grad():
+        found = model(**model.data_preprocessor(batch, False), mode='predict')
+    assert len(found) == 2 and found[0].pred_instances.bboxes.shape[1] == 4
+    assert not masks or found[0].pred_instances.masks.shape[1:] == (96, 128)
+
+
+@pytest.mark.parametrize(
+    ('name', 'width', 'classes'),
+    [('mask-rcnn_vit-b_coco', 768, 80), ('mask-rcnn_vit-s_coco', 384, 80), ('retinanet_vit-b_coco', 768, 80)],
+)
+def test_our_configs_build(name, width, classes):
+    cfg = load_config(config(f'detection/{name}.py'))
+    model = build(cfg)
+    assert model.backbone.embed_dims == width and [b.window_size for b in model.backbone.blocks] == [14, 14, 0] * 4
+    head = model.roi_head.bbox_head if 'mask' in name else model.bbox_head
+    assert head.num_classes == classes
+    assert cfg.val_evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
+
+
+def test_classes_of_own_data(tmp_path):
+    data = make_dense(tmp_path / 'data', dict(train=2, valid=1))
+    cfg = load_config(config('detection/mask-rcnn_vit-b_folder.py'), {'data_root': str(data)})
+    assert cfg.train_dataloader.dataset.metainfo.classes == list(NAMES) == cfg.val_dataloader.dataset.metainfo.classes
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
+    with pytest.raises(ValueError, match=r"bbox_head.num_classes=3, but .*train.json' has 2 classes: square, bar"):
+        load_config(
+            config('detection/mask-rcnn_vit-b_folder.py'),
+            {'data_root': str(data), 'model.roi_head.bbox_head.num_classes': 3},
+        )
+
+
+@pytest.mark.slow
+def test_train_test_and_infer(tmp_path):
+    """Through the runner: the pretrained backbone is loaded, all of it, and inference takes the checkpoint."""
+    data = make_dense(tmp_path / 'data', dict(train=4, valid=2))
+    theirs = save_pretraining(tmp_path / 'pretrained.pth')
+    options = [
+        f'{key}={str(value).replace(" ", "")}'
+        for key, value in {
+            **TINY, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'optim_wrapper.optimizer.lr': 0.0,
+            'auto_scale_lr.enable': False, 'default_hooks.checkpoint.interval': 1,
+        }.items() if key != 'model.backbone.arch'
+    ]  # fmt: skip
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(
+        f'_base_ = {config("detection/mask-rcnn_vit-b_folder.py")!r}\n'
+        f'data_root = {str(data)!r}\n'
+        f'model = dict(backbone=dict(arch={ARCH | dict(_delete_=True)}))\n'
+    )
+    work = tmp_path / 'work'
+    command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', work, '--cfg-options', *options]
+    done = subprocess.run(
+        [*command, f'load_from={tmp_path / "pretrained.pth"}'], capture_output=True, text=True, check=False
+    )
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log[-3000:]
+    own, saved = theirs.backbone.state_dict(), load_file(work / 'epoch_1.pth')['state_dict']
+    for name, value in own.items():  # with a rate of 0 they are still there
+        if name == 'rel_pos_bias.relative_position_bias_table':
+            for i in range(3):
+                assert torch.equal(saved[f'backbone.blocks.{i}.attn.relative_position_bias_table'], value)
+        else:
+            assert torch.equal(saved[f'backbone.{name}'], value), name
+    assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in log
+    assert 'bbox_mAP' in log and 'segm_mAP' in log
+
+    command[1] = ROOT / 'tools/test.py'
+    command.insert(3, work / 'epoch_1.pth')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and 'coco/segm_mAP' in done.stdout, done.stderr[-3000:]
+
+    from mmdet.apis import DetInferencer
+
+    inferencer = DetInferencer(str(work / 'leaf.py'), str(work / 'epoch_1.pth'), device='cpu', show_progress=False)
+    photo = np.full((80, 130, 3), 120, np.uint8)
+    (found,) = inferencer([photo], no_save_vis=True)['predictions']
+    assert set(found) >= {'labels', 'scores', 'bboxes'} and json.dumps(found['labels'])

@@ -1,0 +1,165 @@
+"""SimMIMViT in MMSegmentation: our configs, and a stock one with the backbone swapped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from dense import ARCH, NAMES, TINY_VIT, config, make_dense, save_pretraining
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from PIL import Image
+
+from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.config import load_config
+
+CROP = (64, 64)
+DEEPER = ARCH | dict(num_layers=4)  # MMSegmentation's Feature2Pyramid wants four maps
+TINY = {
+    **TINY_VIT,
+    'model.backbone.img_size': 64,
+    'model.data_preprocessor.size': CROP,
+    'model.test_cfg.crop_size': CROP,
+    'model.test_cfg.stride': (40, 40),
+    'train_dataloader.dataset.pipeline.2.scale': (128, 64),
+    'train_dataloader.dataset.pipeline.3.crop_size': CROP,
+    'val_dataloader.dataset.pipeline.1.scale': (128, 72),
+    'test_dataloader.dataset.pipeline.1.scale': (128, 72),
+}
+STOCK = """_base_ = {!r}
+model = dict(
+    data_preprocessor=dict(size=(64, 64), test_cfg=dict(size_divisor=16)),
+    backbone=dict(
+        _delete_=True,
+        type='simmim_plugin.SimMIMViT',
+        arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
+        img_size=64, out_indices=(0, 1, 2, 3), use_shared_rel_pos_bias=False, use_rel_pos_bias=True,
+    ),
+    neck=dict(type='Feature2Pyramid', embed_dim=32, rescales=[4, 2, 1, 0.5], norm_cfg=dict(type='BN')),
+    decode_head=dict(in_channels=[32] * 4, channels=32, norm_cfg=dict(type='BN')),
+    auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=dict(type='BN')),
+    pretrained=None,
+)
+"""
+
+
+def build(cfg):
+    from mmseg.registry import MODELS
+
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+def batch(height: int, width: int, classes: int) -> dict:
+    from mmseg.structures import SegDataSample
+
+    torch.manual_seed(1)
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, height, width)))
+        samples.append(sample)
+    return dict(
+        inputs=[torch.randint(0, 255, (3, height, width), dtype=torch.uint8) for _ in range(2)], data_samples=samples
+    )
+
+
+def test_the_backbone_swapped_into_a_stock_config(tmp_path):
+    """Loss, gradients of everything, and prediction on images whose sides are no multiples of the patch."""
+    import mmseg
+
+    stock = Path(mmseg.__file__).parent / '.mim/configs/upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py'
+    (tmp_path / 'swapped.py').write_text(STOCK.format(str(stock)))
+    model = build(load_config(str(tmp_path / 'swapped.py')))
+    losses = model(**model.data_preprocessor(batch(64, 64, 19), True), mode='loss')
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    model.eval()
+    with torch.no_grad():
+        found = model(**model.data_preprocessor(batch(70, 90, 19), False), mode='predict')
+    assert [f.pred_sem_seg.data.shape for f in found] == [(1, 70, 90)] * 2
+
+
+@pytest.mark.parametrize(('name', 'width'), [('upernet_vit-b', 768), ('upernet_vit-s', 384), ('linear_vit-b', 768)])
+def test_our_configs_build(name, width):
+    model = build(load_config(config(f'segmentation/{name}_ade20k.py')))
+    assert model.backbone.embed_dims == width and model.decode_head.num_classes == 150
+    trained = {n.split('.')[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == ({'decode_head'} if 'linear' in name else {'backbone', 'neck', 'decode_head', 'auxiliary_head'})
+
+
+def test_equal_images_give_together_what_they_give_alone():
+    cfg = load_config(config('segmentation/linear_vit-b_ade20k.py'), {
+        'model.backbone.img_size': 64, 'model.backbone.out_indices': [2], 'model.backbone.frozen_stages': 0,
+        'model.decode_head.in_channels': 32, 'model.decode_head.channels': 32, 'model.test_cfg.crop_size': CROP,
+        'model.test_cfg.stride': (40, 40),
+    })  # fmt: skip
+    cfg.model.backbone.arch = ARCH
+    model = build(cfg).eval()
+    images = torch.randn(3, 3, 64, 80)
+    with torch.no_grad():
+        together = model.backbone(images)[0]
+        alone = torch.cat([model.backbone(image[None])[0] for image in images])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_classes_of_own_masks(tmp_path):
+    data, name = make_dense(tmp_path / 'data', dict(train=2, valid=1)), config('segmentation/upernet_vit-b_folder.py')
+    cfg = load_config(name, {'data_root': str(data)})
+    assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 3
+    assert cfg.val_dataloader.dataset.metainfo.classes == ['background', *NAMES]
+    cfg = load_config(name, {'data_root': str(data), 'classes': ['a', 'b', 'c', 'd']})
+    assert cfg.model.decode_head.num_classes == 4 and cfg.train_dataloader.dataset.metainfo.classes[3] == 'd'
+
+
+@pytest.mark.slow
+def test_train_test_and_infer(tmp_path):
+    data = make_dense(tmp_path / 'data', dict(train=4, valid=2), side=80)
+    save_pretraining(tmp_path / 'pretrained.pth', arch=DEEPER)
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(
+        f'_base_ = {config("segmentation/upernet_vit-b_folder.py")!r}\n'
+        f'data_root = {str(data)!r}\n'
+        f'model = dict(backbone=dict(arch={DEEPER | dict(_delete_=True)}, img_size=64, out_indices=(0, 1, 2, 3)),\n'
+        '    neck=dict(embed_dim=32), decode_head=dict(in_channels=[32] * 4, channels=32),\n'
+        '    auxiliary_head=dict(in_channels=32, channels=16))\n'
+    )
+    given = {key: value for key, value in TINY.items() if not key.startswith('model.backbone')}
+    given |= {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
+    options = [f'{key}={str(value).replace(" ", "")}' for key, value in given.items()]
+    work = tmp_path / 'work'
+    command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', work, '--cfg-options', *options]
+    loading = [*command, f'load_from={tmp_path / "pretrained.pth"}']
+    done = subprocess.run(loading, capture_output=True, text=True, check=False)
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log[-3000:]
+    # 4 blocks of 16 tensors with their tables, patch embedding (2), cls and mask token, final norm (2).
+    assert 'Loaded 70 tensors of load_from' in log and 'mIoU' in log
+    assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in log
+    assert load_file(work / 'iter_2.pth')['state_dict']['decode_head.conv_seg.weight'].shape[0] == 3
+
+    command[1] = ROOT / 'tools/test.py'
+    command.insert(3, work / 'iter_2.pth')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and 'mIoU' in done.stdout, done.stderr[-3000:]
+
+    from mmseg.apis import MMSegInferencer
+
+    inferencer = MMSegInferencer(str(work / 'leaf.py'), str(work / 'iter_2.pth'), device='cpu')
+    found = inferencer(np.full((70, 90, 3), 120, np.uint8), show=False)['predictions']
+    assert found.shape == (70, 90) and found.max() < 3
+
+    mask = np.asarray(Image.open(data / 'masks/train/0.png')).copy()
+    mask[:8, :8] = 7
+    for path in (data / 'masks/train').iterdir():
+        Image.fromarray(mask).save(path)
+    command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', tmp_path / 'bad', '--cfg-options', *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode and 'has the value 7, but decode_head.num_classes=3 means 0 ... 2 (and 255' in done.stderr
