@@ -17,7 +17,8 @@ from simmim_plugin.probes import LabelledFolder
 from simmim_plugin.registry import build_part
 from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, read_json
 
-ROWS = ('scratch', 'pretrained')
+ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
+PROBED = ('scratch', 'pretrained')  # the features of both kinds of scratch are the same
 HELD_OUT_SEED = 1  # of the fifth of the training images that learning rates are chosen on
 PART_TUNED = 0.8
 PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}
@@ -35,7 +36,7 @@ class Settings:
         finetune: Config of the fine-tuning, for a backbone of the same size.
         seeds: Of pretraining, fine-tuning and the choice of few labels.
         labels: Share of the training labels -> epochs of fine-tuning.
-        rates: Learning rates that both rows choose from.
+        rates: Learning rates that all rows choose from.
         options: `--cfg-options` of pretraining and fine-tuning.
         tuning_share: Share of the epochs that a trial of a learning rate trains for.
     """
@@ -53,6 +54,9 @@ class Settings:
 
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
     """Pretrain, choose learning rates, fine-tune and probe; what is done already is not done again.
+
+    From scratch there are two rows, without and with the layer decay of the pretrained one: it is made for pretrained
+    layers, but with a short budget it may help without them, too, and would then pass for a gain of the pretraining.
 
     Each row chooses its rate, for each share of labels, by the top-1 accuracy on a fifth of the training images that
     the trials do not train on, with the first seed and less epochs. The validation images take no part in it.
@@ -75,7 +79,9 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
     tuned = {(row, share, rate): _finetune_config(settings, row, share, rate, seeds[0], trial=True)
              for row in ROWS for share in settings.labels for rate in settings.rates}  # fmt: skip
     LabelledFolder(settings.data_root)  # raises for a folder of another kind
-    with tqdm(total=len(seeds) * (1 + 2 + 2 * len(settings.labels)) + len(tuned), unit='stage') as progress:
+    with tqdm(
+        total=len(seeds) * (1 + len(PROBED) + len(ROWS) * len(settings.labels)) + len(tuned), unit='stage'
+    ) as progress:
         seconds = stages.run_all(
             {s: functools.partial(stages.train, cfg, out / 'pretrain' / f'seed_{s}') for s, cfg in pretrain.items()},
             progress,
@@ -99,7 +105,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
                 tasks[row, share, seed] = functools.partial(_finetune, cfg, folder, stages)
         runs = stages.run_all(tasks, progress)
         probes = stages.run_all(
-            {(row, seed): functools.partial(_probe, settings, row, seed, stages) for row in ROWS for seed in seeds},
+            {(row, seed): functools.partial(_probe, settings, row, seed, stages) for row in PROBED for seed in seeds},
             progress,
         )
     return dict(
@@ -111,13 +117,13 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
             }
             for row in ROWS
         },
-        probes={row: [dict(seed=s, **probes[row, s]) for s in seeds] for row in ROWS},
+        probes={row: [dict(seed=s, **probes[row, s]) for s in seeds] for row in PROBED},
         pretrain_seconds=list(seconds.values()),
     )
 
 
 def _name(row: str, share: float, rate: float) -> str:
-    return f'{row}_{100 * share:g}pct_lr{rate:g}'
+    return f'{row.replace(", ", "_").replace(" ", "_")}_{100 * share:g}pct_lr{rate:g}'
 
 
 def _checkpoint(settings: Settings, seed: int) -> Path:
@@ -168,8 +174,8 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     cfg.default_hooks.checkpoint.update(interval=epochs, save_best=None)
     cfg.optim_wrapper.optimizer.lr = rate
     if row == 'scratch':
-        cfg.optim_wrapper.paramwise_cfg = None  # layer decay is for pretrained layers
-    else:
+        cfg.optim_wrapper.paramwise_cfg = None
+    if row == 'pretrained':
         cfg.load_from = str(_checkpoint(settings, seed))
     return cfg
 

@@ -74,4 +74,3 @@ def save_pretraining(path: Path, **changes: Any) -> SimMIM:
 def config(name: str) -> str:
     """Path of a config."""
     return str(ROOT / 'configs' / name)
-

@@ -61,6 +61,8 @@ def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
     tuned.load_from = scratch.optim_wrapper.paramwise_cfg = None
     tuned.optim_wrapper.paramwise_cfg = None
     assert scratch.to_dict() == tuned.to_dict()
+    decayed = transfer._finetune_config(given, 'scratch, layer decay', 1.0, 3e-3, 1)
+    assert decayed.load_from is None and decayed.optim_wrapper.paramwise_cfg.layer_decay_rate == 0.75
     assert scratch.optim_wrapper.optimizer.lr == 3e-3 and scratch.randomness.seed == 1
     few = transfer._finetune_config(given, 'scratch', 0.25, 3e-3, 1)
     assert (few.param_scheduler[0].warmup, few.param_scheduler[0].end, few.train_cfg.max_epochs) == (6, 30, 30)
@@ -121,11 +123,11 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     output = run(*command)
     assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
-    # A pretraining, a model without training for its probe, and for each of 2 rows and 2 shares a trial and a run.
-    assert len(written) == 2 + 2 * 2 * 2
+    # A pretraining, a model without training for its probe, and for each of 3 rows and 2 shares a trial and a run.
+    assert len(written) == 2 + 3 * 2 * 2
     for stage in ('trials', 'finetune'):
-        for row, loaded in (('pretrained', True), ('scratch', False)):
-            logs = list((tmp_path / 'out' / stage).glob(f'{row}_*.log'))
+        for row, loaded in (('pretrained', True), ('scratch_[0-9]', False), ('scratch_layer_decay', False)):
+            logs = list((tmp_path / 'out' / stage).glob(f'{row}*.log'))
             assert len(logs) == 2 and all(
                 ('Loaded 34 tensors of load_from' in log.read_text()) == loaded for log in logs
             )
