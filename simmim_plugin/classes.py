@@ -64,9 +64,9 @@ def fill_in_classes(model: Any, datasets: Sequence[Any]) -> int:
     train, *others = [(data, class_names(data)) for data in datasets]
     for data, names in [train, *others]:
         if not names or names != train[1]:
-            wanted = f'{", ".join(train[1])} as in the training data' if train[1] else 'of a folder each'
+            wanted = f'the classes {", ".join(train[1])} as in the training data' if train[1] else 'a folder per class'
             raise ValueError(
-                f'{_place(data)!r} must have the classes {wanted}, found {", ".join(names) or "none"}; data_root is '
+                f'{_place(data)!r} must have {wanted}, found {", ".join(names) or "none"}; data_root is '
                 'the folder that has the parts of training and validation'
             )
     count = len(train[1])

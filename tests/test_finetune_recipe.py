@@ -115,7 +115,7 @@ def test_classes_come_from_the_folders(classes_folder):
         ValueError, match=r"val' must have the classes cat, dog as in the training data, found cat, wolf"
     ):
         load_config(str(FINETUNE / 'vit-b_folder.py'), {'data_root': str(classes_folder)})
-    with pytest.raises(ValueError, match=r'must have the classes of a folder each, found none'):
+    with pytest.raises(ValueError, match=r'must have a folder per class, found none'):
         load_config(str(FINETUNE / 'vit-b_folder.py'), {'data_root': str(classes_folder / 'train' / 'cat')})
     fill_in_data(load_config(str(FINETUNE / 'vit-b_folder.py')))  # no data_root yet: nothing to look at
 
