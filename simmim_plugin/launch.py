@@ -100,6 +100,8 @@ def prepare(
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
             raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
+        if cfg.get('default_scope') == 'mmdet':
+            cfg.optim_wrapper.setdefault('parts', ('backbone', 'neck'))  # MMCV's operators do not know bfloat16
     return cfg
 
 

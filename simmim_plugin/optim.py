@@ -1,18 +1,20 @@
 """Optimisation: bfloat16 autocast without a scaler, the reference's schedules and its decay groups."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim import LinearLR, OptimWrapper
 from mmengine.optim.scheduler import _ParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 
@@ -28,20 +30,50 @@ class AutocastOptimWrapper(OptimWrapper):
 
     Args:
         on_cpu: Autocast on processors, too. They gain from it only with AVX512-BF16 or AMX instructions.
+        parts: Submodules to autocast in, None for the whole model; what they return is float32 again. A detector
+            takes `('backbone', 'neck')`: MMCV's RoIAlign and NMS do not know bfloat16.
         kwargs: See `mmengine.optim.OptimWrapper`.
+
+    Raises:
+        ValueError: The model has no such part.
     """
 
-    def __init__(self, on_cpu: bool = False, **kwargs: Any) -> None:
+    def __init__(self, on_cpu: bool = False, parts: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.on_cpu = on_cpu
+        self.on_cpu, self.parts = on_cpu, parts
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Gradient accumulation as in MMEngine, and autocast."""
         device = next(model.parameters()).device.type
         enabled = device != 'cpu' or self.on_cpu
-        with super().optim_context(model), torch.autocast(device, torch.bfloat16, enabled=enabled):
+        with super().optim_context(model), ExitStack() as stack:
+            if self.parts is None:
+                stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=enabled))
+            elif enabled:
+                children = dict((model.module if is_model_wrapper(model) else model).named_children())
+                for name in self.parts:
+                    if name not in children:
+                        raise ValueError(f'parts={self.parts}: no {name!r} in the model, but {", ".join(children)}')
+                    stack.enter_context(_autocast_forward(children[name], device))
             yield
+
+
+@contextmanager
+def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
+    """Within it, that part's `forward` runs under autocast, and returns float32."""
+    whole = part.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16):
+            outputs = whole(*args, **kwargs)
+        return tree_map_only(torch.Tensor, torch.Tensor.float, outputs)
+
+    part.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del part.forward
 
 
 @PARAM_SCHEDULERS.register_module()

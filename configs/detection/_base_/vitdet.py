@@ -25,6 +25,7 @@ vit = dict(
 pyramid = dict(type='simmim_plugin.SimpleFeaturePyramid', in_channels=768)
 optim_wrapper = dict(
     type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
+    parts=('backbone', 'neck'),  # MMCV's RoIAlign and NMS do not know bfloat16
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
     constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.7),

@@ -1,0 +1,81 @@
+"""AutocastOptimWrapper: which parts compute in bfloat16, with and without a wrapper around the model."""
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from torch import nn
+
+from simmim_plugin.optim import AutocastOptimWrapper
+
+
+class TwoParts(nn.Module):
+    """A backbone that returns a tuple, and a head; both tell what they computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = _Tuple(), nn.Linear(4, 2)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (features,) = self.backbone(x)
+        outputs = self.head(features)
+        self.seen = [self.backbone.seen, features.dtype, outputs.dtype]
+        return outputs.float().sum()
+
+
+class _Tuple(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        outputs = super().forward(x)
+        self.seen = outputs.dtype
+        return (outputs,)
+
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ('settings', 'seen'),
+    [
+        (dict(on_cpu=True), [HALF, HALF, HALF]),
+        (dict(on_cpu=True, parts=('backbone',)), [HALF, FULL, FULL]),
+        (dict(on_cpu=True, parts=('head',)), [FULL, FULL, FULL]),
+        (dict(parts=('backbone',)), [FULL, FULL, FULL]),
+        (dict(), [FULL, FULL, FULL]),
+    ],
+)
+def test_parts_compute_in_bfloat16_and_return_float32(settings, seen):
+    model = TwoParts()
+    wrapper = AutocastOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), **settings)
+    with wrapper.optim_context(model):
+        loss = model(torch.randn(5, 3))
+    wrapper.update_params(loss)
+    assert model.seen == seen and all(p.grad is None or p.grad.dtype == FULL for p in model.parameters())
+    model(torch.randn(5, 3))
+    assert model.seen == [FULL, FULL, FULL]  # the forward methods are themselves again
+
+
+def test_parts_inside_a_distributed_model(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model = MMDistributedDataParallel(TwoParts())
+        wrapper = AutocastOptimWrapper(
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1), on_cpu=True, parts=('backbone',)
+        )
+        with wrapper.optim_context(model):
+            wrapper.update_params(model(torch.randn(5, 3)))
+        assert model.module.seen == [HALF, FULL, FULL]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_part_that_is_not_there_is_named():
+    model = TwoParts()
+    wrapper = AutocastOptimWrapper(
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1), on_cpu=True, parts=('backbone', 'neck')
+    )
+    with pytest.raises(ValueError, match="no 'neck' in the model, but backbone, head"), wrapper.optim_context(model):
+        pass
+    assert 'forward' not in vars(model.backbone)
