@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.config import load_config
+from simmim_plugin.optim import AutocastOptimWrapper, SimMIMOptimWrapperConstructor
 
 pytest.importorskip('mmcv.ops', reason="MMDetection needs MMCV's operators: make setup-test builds them")
 
@@ -83,6 +84,80 @@ def test_the_backbone_swapped_into_a_stock_config(tmp_path, stock, start, masks)
         found = model(**model.data_preprocessor(batch, False), mode='predict')
     assert len(found) == 2 and found[0].pred_instances.bboxes.shape[1] == 4
     assert not masks or found[0].pred_instances.masks.shape[1:] == (96, 128)
+
+
+@pytest.fixture
+def swapped(tmp_path):
+    """A tiny Mask R-CNN of MMDetection's config, and images of one size with what is on them."""
+
+    def make(**backbone):
+        from mmdet.testing import demo_mm_inputs
+
+        (tmp_path / 'swapped.py').write_text(STOCK.format('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', ''))
+        cfg = load_config(str(tmp_path / 'swapped.py'))
+        cfg.model.backbone.update(backbone)
+        sizes = [[3, 64, 96], [3, 64, 96]]
+        batch = demo_mm_inputs(2, sizes, num_items=[3, 2], num_classes=80, use_box_type=True, with_mask=True)
+        return build(cfg), batch
+
+    return make
+
+
+def test_a_step_with_bfloat16_in_backbone_and_neck(swapped):
+    """The operators of MMCV get float32."""
+    model, batch = swapped()
+    wrapper = AutocastOptimWrapper(
+        optimizer=torch.optim.SGD(model.parameters(), lr=1e-3), on_cpu=True, parts=('backbone', 'neck')
+    )
+    seen = set()
+    model.neck.levels[0][0].register_forward_hook(lambda *args: seen.add(args[-1].dtype))
+    model.roi_head.bbox_roi_extractor.register_forward_hook(lambda *args: seen.add(args[-1].dtype))
+    losses = model.train_step(batch, wrapper)
+    assert seen == {torch.bfloat16, torch.float32} and losses['loss'].isfinite()
+
+
+def test_images_of_one_size_give_together_what_they_give_alone(swapped):
+    model, _ = swapped()
+    model.eval()
+    images = torch.randn(3, 3, 48, 64)  # a grid of 3 x 4, less than a window of 4 x 4 in height
+    with torch.no_grad():
+        together = model.extract_feat(images)
+        alone = zip(*(model.extract_feat(image[None]) for image in images))
+    for level, (joined, single) in enumerate(zip(together, alone)):
+        assert torch.allclose(joined, torch.cat(single), atol=1e-5), level
+    assert [tuple(x.shape[2:]) for x in together] == [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]
+
+
+def test_recomputing_activations_changes_no_gradient(swapped):
+    gradients = []
+    for with_cp in (False, True):
+        model, batch = swapped(with_cp=with_cp, drop_path_rate=0.5)
+        torch.manual_seed(1)
+        total(model(**model.data_preprocessor(batch, True), mode='loss')).backward()
+        gradients.append({n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        assert torch.allclose(value, gradients[1][name], atol=1e-5 * value.abs().max().item()), name
+
+
+def test_frozen_blocks_and_layer_decay(swapped):
+    model, _ = swapped(frozen_stages=2)
+    trained = {n for n, p in model.train().backbone.named_parameters() if p.requires_grad}
+    assert trained and all(n.startswith(('blocks.2.', 'norm')) for n in trained)
+    wrapper = SimMIMOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0)), dict(layer_decay_rate=0.5)
+    )(model)  # fmt: skip
+    rate = {id(p): group['lr'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # of 5 layers: the patch embedding, three blocks, the rest
+            assert rate[id(parameter)] == (0.5 if name.startswith('backbone.blocks.2.') else 1.0), name
+    assert len(rate) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_a_checkpoint_of_another_width_is_refused(swapped, tmp_path):
+    save_pretraining(tmp_path / 'wide.pth', arch=ARCH | dict(embed_dims=48))
+    with pytest.raises(ValueError, match='the checkpoint is of another architecture'):
+        swapped(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'wide.pth')))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.config import load_config
+from simmim_plugin.optim import SimMIMOptimWrapperConstructor
 
 CROP = (64, 64)
 DEEPER = ARCH | dict(num_layers=4)  # MMSegmentation's Feature2Pyramid wants four maps
@@ -85,6 +86,48 @@ def test_the_backbone_swapped_into_a_stock_config(tmp_path):
     with torch.no_grad():
         found = model(**model.data_preprocessor(batch(70, 90, 19), False), mode='predict')
     assert [f.pred_sem_seg.data.shape for f in found] == [(1, 70, 90)] * 2
+
+
+def tiny(**backbone):
+    """A tiny model of our config for UPerNet."""
+    cfg = load_config(config('segmentation/upernet_vit-b_ade20k.py'))
+    cfg.model.backbone.update(arch=DEEPER, img_size=64, out_indices=(0, 1, 2, 3), **backbone)
+    cfg.model.neck.embed_dim = 32
+    cfg.model.decode_head.update(in_channels=[32] * 4, channels=32)
+    cfg.model.auxiliary_head.update(in_channels=32, channels=16)
+    cfg.model.data_preprocessor.size = CROP
+    return build(cfg)
+
+
+def test_recomputing_activations_changes_no_gradient():
+    gradients = []
+    for with_cp in (False, True):
+        model = tiny(with_cp=with_cp, drop_path_rate=0.5)
+        torch.manual_seed(2)
+        losses = model(**model.data_preprocessor(batch(64, 64, 150), True), mode='loss')
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        gradients.append({n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        assert torch.allclose(value, gradients[1][name], atol=1e-5 * value.abs().max().item()), name
+
+
+def test_frozen_blocks_and_layer_decay():
+    model = tiny(frozen_stages=2).train()
+    trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trained and all(n.startswith(('blocks.2.', 'blocks.3.', 'norm')) for n in trained)
+    constructor = SimMIMOptimWrapperConstructor(dict(optimizer=dict(type='AdamW', lr=1.0)), dict(layer_decay_rate=0.5))
+    rate = {id(p): group['lr'] for group in constructor(model).optimizer.param_groups for p in group['params']}
+    wanted = {'backbone.blocks.2.': 0.25, 'backbone.blocks.3.': 0.5}  # of 6 layers
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rate[id(parameter)] == wanted.get(name[:18], 1.0), name
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path):
+    save_pretraining(tmp_path / 'wide.pth', arch=DEEPER | dict(embed_dims=48))
+    with pytest.raises(ValueError, match='the checkpoint is of another architecture'):
+        tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'wide.pth')))
 
 
 @pytest.mark.parametrize(('name', 'width'), [('upernet_vit-b', 768), ('upernet_vit-s', 384), ('linear_vit-b', 768)])
