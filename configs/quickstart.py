@@ -12,7 +12,6 @@ model = dict(
     backbone=dict(
         arch=dict(embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512),
         img_size=96,
-        drop_path_rate=0.0,
         layer_scale_init_value=1.0,  # so short a run ended lower than with 0.1 (one run each)
     )
 )
@@ -21,14 +20,12 @@ train_pipeline[0].keep = 16  # the few photos stay decoded
 train_pipeline[1].size = 96
 train_pipeline[1].scale = (0.05, 0.5)  # large photos: many different crops
 train_dataloader = dict(
-    batch_size=32,
     num_workers=1,
     dataset=dict(
         _delete_=True, type='RepeatDataset', times=128, dataset=dict(type='PackagePhotos', pipeline=train_pipeline)
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
-auto_scale_lr = dict(base_batch_size=32)
 param_scheduler = [
     dict(type='LinearWarmupLR', start_factor=0.005, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=1, end=10, convert_to_iter_based=True),

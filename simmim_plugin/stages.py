@@ -129,9 +129,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.with_suffix('.tmp').replace(path)
 
 
-def mean_and_range(values: Sequence[float]) -> str:
-    """Cell of a table: mean (lowest to highest); empty without values."""
-    return f'{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})' if values else ''
+def mean_and_range(values: Sequence[float], sign: str = '') -> str:
+    """Cell of a table: mean (lowest to highest), with `sign` '+' also where positive; empty without values."""
+    if not values:
+        return ''
+    mean, lowest, highest = (f'{x:{sign}.1f}' for x in (sum(values) / len(values), min(values), max(values)))
+    return f'{mean} ({lowest} to {highest})'
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:

@@ -1,6 +1,5 @@
 """What pretraining is worth: fine-tuning from a pretrained checkpoint against training from scratch, tuned alike."""
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,23 +32,44 @@ class Settings:
         out: Folder of everything.
         data_root: Folder with train/ and val/, each with a folder per class. Pretraining sees train/ without labels.
         pretrain: Config of the pretraining.
-        finetune: Config of the fine-tuning, for a backbone of the same size.
+        finetune: Share of the training labels -> config of the fine-tuning with them, see `label_shares`.
         seeds: Of pretraining, fine-tuning and the choice of few labels.
-        labels: Share of the training labels -> epochs of fine-tuning.
         rates: Learning rates that all rows choose from.
-        options: `--cfg-options` of pretraining and fine-tuning.
+        options: `--cfg-options` of pretraining and fine-tuning; the training data is named without its `FewLabels`.
         tuning_share: Share of the epochs that a trial of a learning rate trains for.
     """
 
     out: Path
     data_root: str
     pretrain: str
-    finetune: str
+    finetune: Mapping[float, str]
     seeds: Sequence[int]
-    labels: Mapping[float, int]
     rates: Sequence[float]
     options: Mapping[str, Any]
     tuning_share: float = 2 / 3
+
+
+def label_shares(paths: Sequence[str]) -> dict[float, str]:
+    """Share of the training labels of each fine-tuning config: its `FewLabels` says it, and without one it is all.
+
+    Raises:
+        ValueError: A config of another kind, or two of the same share.
+    """
+    shares: dict[float, str] = {}
+    for path in paths:
+        cfg = load_config(path)
+        if 'head' not in cfg.get('model', {}) or 'val_dataloader' not in cfg:
+            raise ValueError(f'--finetune {path} is no config of fine-tuning with a head and a val_dataloader')
+        if 'warmup' not in cfg.param_scheduler[0]:
+            raise ValueError(f'--finetune {path}: its first param_scheduler must be a WarmupCosineLR')
+        data = cfg.train_dataloader.dataset
+        if 'dataset' in data and not ('fraction' in data and data.dataset is innermost(data)):
+            raise ValueError(f'--finetune {path}: its training data may be reduced by a FewLabels, not by {data.type}')
+        share = float(data.get('fraction', 1.0))
+        if share in shares:
+            raise ValueError(f'--finetune {path} and {shares[share]} have the same share of labels, {share:g}')
+        shares[share] = path
+    return shares
 
 
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
@@ -77,10 +97,10 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
     out, seeds = settings.out, settings.seeds
     pretrain = {seed: _pretrain_config(settings, seed) for seed in seeds}
     tuned = {(row, share, rate): _finetune_config(settings, row, share, rate, seeds[0], trial=True)
-             for row in ROWS for share in settings.labels for rate in settings.rates}  # fmt: skip
+             for row in ROWS for share in settings.finetune for rate in settings.rates}  # fmt: skip
     LabelledFolder(settings.data_root)  # raises for a folder of another kind
     with tqdm(
-        total=len(seeds) * (1 + len(PROBED) + len(ROWS) * len(settings.labels)) + len(tuned), unit='stage'
+        total=len(seeds) * (1 + len(PROBED) + len(ROWS) * len(settings.finetune)) + len(tuned), unit='stage'
     ) as progress:
         seconds = stages.run_all(
             {s: functools.partial(stages.train, cfg, out / 'pretrain' / f'seed_{s}') for s, cfg in pretrain.items()},
@@ -113,7 +133,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
         runs={
             row: {
                 share: [dict(seed=s, rate=best[row, share], **runs[row, share, s]) for s in seeds]
-                for share in settings.labels
+                for share in settings.finetune
             }
             for row in ROWS
         },
@@ -143,13 +163,8 @@ def _pretrain_config(settings: Settings, seed: int) -> Config:
 
 def _finetune_config(settings: Settings, row: str, share: float, rate: float, seed: int, trial: bool = False) -> Config:
     """Config of one fine-tuning; a trial trains on four fifths of the training images and is judged on the rest."""
-    cfg = load_config(settings.finetune)
-    if 'head' not in cfg.get('model', {}) or 'val_dataloader' not in cfg:
-        raise ValueError(f'--finetune {settings.finetune} is no config of fine-tuning with a head and a val_dataloader')
-    if 'dataset' in cfg.train_dataloader.dataset:
-        raise ValueError(
-            f'--finetune {settings.finetune} reduces its training data; give the config with all: see --labels'
-        )
+    cfg = load_config(settings.finetune[share])
+    cfg.train_dataloader.dataset = innermost(cfg.train_dataloader.dataset)  # few labels are chosen below, by the seed
     apply_options(cfg, settings.options)
     cfg.data_root = settings.data_root
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
@@ -157,18 +172,15 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     fill_in_data(cfg)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     cfg.randomness.seed = seed
-    epochs = settings.labels[share]
+    epochs = cfg.train_cfg.max_epochs
+    train = cfg.train_dataloader.dataset
     if trial:
         epochs = max(1, round(epochs * settings.tuning_share))
-        train = copy.deepcopy(cfg.train_dataloader.dataset)
-        cfg.train_dataloader.dataset = _few(train, PART_TUNED, HELD_OUT_SEED)
         innermost(cfg.val_dataloader.dataset).data_prefix = train.data_prefix
         cfg.val_dataloader.dataset = _few(cfg.val_dataloader.dataset, PART_TUNED, HELD_OUT_SEED, rest=True)
-    if share < 1:
-        cfg.train_dataloader.dataset = _few(cfg.train_dataloader.dataset, share, seed)
+        train = _few(train, PART_TUNED, HELD_OUT_SEED)
+    cfg.train_dataloader.dataset = _few(train, share, seed) if share < 1 else train
     schedule = cfg.param_scheduler[0]
-    if 'warmup' not in schedule:
-        raise ValueError(f'--finetune {settings.finetune}: its first param_scheduler must be a WarmupCosineLR')
     schedule.warmup, schedule.end = max(1, epochs * schedule.warmup // schedule.end), epochs
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
     cfg.default_hooks.checkpoint.update(interval=epochs, save_best=None)
@@ -209,20 +221,30 @@ def _probe(settings: Settings, row: str, seed: int, stages: Stages) -> dict[str,
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds."""
+    """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds.
+
+    Runs of one seed share images, their order and the choice of few labels, so what pretraining adds is also told seed
+    by seed: against the better row from scratch.
+    """
     lines = [
         '| start | labels | learning rate | top-1, % | balanced accuracy, % | minutes |',
         '|---|---|---|---|---|---|',
     ]
-    shares = next(iter(results['runs'].values()))
-    for share in shares:
-        for row in results['runs']:
-            runs = results['runs'][row][share]
+    by_row = results['runs']
+    for share in next(iter(by_row.values())):
+        for row in by_row:
+            runs = by_row[row][share]
             cells = [mean_and_range([run[metric] for run in runs]) for metric in METRICS]
             minutes = sum(run['seconds'] for run in runs) / len(runs) / 60
             lines.append(
                 f'| {row} | {100 * float(share):g} % | {runs[0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |'
             )
+        best = max(
+            (row for row in by_row if row != 'pretrained'), key=lambda r: sum(x['top1'] for x in by_row[r][share])
+        )
+        pairs = list(zip(by_row['pretrained'][share], by_row[best][share]))
+        cells = [mean_and_range([a[metric] - b[metric] for a, b in pairs], '+') for metric in METRICS]
+        lines.append(f'| pretrained minus {best}, by seed | {100 * float(share):g} % |  | {" | ".join(cells)} |  |')
     probes = results['probes']
     names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
     lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']

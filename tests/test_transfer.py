@@ -24,9 +24,16 @@ def data(tmp_path) -> Path:
     return tmp_path / 'data'
 
 
-def settings(data: Path, out: Path, **changes) -> Settings:
-    given = dict(seeds=[0, 1], labels={1.0: 10, 0.25: 30}, rates=[1e-3], options={})
-    return Settings(out, str(data), str(PRETRAIN), str(FINETUNE), **(given | changes))
+def settings(data: Path, out: Path) -> Settings:
+    few = out.with_name('few.py')
+    few.write_text(
+        f'_base_ = {str(FINETUNE)!r}\n'
+        "few = dict(_delete_=True, type='simmim_plugin.FewLabels', fraction=0.25)\n"
+        'train_dataloader = dict(dataset=dict(dataset=_base_.train_dataloader.dataset, **few))\n'
+        'train_cfg = dict(max_epochs=30)\n'
+    )
+    configs = transfer.label_shares([str(FINETUNE), str(few)])
+    return Settings(out, str(data), str(PRETRAIN), configs, seeds=[0, 1], rates=[1e-3], options={})
 
 
 def images(loader) -> set[str]:
@@ -69,11 +76,24 @@ def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
     assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretrain_config(given, 0).data_root
 
 
-def test_a_config_that_reduces_its_data_is_refused(data, tmp_path):
-    given = settings(data, tmp_path / 'out')
-    few = Settings(**{**given.__dict__, 'finetune': str(FINETUNE).replace('_folder', '_folder_10pct')})
-    with pytest.raises(ValueError, match='reduces its training data; give the config with all: see --labels'):
-        transfer._finetune_config(few, 'scratch', 1.0, 1e-3, 0)
+def test_shares_of_labels_are_those_of_the_configs(tmp_path):
+    few = str(FINETUNE).replace('_folder', '_folder_10pct')
+    assert transfer.label_shares([str(FINETUNE), few]) == {1.0: str(FINETUNE), 0.1: few}
+    with pytest.raises(ValueError, match='have the same share of labels'):
+        transfer.label_shares([few, few])
+    with pytest.raises(ValueError, match='is no config of fine-tuning'):
+        transfer.label_shares([str(PRETRAIN)])
+    twice = tmp_path / 'twice.py'
+    twice.write_text(
+        f'_base_ = {str(FINETUNE)!r}\n'
+        "data = dict(_delete_=True, type='RepeatDataset', times=2, dataset=_base_.train_dataloader.dataset)\n"
+        'train_dataloader = dict(dataset=data)\n'
+    )
+    with pytest.raises(ValueError, match='may be reduced by a FewLabels, not by RepeatDataset'):
+        transfer.label_shares([str(twice)])
+    twice.write_text(f"_base_ = {str(FINETUNE)!r}\nparam_scheduler = [dict(type='CosineAnnealingLR')]\n")
+    with pytest.raises(ValueError, match='first param_scheduler must be a WarmupCosineLR'):
+        transfer.label_shares([str(twice)])
 
 
 def results() -> dict:
@@ -92,6 +112,9 @@ def test_table_and_plot_by_hand(tmp_path):
     text = transfer.table(results())
     assert '| scratch | 100 % | 0.002 | 41.0 (40.0 to 42.0) | 31.0 (30.0 to 32.0) | 1.5 |' in text
     assert '| pretrained | 10 % | 0.002 | 31.0 (30.0 to 32.0) | 21.0 (20.0 to 22.0) | 1.5 |' in text
+    assert (
+        '| pretrained minus scratch, by seed | 10 % |  | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) |  |' in text
+    )
     assert '| block2, knn | 31.0 (31.0 to 31.0) | 21.0 (21.0 to 21.0) | 31.0 (31.0 to 31.0)' in text
     assert transfer.table(json.loads(json.dumps(results()))) == text  # as read from results.json
     transfer.plot(results(), tmp_path / 'plot.png')
@@ -118,8 +141,14 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
             text += f'{split}_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)\n'
         (tmp_path / f'{name}.py').write_text(text)
     command = [sys.executable, ROOT / 'tools/transfer.py', '--data-root', data, '--out', tmp_path / 'out', '--jobs', 2]
-    command += ['--pretrain', tmp_path / 'pretrain.py', '--finetune', tmp_path / 'finetune.py', '--seeds', 0]
-    command += ['--labels', '100:2', '25:3', '--rates', 1e-3]
+    for name, share, epochs in (('all', 1, 2), ('few', 0.25, 3), ('longer', 1, 4)):
+        text = f"_base_ = 'finetune.py'\ntrain_cfg = dict(max_epochs={epochs})\n"
+        if share < 1:
+            few = f"_delete_=True, type='simmim_plugin.FewLabels', fraction={share}"
+            text += f'train_dataloader = dict(dataset=dict(dataset=_base_.train_dataloader.dataset, {few}))\n'
+        (tmp_path / f'{name}.py').write_text(text)
+    command += ['--pretrain', tmp_path / 'pretrain.py', '--seeds', 0, '--rates', 1e-3, '--finetune']
+    command, more = [*command, tmp_path / 'all.py', tmp_path / 'few.py'], command
     output = run(*command)
     assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
@@ -129,13 +158,13 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
         for row, loaded in (('pretrained', True), ('scratch_[0-9]', False), ('scratch_layer_decay', False)):
             logs = list((tmp_path / 'out' / stage).glob(f'{row}*.log'))
             assert len(logs) == 2 and all(
-                ('Loaded 34 tensors of load_from' in log.read_text()) == loaded for log in logs
+                ('Loaded 36 tensors of load_from' in log.read_text()) == loaded for log in logs
             )
     table = (tmp_path / 'out/table.md').read_text()
     run(*command)
     assert (tmp_path / 'out/table.md').read_text() == table
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
-    assert 'holds other settings than asked for now' in run(*command, '--rates', 1e-3, '--labels', '100:4', ok=False)
-    assert '--labels 0:4: give a percentage and epochs' in run(*command, '--labels', '0:4', ok=False)
-    assert 'each share and rate only once' in run(*command, '--labels', '100:4', '100:5', ok=False)
+    assert 'holds other settings than asked for now' in run(*more, tmp_path / 'longer.py', ok=False)
+    assert 'have the same share of labels' in run(*command, tmp_path / 'longer.py', ok=False)
+    assert 'each only once' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
     assert '--jobs 0 must be positive' in run(*command, '--jobs', 0, ok=False)

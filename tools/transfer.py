@@ -29,15 +29,11 @@ def main() -> None:
     )
     parser.add_argument(
         '--finetune',
-        default=str(ROOT / 'configs/finetune/vit-tiny_folder.py'),
-        help='fine-tuning config for the same backbone (configs/finetune/vit-tiny_folder.py)',
-    )
-    parser.add_argument(
-        '--labels',
         nargs='+',
-        default=['100:15', '10:50'],
-        metavar='PERCENT:EPOCHS',
-        help='shares of the training labels, and epochs of fine-tuning with them (100:15 10:50)',
+        default=[str(ROOT / f'configs/finetune/vit-tiny_folder{share}.py') for share in ('', '_10pct')],
+        metavar='CONFIG',
+        help='fine-tuning configs for the same backbone, one for each share of the labels '
+        '(configs/finetune/vit-tiny_folder.py and ..._10pct.py)',
     )
     parser.add_argument(
         '--rates',
@@ -53,25 +49,14 @@ def main() -> None:
 
         out = stages.check_arguments(args)
         folders.append(args.out)
-        labels = dict(map(_labels, args.labels))
-        if len(labels) < len(args.labels) or len(set(args.rates)) < len(args.rates):
-            raise ValueError(f'--labels {args.labels} and --rates {args.rates}: each share and rate only once')
+        if len(set(args.rates)) < len(args.rates):
+            raise ValueError(f'--rates {args.rates}: each only once')
+        configs = transfer.label_shares(args.finetune)
         settings = transfer.Settings(
-            out, args.data_root, args.pretrain, args.finetune, args.seeds, labels, args.rates, args.cfg_options
+            out, args.data_root, args.pretrain, configs, args.seeds, args.rates, args.cfg_options
         )
         results = transfer.compare(settings, stages.Stages(args.jobs, args.amp))
         stages.write_report(out, results, transfer.table(results), functools.partial(transfer.plot, results))
-
-
-def _labels(text: str) -> tuple[float, int]:
-    percent, _, epochs = text.partition(':')
-    try:
-        share = float(percent) / 100, int(epochs)
-    except ValueError:
-        share = 0.0, 0
-    if not (0 < share[0] <= 1 and share[1] > 0):
-        raise ValueError(f'--labels {text}: give a percentage and epochs, such as 10:60')
-    return share
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 `data_root` has the folders train/ and val/, each with a folder per class.
 
-Source:   the recipe of vit-b_in1k.py at a small size; crops and flips alone, which suit so short a training.
+Source:   the recipe of vit-b_in1k.py at a small size, with crops and flips alone, which suit so short a training.
 Command:  python tools/train.py configs/finetune/vit-tiny_folder.py \
               --cfg-options data_root=/path/to/data load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
 Cost:     3,068 photos of 160 px, 20 epochs: see docs/results.md.
@@ -20,7 +20,7 @@ model = dict(
 load = dict(type='simmim_plugin.LoadImage')
 extensions = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif', '.tif', '.tiff', '.npy')
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=1,
     dataset=dict(
         type='CustomDataset',
@@ -54,8 +54,8 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay_rate=0.75))
-auto_scale_lr = dict(enable=True, base_batch_size=64)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3), paramwise_cfg=dict(layer_decay_rate=0.75))
+auto_scale_lr = dict(enable=True, base_batch_size=32)
 param_scheduler = [
     dict(type='simmim_plugin.WarmupCosineLR', warmup=4, end=20, floor_ratio=2e-4, convert_to_iter_based=True)
 ]

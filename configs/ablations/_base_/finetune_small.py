@@ -18,9 +18,11 @@ train_pipeline[1].size = 80
 test_pipeline = _base_.val_dataloader.dataset.pipeline
 test_pipeline[1].size = 92
 test_pipeline[2].size = 80
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+auto_scale_lr = dict(base_batch_size=64)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=2, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=2, end=12, convert_to_iter_based=True),
