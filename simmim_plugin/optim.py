@@ -51,7 +51,8 @@ class AutocastOptimWrapper(OptimWrapper):
             if self.parts is None:
                 stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=enabled))
             elif enabled:
-                children = dict((model.module if is_model_wrapper(model) else model).named_children())
+                inner: Any = model.module if is_model_wrapper(model) else model
+                children = dict(inner.named_children())
                 for name in self.parts:
                     if name not in children:
                         raise ValueError(f'parts={self.parts}: no {name!r} in the model, but {", ".join(children)}')
@@ -69,7 +70,7 @@ def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
             outputs = whole(*args, **kwargs)
         return tree_map_only(torch.Tensor, torch.Tensor.float, outputs)
 
-    part.forward = forward  # type: ignore[method-assign]
+    part.forward = forward
     try:
         yield
     finally:

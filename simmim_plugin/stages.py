@@ -137,10 +137,24 @@ def mean_and_range(values: Sequence[float], sign: str = '') -> str:
     return f'{mean} ({lowest} to {highest})'
 
 
-def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add what all comparisons take on the command line; `out` is the folder that they write to by default."""
-    parser.add_argument('--data-root', required=True, help='folder with train/ and val/, each with a folder per class')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    out: str,
+    data: str = 'folder with train/ and val/, each with a folder per class',
+    seeds: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Add what all comparisons take on the command line.
+
+    Args:
+        parser: Of the tool.
+        out: The folder that it writes to by default.
+        data: What `--data-root` is.
+        seeds: The default ones.
+    """
+    parser.add_argument('--data-root', required=True, help=data)
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=list(seeds), help=f'seeds ({" ".join(map(str, seeds))})'
+    )
     parser.add_argument('--out', default=out, help=f'folder of everything ({out})')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time; the cores are shared out (1)')
@@ -161,7 +175,7 @@ def write_report(out: Path, results: Mapping[str, Any], table: str, plot: Callab
     """Write `results.json`, `table.md` with command, hardware and date, and `plot.png`, and print the table."""
     text = (
         f'{table}\n\n'
-        'Mean and range (lowest to highest) over the seeds; accuracy on val after the last epoch.\n\n'
+        'Mean and range (lowest to highest) over the seeds, on the validation images after the last epoch.\n\n'
         f'    {shlex.join(["python", *sys.argv])}\n\n'
         f'{hardware()}, {date.today()}.\n'
     )

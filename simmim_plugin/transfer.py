@@ -95,7 +95,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
         RuntimeError: A run failed; the message names its log.
     """
     out, seeds = settings.out, settings.seeds
-    pretrain = {seed: _pretrain_config(settings, seed) for seed in seeds}
+    pretrain = {seed: _pretraining(settings, seed) for seed in seeds}
     tuned = {(row, share, rate): _finetune_config(settings, row, share, rate, seeds[0], trial=True)
              for row in ROWS for share in settings.finetune for rate in settings.rates}  # fmt: skip
     LabelledFolder(settings.data_root)  # raises for a folder of another kind
@@ -103,8 +103,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
         total=len(seeds) * (1 + len(PROBED) + len(ROWS) * len(settings.finetune)) + len(tuned), unit='stage'
     ) as progress:
         seconds = stages.run_all(
-            {s: functools.partial(stages.train, cfg, out / 'pretrain' / f'seed_{s}') for s, cfg in pretrain.items()},
-            progress,
+            {s: functools.partial(stages.train, *found) for s, found in pretrain.items()}, progress
         )
         trials = stages.run_all(
             {
@@ -146,19 +145,37 @@ def _name(row: str, share: float, rate: float) -> str:
     return f'{row.replace(", ", "_").replace(" ", "_")}_{100 * share:g}pct_lr{rate:g}'
 
 
-def _checkpoint(settings: Settings, seed: int) -> Path:
-    epochs = _pretrain_config(settings, seed).train_cfg.max_epochs
-    return (settings.out / 'pretrain' / f'seed_{seed}' / f'epoch_{epochs}.pth').resolve()
+def pretrain_config(path: str, images: str, seed: int, options: Mapping[str, Any]) -> Config:
+    """Config of the pretraining of a comparison.
 
+    Args:
+        path: The config file.
+        images: Folder of its images.
+        seed: Its seed.
+        options: `--cfg-options`.
 
-def _pretrain_config(settings: Settings, seed: int) -> Config:
-    cfg = load_config(settings.pretrain)
+    Raises:
+        ValueError: It is no such config.
+    """
+    cfg = load_config(path)
     if 'backbone' not in cfg.get('model', {}) or 'max_epochs' not in cfg.get('train_cfg', {}):
-        raise ValueError(f'--pretrain {settings.pretrain} is no pretraining config that counts epochs')
-    apply_options(cfg, settings.options)
-    cfg.data_root = training_data(cfg).data_root = str(Path(settings.data_root) / 'train')
+        raise ValueError(f'--pretrain {path} is no pretraining config that counts epochs')
+    apply_options(cfg, options)
+    cfg.data_root = training_data(cfg).data_root = images
     cfg.randomness.seed = seed
     return cfg
+
+
+def last_checkpoint(folder: Path, cfg: Config) -> Path:
+    """The checkpoint that a training by epochs leaves in its work dir."""
+    return (folder / f'epoch_{cfg.train_cfg.max_epochs}.pth').resolve()
+
+
+def _pretraining(settings: Settings, seed: int) -> tuple[Config, Path]:
+    """Config and work dir of the pretraining with a seed."""
+    images = str(Path(settings.data_root) / 'train')
+    cfg = pretrain_config(settings.pretrain, images, seed, settings.options)
+    return cfg, settings.out / 'pretrain' / f'seed_{seed}'
 
 
 def _finetune_config(settings: Settings, row: str, share: float, rate: float, seed: int, trial: bool = False) -> Config:
@@ -188,7 +205,8 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     if row == 'scratch':
         cfg.optim_wrapper.paramwise_cfg = None
     if row == 'pretrained':
-        cfg.load_from = str(_checkpoint(settings, seed))
+        pretrained, folder = _pretraining(settings, seed)
+        cfg.load_from = str(last_checkpoint(folder, pretrained))
     return cfg
 
 
@@ -206,9 +224,9 @@ def _probe(settings: Settings, row: str, seed: int, stages: Stages) -> dict[str,
     path = settings.out / 'probes' / f'{row}_seed_{seed}.json'
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint = _checkpoint(settings, seed)
+        cfg, folder = _pretraining(settings, seed)
+        checkpoint = last_checkpoint(folder, cfg)
         if row == 'scratch':
-            cfg = _pretrain_config(settings, seed)
             torch.manual_seed(seed)
             note = dict(model=cfg.model.to_dict(), pipeline=[dict(t) for t in training_data(cfg).pipeline])
             checkpoint = path.with_suffix('.pth')

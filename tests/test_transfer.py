@@ -73,7 +73,7 @@ def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
     assert scratch.optim_wrapper.optimizer.lr == 3e-3 and scratch.randomness.seed == 1
     few = transfer._finetune_config(given, 'scratch', 0.25, 3e-3, 1)
     assert (few.param_scheduler[0].warmup, few.param_scheduler[0].end, few.train_cfg.max_epochs) == (6, 30, 30)
-    assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretrain_config(given, 0).data_root
+    assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretraining(given, 0)[0].data_root
 
 
 def test_shares_of_labels_are_those_of_the_configs(tmp_path):

@@ -1,0 +1,54 @@
+"""Mask R-CNN with the small ViT of configs/simmim_vit-tiny_folder.py at 256 px on your own data: set `data_root`.
+
+Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. Data as for mask-rcnn_vit-b_folder.py.
+
+Source:   mask-rcnn_vit-b_folder.py at a small size, with the higher rate that so short a training wants.
+Command:  python tools/train.py configs/detection/mask-rcnn_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
+              load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
+Cost:     407 photos: see docs/results.md.
+Expected: on these, see docs/results.md.
+"""
+
+_base_ = 'mask-rcnn_vit-b_folder.py'
+
+image_size = (256, 256)
+strides = [4, 8, 16, 32]
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=192, num_layers=6, num_heads=3, feedforward_channels=768),
+        img_size=64,
+        patch_size=8,
+        window_size=8,
+        global_blocks=(2, 5),
+    ),
+    neck=dict(in_channels=192, out_channels=64, num_outs=4, start_level=1),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64, featmap_strides=strides),
+        bbox_head=dict(
+            type='Shared2FCBBoxHead', in_channels=64, fc_out_channels=256, conv_out_channels=64, norm_cfg=None
+        ),
+        mask_roi_extractor=dict(out_channels=64, featmap_strides=strides),
+        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=250),
+        rcnn=dict(sampler=dict(num=128)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=250)),
+)
+train_pipeline = _base_.train_pipeline
+train_pipeline[3].scale = train_pipeline[4].crop_size = train_pipeline[6].size = image_size
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = image_size
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+auto_scale_lr = dict(base_batch_size=4)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
+    dict(type='MultiStepLR', milestones=[9, 11], gamma=0.1),
+]
+train_cfg = dict(max_epochs=12, val_interval=4)

@@ -1,0 +1,15 @@
+"""The small UPerNet on fronts of buildings, 512 px, eleven classes with the background: set `data_root`.
+
+Source:   upernet_vit-tiny_folder.py; the data is https://github.com/a-hwang/building-facade-segmentation (CC BY 4.0),
+          its polygons painted large to small into masks.
+Command:  see docs/results.md.
+Cost:     see docs/results.md.
+Expected: see docs/results.md.
+"""
+
+_base_ = 'upernet_vit-tiny_folder.py'
+
+classes = [
+    'background', 'balcony-fence', 'car', 'facade', 'fence', 'non-building-infrastructure', 'shop', 'street',
+    'traffic-infrastructure', 'vegetation', 'window',
+]  # fmt: skip

@@ -1,0 +1,46 @@
+"""UPerNet with the small ViT of configs/simmim_vit-tiny_folder.py at 256 px on your own masks: set `data_root`.
+
+Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. Data as for upernet_vit-b_folder.py.
+
+Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/detection, and the higher rate that so
+          short a training wants.
+Command:  python tools/train.py configs/segmentation/upernet_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
+              load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
+Cost:     407 photos: see docs/results.md.
+Expected: on these, see docs/results.md.
+"""
+
+_base_ = 'upernet_vit-b_folder.py'
+
+crop_size = (256, 256)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=192, num_layers=6, num_heads=3, feedforward_channels=768),
+        img_size=64,
+        patch_size=8,
+        window_size=8,
+        global_blocks=(2, 5),
+        out_indices=(1, 2, 3, 5),
+    ),
+    neck=dict(embed_dim=192, rescales=[2, 1, 0.5, 0.25]),
+    decode_head=dict(in_channels=[192] * 4, channels=64),
+    auxiliary_head=dict(in_channels=192, channels=64),
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].scale = (1024, 256)
+train_pipeline[3].crop_size = crop_size
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = (1024, 256)
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(layer_decay_rate=0.75))
+auto_scale_lr = dict(base_batch_size=8)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=600),
+]
+train_cfg = dict(max_iters=600, val_interval=200)
+default_hooks = dict(checkpoint=dict(interval=600))

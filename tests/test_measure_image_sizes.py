@@ -1,0 +1,23 @@
+"""tools/measure_image_sizes.py: the table, and a limit that is too low."""
+
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+from test_train import run
+
+TOOL = [sys.executable, ROOT / 'tools/measure_image_sizes.py', '--arch', 'small', '--repeats', 1]
+
+
+@pytest.mark.slow
+def test_table_and_limit():
+    rows = re.findall(r'^\| 384 \| (.+) \| (\d+\.\d\d) \| (\d+\.\d\d) \|$', run(*TOOL, '--sizes', 384), re.MULTILINE)
+    assert [row[0] for row in rows] == ['windows', 'windows, recomputing', 'global', 'global, recomputing']
+    memory = [float(row[2]) for row in rows]
+    assert 0 < memory[1] < memory[0] and all(float(row[1]) > 0 for row in rows)
+    assert run(*TOOL, '--sizes', 384, '--memory-limit', 1).count('| more than 1 GiB |') == 4
+
+
+def test_sizes_are_multiples_of_the_patch():
+    assert '--sizes [100] multiples of 16' in run(*TOOL, '--sizes', 100, ok=False)

@@ -1,0 +1,129 @@
+"""Time and memory of a training step of the backbone at several image sizes: windows, global attention, recomputing."""
+
+import argparse
+import itertools
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simmim_plugin import launch
+
+GLOBAL_BLOCKS = {'small': (2, 5, 8, 11), 'base': (2, 5, 8, 11), 'large': (5, 11, 17, 23)}
+MODES = {  # name -> window_size, with_cp
+    'windows': (14, False),
+    'windows, recomputing': (14, True),
+    'global': (0, False),
+    'global, recomputing': (0, True),
+}
+EXAMPLE = """example:
+  python tools/measure_image_sizes.py --arch base --sizes 512 800 1024 --memory-limit 20
+
+Forward and backward pass of one image, in a process of its own for each line. 'windows' has attention within windows of
+14 x 14 tokens but for four global blocks, as configs/detection has it. Memory: on a GPU what PyTorch allocates at most;
+on a processor by how much the process grows."""
+
+
+def main() -> None:
+    """Parse the command line, measure line by line, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--arch', choices=GLOBAL_BLOCKS, default='base', help='ViT with patches of 16 px (base)')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[512, 800, 1024], help='sides in px (512 800 1024)')
+    parser.add_argument('--repeats', type=int, default=3, help='steps after the first one; the median is told (3)')
+    parser.add_argument('--memory-limit', type=float, default=0, metavar='GIB', help='stop a line beyond it (0: none)')
+    parser.add_argument('--device', default='cpu', help='cpu or cuda (cpu)')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    args = parser.parse_args()
+    with launch.one_line_errors():
+        if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
+            raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
+        print('| image, px | attention | seconds | memory, GiB |\n|---|---|---|---|', flush=True)
+        for size, mode in itertools.product(args.sizes, MODES):
+            found = in_own_process(measure, args.arch, size, mode, args.repeats, args.device, args.amp,
+                                   args.memory_limit)  # fmt: skip
+            cells = f'more than {args.memory_limit:g} GiB |' if found is None else f'{found[0]:.2f} | {found[1]:.2f}'
+            print(f'| {size} | {mode} | {cells} |', flush=True)
+        kind = 'bfloat16 autocast' if args.amp else 'float32'
+        print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {launch.hardware()}.')
+
+
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call it in a new process, so that its memory is its own.
+
+    Raises:
+        RuntimeError: The process died.
+    """
+    context = multiprocessing.get_context('spawn')
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    try:
+        result = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f'the process of {args} died (exit code {process.exitcode}); see --memory-limit') from None
+    process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _send(pipe: Any, function: Callable[..., Any], args: tuple) -> None:
+    try:
+        pipe.send(function(*args))
+    except Exception as error:  # noqa: BLE001 (raised again by the one who waits)
+        pipe.send(error)
+
+
+def measure(
+    arch: str, size: int, mode: str, repeats: int, device: str, amp: bool, limit: float
+) -> tuple[float, float] | None:
+    """Median seconds of a step, and GiB; None where the limit does not do."""
+    import torch
+
+    from simmim_plugin import SimMIMViT
+
+    window, with_cp = MODES[mode]
+    torch.manual_seed(0)
+    model = SimMIMViT(
+        arch=arch, img_size=224, use_shared_rel_pos_bias=False, use_rel_pos_bias=True, window_size=window,
+        global_blocks=GLOBAL_BLOCKS[arch] if window else (), with_cp=with_cp, out_type='featmap',
+    ).train().to(device)  # fmt: skip
+    image = torch.randn(1, 3, size, size, device=device)
+    on_gpu = device.startswith('cuda')
+    before = 0 if on_gpu else _peak_memory()
+    if limit and not on_gpu:
+        total = int(limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (total, total))
+    times = []
+    try:
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            with torch.autocast(device.split(':', maxsplit=1)[0], torch.bfloat16, enabled=amp):
+                loss = model(image)[-1].float().square().mean()
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+            if on_gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    except (RuntimeError, MemoryError) as error:
+        if limit and 'memory' in str(error).lower():
+            return None
+        raise
+    memory = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory() - before
+    return sorted(times[1:])[repeats // 2], memory / 2**30
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,52 @@
+"""What pretraining is worth for detection and segmentation: each config trained from scratch and pretrained."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from simmim_plugin import config, launch, stages
+
+EXAMPLE = """example, on two CPU cores:
+  python tools/transfer_dense.py configs/detection/mask-rcnn_vit-tiny_folder.py \\
+      configs/segmentation/upernet_vit-tiny_folder.py --data-root /path/to/data --images /path/to/images --amp --jobs 2
+
+DATA_ROOT is laid out as the configs want it. IMAGES is a folder of images without labels; links in it are followed.
+Called again with the same --out, it goes on where it was stopped."""
+
+
+def main() -> None:
+    """Parse the command line, run, and write table, plot and pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs of MMDetection or MMSegmentation')
+    stages.add_arguments(parser, 'work_dirs/transfer_dense', 'folder of the labelled data', (0, 1))
+    parser.add_argument('--images', required=True, help='folder of the images to pretrain on')
+    parser.add_argument(
+        '--pretrain',
+        default=str(ROOT / 'configs/simmim_vit-tiny_dense.py'),
+        help='pretraining config (configs/simmim_vit-tiny_dense.py)',
+    )
+    config.add_cfg_options(parser)
+    args = parser.parse_args()
+    with launch.one_line_errors() as folders:
+        from simmim_plugin import dense_transfer
+
+        out = stages.check_arguments(args)
+        folders.append(args.out)
+        settings = dense_transfer.Settings(
+            out, args.images, args.data_root, args.pretrain, args.configs, args.seeds, args.cfg_options
+        )
+        results = dense_transfer.compare(settings, stages.Stages(args.jobs, args.amp))
+        stages.write_report(
+            out, results, dense_transfer.table(results), functools.partial(dense_transfer.plot, results)
+        )
+        for sheet in dense_transfer.draw_sheets(settings):
+            print(f'predictions: {sheet}')
+
+
+if __name__ == '__main__':
+    main()
