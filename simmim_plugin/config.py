@@ -33,10 +33,10 @@ class _Options(DictAction):
         super().__call__(parser, namespace, values, *args)
 
 
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add MMEngine's `--cfg-options KEY=VALUE ...`."""
+def add_cfg_options(parser: argparse.ArgumentParser, what: str = 'config values') -> None:
+    """Add MMEngine's `--cfg-options KEY=VALUE ...`; the help says that they override `what`."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE', help='override config values'
+        '--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE', help=f'override {what}'
     )
 
 

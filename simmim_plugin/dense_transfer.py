@@ -1,6 +1,7 @@
 """What pretraining is worth for detection and segmentation: the same training with and without the checkpoint."""
 
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from simmim_plugin.config import fill_in_data, innermost, load_config
 from simmim_plugin.curves import read_scalars
-from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range
+from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, write_json
 from simmim_plugin.transfer import last_checkpoint, pretrain_config
 
 ROWS = ('scratch', 'pretrained')
@@ -48,7 +49,8 @@ class Settings:
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
     """Pretrain, train every config from scratch and pretrained, and draw predictions; what is done is not done again.
 
-    The rows differ in `load_from` alone: from scratch has the same layer decay and rate.
+    The rows differ in `load_from` alone. The rate and the layer decay of the config are not tuned for either; they are
+    meant for pretrained layers.
 
     Args:
         settings: What to compare.
@@ -109,14 +111,17 @@ def _folder(out: Path, path: str, row: str, seed: int) -> Path:
 
 
 def _config(path: str, data_root: str, seed: int, checkpoint: Path | None) -> Config:
-    cfg = load_config(path)
-    if cfg.get('default_scope') not in ('mmdet', 'mmseg') or not cfg.get('val_dataloader'):
-        raise ValueError(f'{path} is no config of MMDetection or MMSegmentation with a val_dataloader')
-    cfg.data_root = data_root
-    for part in ('train', 'val', 'test'):
-        innermost(cfg[f'{part}_dataloader'].dataset).data_root = data_root
-        if 'ann_file' in (cfg.get(f'{part}_evaluator') or {}):
-            cfg[f'{part}_evaluator'].ann_file = None
+    cfg = load_config(path, {'data_root': data_root})
+    loaders = [cfg.get(f'{part}_dataloader') for part in ('train', 'val', 'test')]
+    if cfg.get('default_scope') not in ('mmdet', 'mmseg') or not all(loaders):
+        raise ValueError(f'{path} is no config of MMDetection or MMSegmentation with data of training, val and test')
+    for loader in loaders:
+        innermost(loader.dataset).data_root = data_root  # also where a leaf gave it to the data set itself
+    for part in ('val', 'test'):
+        metrics: Any = cfg[f'{part}_evaluator']
+        for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
+            if 'ann_file' in metric:
+                metric.ann_file = None  # that of the data
     fill_in_data(cfg)
     cfg.randomness = dict(seed=seed)
     cfg.load_from = None if checkpoint is None else str(checkpoint)
@@ -129,26 +134,28 @@ def _train(cfg: Config, folder: Path, stages: Stages) -> dict[str, Any]:
     found = {key: name for key, name in METRICS.items() if any(key in line for line in lines)}
     if not found:
         raise RuntimeError(f'{folder} has none of {", ".join(METRICS)} in its logs')
-    curve = [
-        {'step': line['step'], **{name: factor * line[key] for key, (name, factor) in found.items()}}
+    curve = {  # an interrupted run evaluates some steps again: the last one counts
+        line['step']: {'step': line['step'], **{name: factor * line[key] for key, (name, factor) in found.items()}}
         for line in lines
         if set(found) <= set(line)
-    ]
+    }
     loss = {line['iter']: line['loss'] for line in lines if 'loss' in line}
     last = {name: factor * last_scalar(folder, key) for key, (name, factor) in found.items()}
-    return {**last, 'curve': curve, 'loss': sorted(loss.items()), 'seconds': seconds}
+    return {**last, 'curve': [curve[step] for step in sorted(curve)], 'loss': sorted(loss.items()), 'seconds': seconds}
 
 
 def _draw(cfg: Config, folder: Path, stages: Stages) -> None:
     """Have the framework's hook draw the truth beside the predictions for every validation image."""
-    drawn = folder / 'drawn'
-    if drawn.is_dir() and list(drawn.glob('*/vis_data/vis_image/*.png')):
+    drawn, done = folder / 'drawn', folder / 'drawn.json'
+    if done.is_file():
         return
+    shutil.rmtree(drawn, ignore_errors=True)  # of an interrupted call
     loop = cfg.train_cfg
     name = f'epoch_{loop.max_epochs}.pth' if 'max_epochs' in loop else f'iter_{loop.max_iters}.pth'
     command = [str(TOOLS / 'test.py'), f'{folder}.py', str(folder / name), '--work-dir', str(drawn)]
     options = ['--cfg-options', 'default_hooks.visualization.draw=True']
     stages.call([*command, *options], folder.with_name(f'{folder.name}_drawn.log'))
+    write_json(done, {'pictures': len(list(drawn.glob('*/vis_data/vis_image/*.png')))})
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -6,12 +6,14 @@ import platform
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -100,9 +102,26 @@ def prepare(
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
             raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
-        if cfg.get('default_scope') == 'mmdet':
-            cfg.optim_wrapper.setdefault('parts', ('backbone', 'neck'))  # MMCV's operators do not know bfloat16
+        cfg.optim_wrapper.parts = autocast_parts(cfg)
     return cfg
+
+
+def autocast_parts(cfg: Config) -> Sequence[str] | None:
+    """Parts of the model that autocast goes into: those of the optimiser wrapper, and for detectors what can.
+
+    Raises:
+        ValueError: A detector without `backbone` or `neck` at its top level.
+    """
+    parts = (cfg.get('optim_wrapper') or {}).get('parts')
+    if parts is not None or cfg.get('default_scope') != 'mmdet':
+        return parts
+    parts = tuple(name for name in ('backbone', 'neck') if cfg.model.get(name) is not None)
+    if not parts:
+        raise ValueError(
+            f"--amp: MMCV's operators do not know bfloat16, and {cfg.model.get('type')} has no backbone or neck of its "
+            'own to use it in; leave --amp out, or name parts by optim_wrapper.parts'
+        )
+    return parts
 
 
 def check_writable(folder: str) -> None:
@@ -160,6 +179,24 @@ def build_runner(cfg: Config) -> Runner:
         for warning in schedule_warnings(cfg):
             print_log(warning, 'current', logging.WARNING)
     return runner
+
+
+class _Counter(Hook):
+    """Whether the training loop did anything."""
+
+    iterations = 0
+
+    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        self.iterations += 1
+
+
+def run_training(runner: Runner) -> None:
+    """Train. A finished run that is resumed is evaluated again: it may have been stopped before its last evaluation."""
+    counter = _Counter()
+    runner.register_hook(counter)
+    runner.train()
+    if counter.iterations == 0 and runner.val_loop is not None:
+        runner.val_loop.run()
 
 
 def schedule_warnings(cfg: Config) -> list[str]:

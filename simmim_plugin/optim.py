@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,34 +47,51 @@ class AutocastOptimWrapper(OptimWrapper):
         """Gradient accumulation as in MMEngine, and autocast."""
         device = next(model.parameters()).device.type
         enabled = device != 'cpu' or self.on_cpu
-        with super().optim_context(model), ExitStack() as stack:
-            if self.parts is None:
-                stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=enabled))
-            elif enabled:
-                inner: Any = model.module if is_model_wrapper(model) else model
-                children = dict(inner.named_children())
-                for name in self.parts:
-                    if name not in children:
-                        raise ValueError(f'parts={self.parts}: no {name!r} in the model, but {", ".join(children)}')
-                    stack.enter_context(_autocast_forward(children[name], device))
+        with super().optim_context(model), autocast(model, self.parts) if enabled else nullcontext():
             yield
 
 
 @contextmanager
+def autocast(model: nn.Module, parts: Sequence[str] | None = None) -> Iterator[None]:
+    """Within it, a model computes under bfloat16 autocast.
+
+    Args:
+        model: The model, or a wrapper around it.
+        parts: Children of the model to autocast in, None for all of it; their outputs in bfloat16 become float32.
+
+    Raises:
+        ValueError: The model has no such part.
+    """
+    inner: Any = model.module if is_model_wrapper(model) else model
+    device = next(inner.parameters()).device.type
+    children = dict(inner.named_children())
+    with ExitStack() as stack:
+        if parts is None:
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        for name in dict.fromkeys(parts or ()):
+            if name not in children:
+                raise ValueError(f'parts={tuple(parts or ())}: no {name!r} in the model, but {", ".join(children)}')
+            stack.enter_context(_autocast_forward(children[name], device))
+        yield
+
+
+@contextmanager
 def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
-    """Within it, that part's `forward` runs under autocast, and returns float32."""
-    whole = part.forward
+    whole, patched = part.forward, 'forward' in vars(part)  # MMEngine patches it for activation checkpointing
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device, torch.bfloat16):
             outputs = whole(*args, **kwargs)
-        return tree_map_only(torch.Tensor, torch.Tensor.float, outputs)
+        return tree_map_only(torch.Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, outputs)
 
     part.forward = forward
     try:
         yield
     finally:
-        del part.forward
+        if patched:
+            part.forward = whole
+        else:
+            del part.forward
 
 
 @PARAM_SCHEDULERS.register_module()

@@ -63,10 +63,10 @@ class Stages:
             folder: Its work dir.
 
         Returns:
-            Seconds of the last call.
+            Seconds of the last call; those before an interruption are not counted.
 
         Raises:
-            ValueError: The folder is of another config.
+            ValueError: The folder is of another config, or its checkpoint hook would not fit `load_from` to the model.
             RuntimeError: The training failed, or did not begin with the weights of `load_from`; the message names its
                 log.
         """
@@ -74,10 +74,16 @@ class Stages:
         text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{cfg.pretty_text}'
         if path.is_file() and path.read_text(encoding='utf-8') != text:
             raise ValueError(
-                f'{path} holds other settings than asked for now; choose another --out, or remove that folder'
+                f'{path} holds other settings than asked for now; choose another --out, or remove {folder}*'
             )
         if done.is_file():
             return read_json(done)['seconds']
+        hook = str(cfg.get('default_hooks', {}).get('checkpoint', {}).get('type', 'CheckpointHook'))
+        if cfg.get('load_from') and hook.rsplit('.', maxsplit=1)[-1] != 'SimMIMCheckpointHook':
+            raise ValueError(
+                f"{path.stem}: default_hooks.checkpoint.type is {hook!r}, which loads a pretraining's weights in part "
+                "or not at all; set it to 'simmim_plugin.SimMIMCheckpointHook'"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding='utf-8')
         start = time.monotonic()
@@ -99,6 +105,7 @@ class Stages:
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
         with log.open('a', encoding='utf-8') as output:
+            before = output.tell()
             process = subprocess.Popen(
                 [sys.executable, *command], env=environment, stdout=output, stderr=subprocess.STDOUT
             )
@@ -106,7 +113,8 @@ class Stages:
             code = process.wait()
             self._processes.discard(process)
         if code:
-            lines = [line for line in log.read_text(encoding='utf-8').splitlines() if line.startswith('error: ')]
+            new = log.read_bytes()[before:].decode('utf-8', errors='replace')
+            lines = [line for line in new.splitlines() if line.startswith('error: ')]
             raise RuntimeError(f'{command[1]} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
 
 
@@ -114,7 +122,7 @@ def last_scalar(folder: Path, name: str) -> float:
     """The last value of that name in the logs of a work dir."""
     values = [line[name] for line in read_scalars(folder) if name in line]
     if not values:
-        raise RuntimeError(f'{folder} has no {name} in its logs; remove the folder to run it again')
+        raise RuntimeError(f'{folder} has no {name} in its logs; remove {folder}* to run it again')
     return float(values[-1])
 
 
@@ -175,7 +183,7 @@ def write_report(out: Path, results: Mapping[str, Any], table: str, plot: Callab
     """Write `results.json`, `table.md` with command, hardware and date, and `plot.png`, and print the table."""
     text = (
         f'{table}\n\n'
-        'Mean and range (lowest to highest) over the seeds, on the validation images after the last epoch.\n\n'
+        'Mean and range (lowest to highest) over the seeds, on the validation images at the end of the training.\n\n'
         f'    {shlex.join(["python", *sys.argv])}\n\n'
         f'{hardware()}, {date.today()}.\n'
     )

@@ -1,17 +1,18 @@
 """Evaluation of a checkpoint, with its confusion matrix as a picture."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 
 from simmim_plugin.checkpoint import check_fits
 from simmim_plugin.checkpoint_file import load_file, tensors_of
-from simmim_plugin.launch import build_runner
+from simmim_plugin.launch import autocast_parts, build_runner
 from simmim_plugin.metrics import BalancedAccuracy, draw_confusion
+from simmim_plugin.optim import autocast
 
 
 def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False) -> list[str]:
@@ -20,7 +21,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     Args:
         cfg: With `test_dataloader` and `test_evaluator`.
         checkpoint: Weights of the whole model, all of them.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast, in a detector within backbone and neck.
 
     Returns:
         Lines to tell: each metric, and the picture of the confusion matrix where `BalancedAccuracy` is among them.
@@ -33,6 +34,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
         raise ValueError('the config has no test_dataloader and test_evaluator; name a config of fine-tuning')
     state = tensors_of(load_file(checkpoint))
+    parts = autocast_parts(cfg) if amp else None
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = cfg.auto_scale_lr = None
     cfg.load_from, cfg.resume = None, False
@@ -42,8 +44,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     check_fits(model.state_dict(), state, complete=True)
     model.load_state_dict(state)
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=amp):
+    with autocast(model, parts) if amp else nullcontext():
         scores = runner.test()
     if not is_main_process():
         return []

@@ -49,23 +49,34 @@ class Settings:
     tuning_share: float = 2 / 3
 
 
-def label_shares(paths: Sequence[str]) -> dict[float, str]:
+def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
     """Share of the training labels of each fine-tuning config: its `FewLabels` says it, and without one it is all.
+
+    Args:
+        paths: The configs.
+        data_root: As in `Settings`.
 
     Raises:
         ValueError: A config of another kind, or two of the same share.
     """
     shares: dict[float, str] = {}
     for path in paths:
-        cfg = load_config(path)
-        if 'head' not in cfg.get('model', {}) or 'val_dataloader' not in cfg:
+        cfg = load_config(path, {'data_root': data_root})
+        if 'head' not in cfg.get('model', {}) or not cfg.get('train_dataloader') or not cfg.get('val_dataloader'):
             raise ValueError(f'--finetune {path} is no config of fine-tuning with a head and a val_dataloader')
-        if 'warmup' not in cfg.param_scheduler[0]:
-            raise ValueError(f'--finetune {path}: its first param_scheduler must be a WarmupCosineLR')
+        schedules: Any = cfg.get('param_scheduler') or []
+        if not isinstance(schedules, Sequence) or not schedules or 'warmup' not in schedules[0]:
+            raise ValueError(f'--finetune {path}: its first param_scheduler must be a WarmupCosineLR, in a list')
         data = cfg.train_dataloader.dataset
-        if 'dataset' in data and not ('fraction' in data and data.dataset is innermost(data)):
+        if 'dataset' in data and ('fraction' not in data or data.get('rest') or 'dataset' in data.dataset):
             raise ValueError(f'--finetune {path}: its training data may be reduced by a FewLabels, not by {data.type}')
+        if 'data_prefix' not in innermost(data) or 'data_prefix' not in innermost(cfg.val_dataloader.dataset):
+            raise ValueError(
+                f'--finetune {path}: its data must be a CustomDataset with data_prefix, a folder per class'
+            )
         share = float(data.get('fraction', 1.0))
+        if not 0 < share <= 1:
+            raise ValueError(f'--finetune {path}: fraction={share:g} of its FewLabels is outside (0, 1]')
         if share in shares:
             raise ValueError(f'--finetune {path} and {shares[share]} have the same share of labels, {share:g}')
         shares[share] = path
@@ -158,8 +169,9 @@ def pretrain_config(path: str, images: str, seed: int, options: Mapping[str, Any
         ValueError: It is no such config.
     """
     cfg = load_config(path)
-    if 'backbone' not in cfg.get('model', {}) or 'max_epochs' not in cfg.get('train_cfg', {}):
-        raise ValueError(f'--pretrain {path} is no pretraining config that counts epochs')
+    kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
+    if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
+        raise ValueError(f'--pretrain {path} is no config of a SimMIM pretraining that counts epochs')
     apply_options(cfg, options)
     cfg.data_root = training_data(cfg).data_root = images
     cfg.randomness.seed = seed
@@ -180,7 +192,7 @@ def _pretraining(settings: Settings, seed: int) -> tuple[Config, Path]:
 
 def _finetune_config(settings: Settings, row: str, share: float, rate: float, seed: int, trial: bool = False) -> Config:
     """Config of one fine-tuning; a trial trains on four fifths of the training images and is judged on the rest."""
-    cfg = load_config(settings.finetune[share])
+    cfg = load_config(settings.finetune[share], {'data_root': settings.data_root})
     cfg.train_dataloader.dataset = innermost(cfg.train_dataloader.dataset)  # few labels are chosen below, by the seed
     apply_options(cfg, settings.options)
     cfg.data_root = settings.data_root
@@ -242,7 +254,7 @@ def table(results: Mapping[str, Any]) -> str:
     """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds.
 
     Runs of one seed share images, their order and the choice of few labels, so what pretraining adds is also told seed
-    by seed: against the better row from scratch.
+    by seed: against the row from scratch that is better on the same validation images.
     """
     lines = [
         '| start | labels | learning rate | top-1, % | balanced accuracy, % | minutes |',

@@ -71,6 +71,13 @@ def save_pretraining(path: Path, **changes: Any) -> SimMIM:
     return model
 
 
+def count_calls(module: torch.nn.Module) -> list[int]:
+    """A list that grows with each forward pass of the module, recomputed ones included."""
+    calls: list[int] = []
+    module.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
 def config(name: str) -> str:
     """Path of a config."""
     return str(ROOT / 'configs' / name)

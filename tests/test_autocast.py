@@ -5,7 +5,7 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
-from simmim_plugin.optim import AutocastOptimWrapper
+from simmim_plugin.optim import AutocastOptimWrapper, autocast
 
 
 class TwoParts(nn.Module):
@@ -55,6 +55,29 @@ def test_parts_compute_in_bfloat16_and_return_float32(settings, seen):
     assert model.seen == seen and all(p.grad is None or p.grad.dtype == FULL for p in model.parameters())
     model(torch.randn(5, 3))
     assert model.seen == [FULL, FULL, FULL]  # the forward methods are themselves again
+
+
+def test_what_was_patched_before_stays():
+    model, calls = TwoParts(), []
+    whole = model.backbone.forward
+    model.backbone.forward = lambda x: calls.append(x.dtype) or whole(x)  # as MMEngine's activation checkpointing does
+    for _ in range(2):
+        with autocast(model, ('backbone', 'backbone')):
+            model(torch.randn(5, 3))
+    assert len(calls) == 2 and model.seen == [HALF, FULL, FULL]
+    model(torch.randn(5, 3))
+    assert len(calls) == 3 and model.seen == [FULL, FULL, FULL]
+
+
+def test_outputs_that_are_no_bfloat16_stay_what_they_are():
+    class Counts(nn.Linear):
+        def forward(self, x):
+            return {'y': super().forward(x), 'n': torch.tensor([3]), 'exact': x.double()}
+
+    model = nn.ModuleDict({'part': Counts(3, 4)})
+    with autocast(model, ('part',)):
+        outputs = model['part'](torch.randn(2, 3))
+    assert {name: x.dtype for name, x in outputs.items()} == dict(y=FULL, n=torch.int64, exact=torch.float64)
 
 
 def test_parts_inside_a_distributed_model(tmp_path):

@@ -69,7 +69,7 @@ def test_rows_differ_in_the_checkpoint_alone(place, name):
 
 def test_a_config_of_another_kind_is_refused(place):
     with pytest.raises(ValueError, match='is no config of MMDetection or MMSegmentation'):
-        dense_transfer._config(str(ROOT / 'configs/finetune/vit-tiny_folder.py'), str(place), 0, None)
+        dense_transfer._config(str(ROOT / 'configs/simmim_vit-tiny_folder.py'), str(place), 0, None)
 
 
 def test_table_by_hand():
@@ -80,6 +80,34 @@ def test_table_by_hand():
     lines = dense_transfer.table({'runs': {'seg': runs}}).splitlines()
     assert lines[2] == '| seg | scratch |  |  | 15.0 (10.0 to 20.0) | 1.0 |'
     assert lines[4] == '| seg | difference, by seed |  |  | +2.0 (+1.0 to +3.0) |  |'
+
+
+def test_the_data_root_given_wins_over_that_of_a_leaf(place):
+    make_dense(place / 'other', dict(train=1, valid=1))
+    annotations = place / 'other/annotations/train.json'
+    annotations.write_text(annotations.read_text().replace('square', 'triangle'))
+    leaf = place / 'leaf.py'
+    leaf.write_text(f"_base_ = 'det.py'\ndata_root = {str(place / 'other')!r}\n"
+                    "val_evaluator = [dict(type='CocoMetric', ann_file='/nowhere.json', metric='bbox')]\n")  # fmt: skip
+    cfg = dense_transfer._config(str(leaf), str(place / 'data'), 0, None)
+    assert cfg.train_dataloader.dataset.metainfo.classes == ['square', 'bar']
+    assert cfg.val_evaluator[0].ann_file == f'{place}/data/annotations/valid.json'
+
+
+def test_pictures_of_an_interrupted_call_are_drawn_again(place):
+    class Stages:
+        calls = 0
+
+        def call(self, command, log):
+            self.calls += 1
+            assert not (place / 'run/drawn').exists()
+
+    (place / 'run/drawn/1/vis_data/vis_image').mkdir(parents=True)
+    (place / 'run/drawn/1/vis_data/vis_image/test_1.png').touch()
+    cfg, stages = dense_transfer._config(str(place / 'det.py'), str(place / 'data'), 0, None), Stages()
+    for _ in range(2):
+        dense_transfer._draw(cfg, place / 'run', stages)
+    assert stages.calls == 1
 
 
 @pytest.mark.slow
@@ -111,4 +139,4 @@ def test_a_whole_comparison_and_going_on(place):
     run(*command, '--pretrain', place / 'pretrain.py', '--amp')
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob('*.pth')} and written
     message = run(*command, '--pretrain', place / 'seg.py', '--amp', ok=False)
-    assert 'is no pretraining config that counts epochs' in message
+    assert 'is no config of a SimMIM pretraining that counts epochs' in message

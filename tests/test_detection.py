@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from dense import ARCH, NAMES, TINY_VIT, config, make_dense, save_pretraining
+from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining
 from mmengine.registry import init_default_scope
 
 from simmim_plugin.checkpoint_file import load_file
@@ -129,15 +129,27 @@ def test_images_of_one_size_give_together_what_they_give_alone(swapped):
 
 
 def test_recomputing_activations_changes_no_gradient(swapped):
-    gradients = []
+    """With drop path, whose random choice is the same in both passes."""
+    gradients, calls = [], []
     for with_cp in (False, True):
         model, batch = swapped(with_cp=with_cp, drop_path_rate=0.5)
+        calls.append(count_calls(model.backbone.blocks[1].mlp))
         torch.manual_seed(1)
         total(model(**model.data_preprocessor(batch, True), mode='loss')).backward()
         gradients.append({n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None})
+    assert [len(found) for found in calls] == [1, 2]
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         assert torch.allclose(value, gradients[1][name], atol=1e-5 * value.abs().max().item()), name
+
+
+def test_drop_path_acts_in_training_alone(swapped):
+    model, _ = swapped(drop_path_rate=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        trained = [model.train().backbone(image)[0] for _ in range(8)]
+        judged = [model.eval().backbone(image)[0] for _ in range(2)]
+    assert any(not torch.equal(trained[0], other) for other in trained) and torch.equal(*judged)
 
 
 def test_frozen_blocks_and_layer_decay(swapped):
@@ -222,6 +234,7 @@ def test_train_test_and_infer(tmp_path):
 
     command[1] = ROOT / 'tools/test.py'
     command.insert(3, work / 'epoch_1.pth')
+    command.insert(4, '--amp')
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and 'coco/segm_mAP' in done.stdout, done.stderr[-3000:]
 

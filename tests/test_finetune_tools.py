@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,23 @@ def last_validation(work_dir: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     last = [line for line in lines if 'accuracy/top1' in line][-1]
     return {name: value for name, value in last.items() if name.startswith('accuracy/')}
+
+
+def test_a_finished_run_that_is_resumed_is_evaluated_again(place, tmp_path):
+    """It may have been stopped between its last checkpoint and its last evaluation."""
+    work = tmp_path / 'work'
+    shutil.copytree(place / 'work', work)
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
+    (scalars,) = work.glob('*/vis_data/scalars.json')
+    before = last_validation(work)
+    scalars.unlink()
+    log = run(
+        sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', work, '--resume', '--cfg-options', *SMALL,
+        f'data_root={place / "data"}', cwd=tmp_path,
+    )  # fmt: skip
+    assert 'Epoch(train)' not in log and last_validation(work) == pytest.approx(before)
+    (scalars,) = work.glob('*/vis_data/scalars.json')
+    assert json.loads(scalars.read_text().splitlines()[-1])['step'] == 3
 
 
 def test_report_and_what_the_folders_say(place):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from mmengine.config import Config
 
 from simmim_plugin import config, launch
 
@@ -117,6 +118,18 @@ def test_work_dir_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match='Permission denied'):
         launch.check_writable(str(tmp_path / 'run'))
+
+
+def test_detectors_compute_in_bfloat16_where_the_operators_can():
+    cfg = Config(dict(default_scope='mmdet', model=dict(type='FasterRCNN', backbone=dict()), optim_wrapper=dict()))
+    assert launch.autocast_parts(cfg) == ('backbone',)
+    cfg.model.neck = dict()
+    assert launch.autocast_parts(cfg) == ('backbone', 'neck')
+    cfg.optim_wrapper.parts = ('neck',)
+    assert launch.autocast_parts(cfg) == ('neck',)
+    assert launch.autocast_parts(Config(dict(default_scope='mmseg', model=dict(backbone=dict())))) is None
+    with pytest.raises(ValueError, match='SoftTeacher has no backbone or neck of its own'):
+        launch.autocast_parts(Config(dict(default_scope='mmdet', model=dict(type='SoftTeacher'))))
 
 
 def test_prepare_fills_in_the_command_line(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from dense import ARCH, NAMES, TINY_VIT, config, make_dense, save_pretraining
+from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
@@ -100,16 +100,42 @@ def tiny(**backbone):
 
 
 def test_recomputing_activations_changes_no_gradient():
-    gradients = []
+    """With drop path, whose random choice is the same in both passes."""
+    gradients, calls = [], []
     for with_cp in (False, True):
         model = tiny(with_cp=with_cp, drop_path_rate=0.5)
+        calls.append(count_calls(model.backbone.blocks[1].mlp))
         torch.manual_seed(2)
         losses = model(**model.data_preprocessor(batch(64, 64, 150), True), mode='loss')
         sum(value for name, value in losses.items() if 'loss' in name).backward()
         gradients.append({n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None})
+    assert [len(found) for found in calls] == [1, 2]
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         assert torch.allclose(value, gradients[1][name], atol=1e-5 * value.abs().max().item()), name
+
+
+def test_drop_path_acts_in_training_alone():
+    model = tiny(drop_path_rate=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        trained = [model.train().backbone(image)[-1] for _ in range(8)]
+        judged = [model.eval().backbone(image)[-1] for _ in range(2)]
+    assert any(not torch.equal(trained[0], other) for other in trained) and torch.equal(*judged)
+
+
+def test_the_pyramid_of_one_map_and_windows():
+    """SimpleFeaturePyramid under UPerNet, over a backbone with windows: images of no whole number of windows."""
+    cfg = load_config(config('segmentation/upernet_vit-b_ade20k.py'))
+    cfg.model.backbone.update(arch=ARCH, img_size=64, window_size=4, global_blocks=(2,), out_indices=(2,))
+    cfg.model.neck = dict(type='simmim_plugin.SimpleFeaturePyramid', in_channels=32, out_channels=32, num_outs=4)
+    cfg.model.decode_head.update(in_channels=[32] * 4, channels=32)
+    cfg.model.auxiliary_head.update(in_channels=32, channels=16)
+    cfg.model.data_preprocessor.size = (80, 112)
+    model = build(cfg)
+    losses = model(**model.data_preprocessor(batch(80, 112, 150), True), mode='loss')
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
 def test_frozen_blocks_and_layer_decay():

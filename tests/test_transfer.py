@@ -32,7 +32,7 @@ def settings(data: Path, out: Path) -> Settings:
         'train_dataloader = dict(dataset=dict(dataset=_base_.train_dataloader.dataset, **few))\n'
         'train_cfg = dict(max_epochs=30)\n'
     )
-    configs = transfer.label_shares([str(FINETUNE), str(few)])
+    configs = transfer.label_shares([str(FINETUNE), str(few)], str(data))
     return Settings(out, str(data), str(PRETRAIN), configs, seeds=[0, 1], rates=[1e-3], options={})
 
 
@@ -76,24 +76,45 @@ def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
     assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretraining(given, 0)[0].data_root
 
 
-def test_shares_of_labels_are_those_of_the_configs(tmp_path):
+def test_shares_of_labels_are_those_of_the_configs(data):
     few = str(FINETUNE).replace('_folder', '_folder_10pct')
-    assert transfer.label_shares([str(FINETUNE), few]) == {1.0: str(FINETUNE), 0.1: few}
+    assert transfer.label_shares([str(FINETUNE), few], str(data)) == {1.0: str(FINETUNE), 0.1: few}
     with pytest.raises(ValueError, match='have the same share of labels'):
-        transfer.label_shares([few, few])
-    with pytest.raises(ValueError, match='is no config of fine-tuning'):
-        transfer.label_shares([str(PRETRAIN)])
-    twice = tmp_path / 'twice.py'
-    twice.write_text(
-        f'_base_ = {str(FINETUNE)!r}\n'
-        "data = dict(_delete_=True, type='RepeatDataset', times=2, dataset=_base_.train_dataloader.dataset)\n"
-        'train_dataloader = dict(dataset=data)\n'
+        transfer.label_shares([few, few], str(data))
+
+
+@pytest.mark.parametrize(
+    ('base', 'changes', 'message'),
+    [
+        (PRETRAIN, '', 'is no config of fine-tuning'),
+        (FINETUNE, "data = dict(type='RepeatDataset', times=2)", 'may be reduced by a FewLabels, not by RepeatDataset'),
+        (FINETUNE, "data = dict(type='FewLabels', fraction=0.5, rest=True)", 'may be reduced by a FewLabels, not by'),
+        (FINETUNE, "data = dict(type='FewLabels', fraction=10)", 'fraction=10 of its FewLabels is outside'),
+        (FINETUNE, "param_scheduler = [dict(type='CosineAnnealingLR')]", 'must be a WarmupCosineLR, in a list'),
+        (FINETUNE, 'param_scheduler = None', 'must be a WarmupCosineLR, in a list'),
+    ],
+)
+def test_configs_that_do_not_go_are_named(data, tmp_path, base, changes, message):
+    leaf = tmp_path / 'leaf.py'
+    text = f'_base_ = {str(base)!r}\n{changes}\n'
+    if changes.startswith('data'):
+        text += 'data.update(_delete_=True, dataset=_base_.train_dataloader.dataset)\n'
+        text += 'train_dataloader = dict(dataset=data)\n'
+    leaf.write_text(text)
+    with pytest.raises(ValueError, match=message) as found:
+        transfer.label_shares([str(leaf)], str(data))
+    assert str(found.value).startswith(f'--finetune {leaf}')
+
+
+def test_the_data_root_given_wins_over_that_of_a_leaf(data, tmp_path):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f"_base_ = {str(FINETUNE)!r}\ndata_root = '/nowhere'\n")
+    given = Settings(
+        tmp_path / 'out', str(data), str(PRETRAIN), transfer.label_shares([str(leaf)], str(data)), [0], [1e-3], {}
     )
-    with pytest.raises(ValueError, match='may be reduced by a FewLabels, not by RepeatDataset'):
-        transfer.label_shares([str(twice)])
-    twice.write_text(f"_base_ = {str(FINETUNE)!r}\nparam_scheduler = [dict(type='CosineAnnealingLR')]\n")
-    with pytest.raises(ValueError, match='first param_scheduler must be a WarmupCosineLR'):
-        transfer.label_shares([str(twice)])
+    cfg = transfer._finetune_config(given, 'scratch', 1.0, 1e-3, 0)
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == str(data)
+    assert cfg.model.head.num_classes == 2
 
 
 def results() -> dict:

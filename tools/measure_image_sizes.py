@@ -24,8 +24,8 @@ EXAMPLE = """example:
   python tools/measure_image_sizes.py --arch base --sizes 512 800 1024 --memory-limit 20
 
 Forward and backward pass of one image, in a process of its own for each line. 'windows' has attention within windows of
-14 x 14 tokens but for four global blocks, as configs/detection has it. Memory: on a GPU what PyTorch allocates at most;
-on a processor by how much the process grows."""
+14 x 14 tokens but for four global blocks, as configs/detection has it. Memory is what comes on top of the model's
+weights: on a GPU what PyTorch allocates, on a processor what the process grows by."""
 
 
 def main() -> None:
@@ -43,6 +43,8 @@ def main() -> None:
     with launch.one_line_errors():
         if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
             raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
+        if args.memory_limit and args.device != 'cpu':
+            raise ValueError(f'--memory-limit {args.memory_limit:g} is for processors, --device is {args.device}')
         print('| image, px | attention | seconds | memory, GiB |\n|---|---|---|---|', flush=True)
         for size, mode in itertools.product(args.sizes, MODES):
             found = in_own_process(measure, args.arch, size, mode, args.repeats, args.device, args.amp,
@@ -98,9 +100,11 @@ def measure(
     ).train().to(device)  # fmt: skip
     image = torch.randn(1, 3, size, size, device=device)
     on_gpu = device.startswith('cuda')
-    before = 0 if on_gpu else _peak_memory()
-    if limit and not on_gpu:
-        total = int(limit * 2**30)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device) if on_gpu else _peak_memory()
+    if limit:
+        total = _data_size() + int(limit * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (total, total))
     times = []
     try:
@@ -111,18 +115,23 @@ def measure(
             loss.backward()
             model.zero_grad(set_to_none=True)
             if on_gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
     except (RuntimeError, MemoryError) as error:
-        if limit and 'memory' in str(error).lower():
+        if limit and any(word in str(error) for word in ('memory', 'bad_alloc', 'could not create')):
             return None
         raise
-    memory = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory() - before
-    return sorted(times[1:])[repeats // 2], memory / 2**30
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else _peak_memory()
+    return sorted(times[1:])[repeats // 2], (peak - before) / 2**30
 
 
 def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _data_size() -> int:
+    (line,) = [x for x in Path('/proc/self/status').read_text().splitlines() if x.startswith('VmData:')]
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == '__main__':

@@ -37,7 +37,7 @@ def main() -> None:
         cfg = config.load_config(args.config, args.cfg_options)
         launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher)
         folders.append(cfg.work_dir)
-        launch.build_runner(cfg).train()
+        launch.run_training(launch.build_runner(cfg))
 
 
 if __name__ == '__main__':

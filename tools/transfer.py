@@ -42,7 +42,7 @@ def main() -> None:
         default=[5e-4, 1.5e-3, 4e-3],
         help='learning rates to choose from (5e-4 1.5e-3 4e-3)',
     )
-    config.add_cfg_options(parser)
+    config.add_cfg_options(parser, 'values of the pretraining and of all fine-tuning configs')
     args = parser.parse_args()
     with launch.one_line_errors() as folders:
         from simmim_plugin import transfer
@@ -51,7 +51,7 @@ def main() -> None:
         folders.append(args.out)
         if len(set(args.rates)) < len(args.rates):
             raise ValueError(f'--rates {args.rates}: each only once')
-        configs = transfer.label_shares(args.finetune)
+        configs = transfer.label_shares(args.finetune, args.data_root)
         settings = transfer.Settings(
             out, args.data_root, args.pretrain, configs, args.seeds, args.rates, args.cfg_options
         )

@@ -30,7 +30,7 @@ def main() -> None:
         default=str(ROOT / 'configs/simmim_vit-tiny_dense.py'),
         help='pretraining config (configs/simmim_vit-tiny_dense.py)',
     )
-    config.add_cfg_options(parser)
+    config.add_cfg_options(parser, 'values of the pretraining config alone; for the others write leaf configs')
     args = parser.parse_args()
     with launch.one_line_errors() as folders:
         from simmim_plugin import dense_transfer
