@@ -199,6 +199,13 @@ def run_training(runner: Runner) -> None:
         runner.val_loop.run()
 
 
+def leave_process_group() -> None:
+    """Wait for the other processes, and end the process group: at the interpreter's exit its threads may abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def schedule_warnings(cfg: Config) -> list[str]:
     """What the epoch-based schedulers of a config do that is hardly meant, given `max_epochs`."""
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')

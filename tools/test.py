@@ -36,6 +36,7 @@ def main() -> None:
         folders.append(cfg.work_dir)
         for line in run_test(cfg, args.checkpoint, args.amp):
             print(line)
+        launch.leave_process_group()
 
 
 if __name__ == '__main__':

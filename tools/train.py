@@ -38,6 +38,7 @@ def main() -> None:
         launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher)
         folders.append(cfg.work_dir)
         launch.run_training(launch.build_runner(cfg))
+        launch.leave_process_group()
 
 
 if __name__ == '__main__':
