@@ -1,6 +1,8 @@
 """What pretraining is worth: fine-tuning from a pretrained checkpoint against training from scratch, tuned alike."""
 
+import copy
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from simmim_plugin.checkpoint_file import NOTE, save_file
 from simmim_plugin.config import apply_options, fill_in_data, innermost, load_config, training_data
 from simmim_plugin.probes import LabelledFolder
 from simmim_plugin.registry import build_part
-from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, read_json
+from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, read_json, write_json
 
 ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
 PROBED = ('scratch', 'pretrained')  # the features of both kinds of scratch are the same
@@ -98,8 +100,9 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
 
     Returns:
         `rates`: row -> share -> rate -> accuracy of the trial; `runs`: row -> share -> one dict per seed with `top1`,
-        `balanced`, `rate` and `seconds`; `probes`: row -> one dict per seed, names as `run_probes` has them, twice
-        (`..._balanced`); `pretrain_seconds`.
+        `balanced`, `rate` and `seconds`, and with few labels `rest`, the metrics on the training images that the run
+        did not train on: more images than for validation, so less noise; `probes`: row -> one dict per seed, names as
+        `run_probes` has them, twice (`..._balanced`); `pretrain_seconds`.
 
     Raises:
         ValueError: The configs do not go together, or results of other settings in `out`.
@@ -132,7 +135,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
             for (row, share), rate in sorted(best.items(), key=lambda item: -item[0][1]):
                 cfg = _finetune_config(settings, row, share, rate, seed)
                 folder = out / 'finetune' / f'{_name(row, share, rate)}_seed_{seed}'
-                tasks[row, share, seed] = functools.partial(_finetune, cfg, folder, stages)
+                tasks[row, share, seed] = functools.partial(_finetune, cfg, folder, stages, rest=share < 1)
         runs = stages.run_all(tasks, progress)
         probes = stages.run_all(
             {(row, seed): functools.partial(_probe, settings, row, seed, stages) for row in PROBED for seed in seeds},
@@ -226,9 +229,34 @@ def _few(dataset: Any, fraction: float, seed: int, **kwargs: Any) -> dict[str, A
     return dict(type='simmim_plugin.FewLabels', fraction=fraction, seed=seed, **kwargs, dataset=dataset)
 
 
-def _finetune(cfg: Config, folder: Path, stages: Stages) -> dict[str, float]:
+def _finetune(cfg: Config, folder: Path, stages: Stages, rest: bool = False) -> dict[str, Any]:
     seconds = stages.train(cfg, folder)
-    return {**{name: last_scalar(folder, key) for name, key in METRICS.items()}, 'seconds': seconds}
+    found: dict[str, Any] = {name: last_scalar(folder, key) for name, key in METRICS.items()}
+    if rest:
+        found['rest'] = _judge_rest(cfg, folder, stages)
+    return {**found, 'seconds': seconds}
+
+
+def _judge_rest(cfg: Config, folder: Path, stages: Stages) -> dict[str, float]:
+    """Metrics on the images that FewLabels left out of the training data."""
+    done = folder / 'rest.json'
+    if not done.is_file():
+        cfg = copy.deepcopy(cfg)
+        few = cfg.train_dataloader.dataset
+        data = innermost(cfg.val_dataloader.dataset)
+        data.data_prefix = innermost(few).data_prefix
+        cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, cfg.val_evaluator, dict()
+        cfg.test_dataloader.dataset = _few(data, few.fraction, few.seed, rest=True)
+        path, work_dir = folder / 'rest.py', folder / 'rest'
+        path.write_text(cfg.pretty_text, encoding='utf-8')
+        shutil.rmtree(work_dir, ignore_errors=True)  # of an interrupted call
+        checkpoint = last_checkpoint(folder, cfg)
+        stages.call(
+            [str(TOOLS / 'test.py'), str(path), str(checkpoint), '--work-dir', str(work_dir)], folder / 'rest.log'
+        )
+        (scores,) = work_dir.glob('*/*.json')
+        write_json(done, {name: read_json(scores)[key] for name, key in METRICS.items()})
+    return read_json(done)
 
 
 def _probe(settings: Settings, row: str, seed: int, stages: Stages) -> dict[str, float]:
@@ -262,19 +290,18 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     by_row = results['runs']
     for share in next(iter(by_row.values())):
-        for row in by_row:
-            runs = by_row[row][share]
-            cells = [mean_and_range([run[metric] for run in runs]) for metric in METRICS]
-            minutes = sum(run['seconds'] for run in runs) / len(runs) / 60
-            lines.append(
-                f'| {row} | {100 * float(share):g} % | {runs[0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |'
-            )
-        best = max(
-            (row for row in by_row if row != 'pretrained'), key=lambda r: sum(x['top1'] for x in by_row[r][share])
-        )
-        pairs = list(zip(by_row['pretrained'][share], by_row[best][share]))
-        cells = [mean_and_range([a[metric] - b[metric] for a, b in pairs], '+') for metric in METRICS]
-        lines.append(f'| pretrained minus {best}, by seed | {100 * float(share):g} % |  | {" | ".join(cells)} |  |')
+        kinds = ['val', 'rest'] if 'rest' in by_row['pretrained'][share][0] else ['val']
+        for kind in kinds:
+            judged = {row: [run['rest'] if kind == 'rest' else run for run in by_row[row][share]] for row in by_row}
+            labels = f'{100 * float(share):g} %' + (', judged on the other training images' if kind == 'rest' else '')
+            for row, runs in by_row.items():
+                cells = [mean_and_range([run[metric] for run in judged[row]]) for metric in METRICS]
+                minutes = sum(run['seconds'] for run in runs[share]) / len(runs[share]) / 60
+                lines.append(f'| {row} | {labels} | {runs[share][0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |')
+            best = max((r for r in by_row if r != 'pretrained'), key=lambda r: sum(run['top1'] for run in judged[r]))
+            pairs = list(zip(judged['pretrained'], judged[best]))
+            cells = [mean_and_range([a[metric] - b[metric] for a, b in pairs], '+') for metric in METRICS]
+            lines.append(f'| pretrained minus {best}, by seed | {labels} |  | {" | ".join(cells)} |  |')
     probes = results['probes']
     names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
     lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from test_probes import make_labelled
@@ -136,6 +137,16 @@ def test_table_and_plot_by_hand(tmp_path):
     assert (
         '| pretrained minus scratch, by seed | 10 % |  | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) |  |' in text
     )
+    few = results()
+    for row, top in (('scratch', 20.0), ('pretrained', 24.0)):
+        for run_ in few['runs'][row][0.1]:
+            run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
+    text_of_few = transfer.table(few)
+    rest = '10 %, judged on the other training images'
+    assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
+    assert (
+        f'| pretrained minus scratch, by seed | {rest} |  | +4.0 (+4.0 to +4.0) | +4.0 (+4.0 to +4.0) |' in text_of_few
+    )
     assert '| block2, knn | 31.0 (31.0 to 31.0) | 21.0 (21.0 to 21.0) | 31.0 (31.0 to 31.0)' in text
     assert transfer.table(json.loads(json.dumps(results()))) == text  # as read from results.json
     transfer.plot(results(), tmp_path / 'plot.png')
@@ -172,6 +183,13 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     command, more = [*command, tmp_path / 'all.py', tmp_path / 'few.py'], command
     output = run(*command)
     assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
+    assert output.count('| 25 %, judged on the other training images |') == 4
+    for row in ('pretrained', 'scratch', 'scratch_layer_decay'):
+        (folder,) = (tmp_path / 'out/finetune').glob(f'{row}_25pct_*_seed_0')
+        rest, log = Config.fromfile(folder / 'rest.py'), (folder / 'rest.log').read_text()
+        few = Config.fromfile(folder.with_name(f'{folder.name}.py')).train_dataloader
+        assert len(images(rest.test_dataloader)) == 32 - 8 and 'Epoch(test) [24/24]' in re.sub(r'\[ *', '[', log)
+        assert not images(rest.test_dataloader) & images(few)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
     # A pretraining, a model without training for its probe, and for each of 3 rows and 2 shares a trial and a run.
     assert len(written) == 2 + 3 * 2 * 2
