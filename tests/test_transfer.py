@@ -188,7 +188,7 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
         (folder,) = (tmp_path / 'out/finetune').glob(f'{row}_25pct_*_seed_0')
         rest, log = Config.fromfile(folder / 'rest.py'), (folder / 'rest.log').read_text()
         few = Config.fromfile(folder.with_name(f'{folder.name}.py')).train_dataloader
-        assert len(images(rest.test_dataloader)) == 32 - 8 and 'Epoch(test) [24/24]' in re.sub(r'\[ *', '[', log)
+        assert len(images(rest.test_dataloader)) == 32 - 8 and 'Epoch(test) [6/6]' in re.sub(r'\[ *', '[', log)
         assert not images(rest.test_dataloader) & images(few)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
     # A pretraining, a model without training for its probe, and for each of 3 rows and 2 shares a trial and a run.
