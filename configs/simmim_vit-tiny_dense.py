@@ -2,8 +2,8 @@
 
 Source:   simmim_vit-tiny_folder.py; crops from a twentieth of the image, so parts are seen as large as there.
 Command:  python tools/train.py configs/simmim_vit-tiny_dense.py --cfg-options data_root=/path/to/images
-Cost:     3,475 photos: see docs/results.md.
-Expected: see docs/results.md.
+Cost:     not measured.
+Expected: not run.
 """
 
 _base_ = 'simmim_vit-tiny_folder.py'

@@ -5,8 +5,8 @@ Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. D
 Source:   mask-rcnn_vit-b_folder.py at a small size, with the higher rate that so short a training wants.
 Command:  python tools/train.py configs/detection/mask-rcnn_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
               load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
-Cost:     407 photos: see docs/results.md.
-Expected: on these, see docs/results.md.
+Cost:     not measured.
+Expected: a few iterations run; not trained to the end yet.
 """
 
 _base_ = 'mask-rcnn_vit-b_folder.py'

@@ -6,8 +6,8 @@ Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/de
           short a training wants.
 Command:  python tools/train.py configs/segmentation/upernet_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
               load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
-Cost:     407 photos: see docs/results.md.
-Expected: on these, see docs/results.md.
+Cost:     not measured.
+Expected: a few iterations run; not trained to the end yet.
 """
 
 _base_ = 'upernet_vit-b_folder.py'
