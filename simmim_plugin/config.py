@@ -73,7 +73,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         )
     apply_options(cfg, options or {})
     fill_in_data(cfg)
-    if 'data_root' in (options or {}) and cfg.data_root not in (data.get('data_root') for data in _datasets(cfg)):
+    if 'data_root' in (options or {}) and cfg.data_root not in (data.get('data_root') for data in datasets_of(cfg)):
         kind = training_data(cfg).get('type')
         raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {kind}')
     return cfg
@@ -97,7 +97,7 @@ def training_data(cfg: Config) -> Any:
     return innermost(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else {}
 
 
-def _datasets(cfg: Config) -> list[Any]:
+def datasets_of(cfg: Config) -> list[Any]:
     """Configs of the data sets themselves, of training, validation and test."""
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
     return [innermost(loader.dataset) for loader in loaders if loader]
@@ -120,12 +120,12 @@ def fill_in_data(cfg: Config) -> None:
         FileNotFoundError: The file that tells the classes does not exist.
         ValueError: There are no classes, or validation or test data have others than the training data.
     """
-    for dataset in _datasets(cfg):
+    for dataset in datasets_of(cfg):
         if 'data_root' in dataset and dataset['data_root'] is None:
             dataset.data_root = cfg.get('data_root')
         if cfg.get('classes') and 'metainfo' in dataset and dataset['metainfo'] is None:
             dataset.metainfo = dict(classes=list(cfg.classes))
-    count = fill_in_classes(cfg.get('model') or {}, _datasets(cfg)) if training_data(cfg) else 0
+    count = fill_in_classes(cfg.get('model') or {}, datasets_of(cfg)) if training_data(cfg) else 0
     for split in ('val', 'test'):
         metrics: Any = cfg.get(f'{split}_evaluator') or []
         listed: list[Any] = [metrics] if isinstance(metrics, Mapping) else metrics

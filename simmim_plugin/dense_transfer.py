@@ -12,10 +12,17 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from tqdm import tqdm
 
-from simmim_plugin.config import fill_in_data, innermost, load_config
+from simmim_plugin.config import fill_in_data, load_config
 from simmim_plugin.curves import read_scalars
-from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, write_json
-from simmim_plugin.transfer import last_checkpoint, pretrain_config
+from simmim_plugin.stages import (
+    TOOLS,
+    Stages,
+    last_checkpoint,
+    last_scalar,
+    mean_and_range,
+    pretrain_config,
+    write_json,
+)
 
 ROWS = ('scratch', 'pretrained')
 # Name in the log -> name in the table, and what makes per cent of it.
@@ -115,8 +122,6 @@ def _config(path: str, data_root: str, seed: int, checkpoint: Path | None) -> Co
     loaders = [cfg.get(f'{part}_dataloader') for part in ('train', 'val', 'test')]
     if cfg.get('default_scope') not in ('mmdet', 'mmseg') or not all(loaders):
         raise ValueError(f'{path} is no config of MMDetection or MMSegmentation with data of training, val and test')
-    for loader in loaders:
-        innermost(loader.dataset).data_root = data_root  # also where a leaf gave it to the data set itself
     for part in ('val', 'test'):
         metrics: Any = cfg[f'{part}_evaluator']
         for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
@@ -185,7 +190,8 @@ def plot(results: Mapping[str, Any], out: Path) -> None:
             panel.set_axis_off()
         for i, row in enumerate(ROWS):
             for run in results['runs'][config][row]:
-                style = dict(color=f'C{i}', alpha=0.7, label=row if run['seed'] == _first(results) else None)
+                first = run is results['runs'][config][row][0]
+                style = dict(color=f'C{i}', alpha=0.7, label=row if first else None)
                 line[0].plot(*zip(*run['loss']), **style)
                 for panel, name in zip(line[1:], names):
                     panel.plot([c['step'] for c in run['curve']], [c[name] for c in run['curve']], 'o-', **style)
@@ -196,10 +202,6 @@ def plot(results: Mapping[str, Any], out: Path) -> None:
             panel.grid(alpha=0.3)
         line[0].legend()
     figure.savefig(out, dpi=110)
-
-
-def _first(results: Mapping[str, Any]) -> int:
-    return next(iter(results['runs'].values()))['scratch'][0]['seed']
 
 
 def draw_sheets(settings: Settings) -> list[Path]:

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.config import datasets_of
 from simmim_plugin.log_processor import batch_size_of
 
 FEW_ITERATIONS = 10
@@ -140,8 +141,12 @@ def build_runner(cfg: Config) -> Runner:
     """Start the process group where MMEngine cannot (no GPU), build the runner and its training loop.
 
     Raises:
-        ValueError: The data do not fill one batch, or a checkpoint cannot be read.
+        ValueError: `data_root` is not set, the data do not fill one batch, or a checkpoint cannot be read.
     """
+    if any('data_root' in data and data['data_root'] is None for data in datasets_of(cfg)):
+        raise ValueError(
+            'data_root is not set; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
+        )
     if cfg.get('launcher', 'none') != 'none' and not torch.cuda.is_available():
         if cfg.launcher != 'pytorch':
             raise ValueError(f'--launcher {cfg.launcher} needs GPUs; without them use tools/dist_train.sh (gloo)')
@@ -153,19 +158,7 @@ def build_runner(cfg: Config) -> Runner:
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(name):
                 cfg[name].pin_memory = False  # there is no device to pin for; torch would warn
-    source = cfg.get('load_from')
-    if cfg.get('resume') and source is None:
-        source = find_latest_checkpoint(cfg.work_dir)
-    if source is not None:
-        source = os.path.expanduser(source)
-        if not os.path.isfile(source):
-            raise FileNotFoundError(
-                f'load_from={source!r}: no such file (from {os.getcwd()}); download what lies elsewhere first, or give '
-                'it as checkpoint of model.backbone.init_cfg'
-            )
-        if cfg.get('load_from'):
-            cfg.load_from = source
-        load_file(source)  # raises for a damaged file, or one that would run code; MMEngine would unpickle anything
+    _check_checkpoint(cfg)
     runner = Runner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
         loader = runner.train_loop.dataloader
@@ -179,6 +172,23 @@ def build_runner(cfg: Config) -> Runner:
         for warning in schedule_warnings(cfg):
             print_log(warning, 'current', logging.WARNING)
     return runner
+
+
+def _check_checkpoint(cfg: Config) -> None:
+    """Raise for a checkpoint to start from that is missing, damaged, or would run code: MMEngine unpickles anything."""
+    source = cfg.get('load_from')
+    if cfg.get('resume') and source is None:
+        source = find_latest_checkpoint(cfg.work_dir)
+    if source is not None:
+        source = os.path.expanduser(source)
+        if not os.path.isfile(source):
+            raise FileNotFoundError(
+                f'load_from={source!r}: no such file (from {os.getcwd()}); download what lies elsewhere first, or give '
+                'it as checkpoint of model.backbone.init_cfg'
+            )
+        if cfg.get('load_from'):
+            cfg.load_from = source
+        load_file(source)
 
 
 class _Counter(Hook):

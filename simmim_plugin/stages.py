@@ -18,6 +18,7 @@ from typing import Any
 from mmengine.config import Config
 from tqdm import tqdm
 
+from simmim_plugin.config import add_cfg_options, apply_options, load_config, training_data
 from simmim_plugin.curves import read_scalars
 from simmim_plugin.launch import check_writable, hardware
 
@@ -118,6 +119,33 @@ class Stages:
             raise RuntimeError(f'{command[1]} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
 
 
+def pretrain_config(path: str, images: str, seed: int, options: Mapping[str, Any]) -> Config:
+    """Config of the pretraining of a comparison.
+
+    Args:
+        path: The config file.
+        images: Folder of its images.
+        seed: Its seed.
+        options: `--cfg-options`.
+
+    Raises:
+        ValueError: It is no such config.
+    """
+    cfg = load_config(path)
+    kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
+    if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
+        raise ValueError(f'--pretrain {path} is no config of a SimMIM pretraining that counts epochs')
+    apply_options(cfg, options)
+    cfg.data_root = training_data(cfg).data_root = images
+    cfg.randomness.seed = seed
+    return cfg
+
+
+def last_checkpoint(folder: Path, cfg: Config) -> Path:
+    """The checkpoint that a training by epochs leaves in its work dir."""
+    return (folder / f'epoch_{cfg.train_cfg.max_epochs}.pth').resolve()
+
+
 def last_scalar(folder: Path, name: str) -> float:
     """The last value of that name in the logs of a work dir."""
     values = [line[name] for line in read_scalars(folder) if name in line]
@@ -166,6 +194,16 @@ def add_arguments(
     parser.add_argument('--out', default=out, help=f'folder of everything ({out})')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time; the cores are shared out (1)')
+
+
+def add_pretraining(parser: argparse.ArgumentParser, config: str, options_for: str) -> None:
+    """Add `--pretrain`, which is that config of configs/ by default, and `--cfg-options`, whose values are for it."""
+    parser.add_argument(
+        '--pretrain',
+        default=str(TOOLS.parent / 'configs' / config),
+        help=f'pretraining config (configs/{config})',
+    )
+    add_cfg_options(parser, options_for)
 
 
 def check_arguments(args: argparse.Namespace) -> Path:

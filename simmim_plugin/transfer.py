@@ -13,10 +13,10 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from simmim_plugin.checkpoint_file import NOTE, save_file
-from simmim_plugin.config import apply_options, fill_in_data, innermost, load_config, training_data
+from simmim_plugin.config import apply_options, innermost, load_config, training_data
 from simmim_plugin.probes import LabelledFolder
 from simmim_plugin.registry import build_part
-from simmim_plugin.stages import TOOLS, Stages, last_scalar, mean_and_range, read_json, write_json
+from simmim_plugin.stages import TOOLS, Stages, last_checkpoint, last_scalar, pretrain_config, read_json, write_json
 
 ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
 PROBED = ('scratch', 'pretrained')  # the features of both kinds of scratch are the same
@@ -159,33 +159,6 @@ def _name(row: str, share: float, rate: float) -> str:
     return f'{row.replace(", ", "_").replace(" ", "_")}_{100 * share:g}pct_lr{rate:g}'
 
 
-def pretrain_config(path: str, images: str, seed: int, options: Mapping[str, Any]) -> Config:
-    """Config of the pretraining of a comparison.
-
-    Args:
-        path: The config file.
-        images: Folder of its images.
-        seed: Its seed.
-        options: `--cfg-options`.
-
-    Raises:
-        ValueError: It is no such config.
-    """
-    cfg = load_config(path)
-    kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
-    if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
-        raise ValueError(f'--pretrain {path} is no config of a SimMIM pretraining that counts epochs')
-    apply_options(cfg, options)
-    cfg.data_root = training_data(cfg).data_root = images
-    cfg.randomness.seed = seed
-    return cfg
-
-
-def last_checkpoint(folder: Path, cfg: Config) -> Path:
-    """The checkpoint that a training by epochs leaves in its work dir."""
-    return (folder / f'epoch_{cfg.train_cfg.max_epochs}.pth').resolve()
-
-
 def _pretraining(settings: Settings, seed: int) -> tuple[Config, Path]:
     """Config and work dir of the pretraining with a seed."""
     images = str(Path(settings.data_root) / 'train')
@@ -198,10 +171,6 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     cfg = load_config(settings.finetune[share], {'data_root': settings.data_root})
     cfg.train_dataloader.dataset = innermost(cfg.train_dataloader.dataset)  # few labels are chosen below, by the seed
     apply_options(cfg, settings.options)
-    cfg.data_root = settings.data_root
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        innermost(loader.dataset).data_root = settings.data_root
-    fill_in_data(cfg)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     cfg.randomness.seed = seed
     epochs = cfg.train_cfg.max_epochs
@@ -276,60 +245,3 @@ def _probe(settings: Settings, row: str, seed: int, stages: Stages) -> dict[str,
         stages.call([*command, '--device', device, '--out', str(path)], path.with_suffix('.log'))
     scores = read_json(path)
     return {f'{name}{end}': score[key] for name, score in scores.items() for key, end in PROBE_ENDS.items()}
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds.
-
-    Runs of one seed share images, their order and the choice of few labels, so what pretraining adds is also told seed
-    by seed: against the row from scratch that is better on the same validation images.
-    """
-    lines = [
-        '| start | labels | learning rate | top-1, % | balanced accuracy, % | minutes |',
-        '|---|---|---|---|---|---|',
-    ]
-    by_row = results['runs']
-    for share in next(iter(by_row.values())):
-        kinds = ['val', 'rest'] if 'rest' in by_row['pretrained'][share][0] else ['val']
-        for kind in kinds:
-            judged = {row: [run['rest'] if kind == 'rest' else run for run in by_row[row][share]] for row in by_row}
-            labels = f'{100 * float(share):g} %' + (', judged on the other training images' if kind == 'rest' else '')
-            for row, runs in by_row.items():
-                cells = [mean_and_range([run[metric] for run in judged[row]]) for metric in METRICS]
-                minutes = sum(run['seconds'] for run in runs[share]) / len(runs[share]) / 60
-                lines.append(f'| {row} | {labels} | {runs[share][0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |')
-            best = max((r for r in by_row if r != 'pretrained'), key=lambda r: sum(run['top1'] for run in judged[r]))
-            pairs = list(zip(judged['pretrained'], judged[best]))
-            cells = [mean_and_range([a[metric] - b[metric] for a, b in pairs], '+') for metric in METRICS]
-            lines.append(f'| pretrained minus {best}, by seed | {labels} |  | {" | ".join(cells)} |  |')
-    probes = results['probes']
-    names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
-    lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']
-    lines.append('|---|' + '---|---|' * len(probes))
-    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # blocks stay in their order: 2 before 10
-        cells = [
-            mean_and_range([run[n] for run in runs]) for runs in probes.values() for n in (name, f'{name}_balanced')
-        ]
-        lines.append(f'| {name.replace("_pooled_", ", ")} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
-
-
-def plot(results: Mapping[str, Any], out: Path) -> None:
-    """Draw every run as a point and each row's mean as a line: top-1 and balanced accuracy by share of labels."""
-    from matplotlib.figure import Figure
-
-    shares = list(next(iter(results['runs'].values())))
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(shares) * len(ROWS)), layout='constrained')
-    panels = figure.subplots(1, len(METRICS), sharey=True)
-    places = [(share, row) for share in shares for row in results['runs']]
-    for panel, metric, label in zip(panels, METRICS, ('top-1 on val, %', 'balanced accuracy on val, %')):
-        for i, (share, row) in enumerate(places):
-            values = [run[metric] for run in results['runs'][row][share]]
-            colour = f'C{list(results["runs"]).index(row)}'
-            panel.plot(values, [i] * len(values), 'o', color=colour, alpha=0.6)
-            panel.plot([sum(values) / len(values)] * 2, [i - 0.25, i + 0.25], color='black')
-        panel.set_xlabel(label)
-        panel.grid(axis='x', alpha=0.3)
-    panels[0].set_yticks(range(len(places)), [f'{row}, {100 * float(share):g} % of labels' for share, row in places])
-    panels[0].invert_yaxis()
-    figure.savefig(out, dpi=120)

@@ -120,6 +120,18 @@ def test_work_dir_without_permission(tmp_path):
         launch.check_writable(str(tmp_path / 'run'))
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['finetune/vit-tiny_folder', 'finetune/vit-tiny_folder_10pct', 'detection/mask-rcnn_vit-tiny_folder',
+     'segmentation/upernet_vit-tiny_folder'],
+)  # fmt: skip
+def test_a_data_root_that_is_not_set_is_told(tmp_path, name):
+    cfg = config.load_config(str(ROOT / f'configs/{name}.py'))
+    launch.prepare(cfg, name, str(tmp_path))
+    with pytest.raises(ValueError, match='data_root is not set; set it in the config, or on the command line'):
+        launch.build_runner(cfg)
+
+
 def test_detectors_compute_in_bfloat16_where_the_operators_can():
     cfg = Config(dict(default_scope='mmdet', model=dict(type='FasterRCNN', backbone=dict()), optim_wrapper=dict()))
     assert launch.autocast_parts(cfg) == ('backbone',)

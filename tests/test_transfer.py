@@ -13,7 +13,7 @@ from PIL import Image
 from test_probes import make_labelled
 from test_train import run
 
-from simmim_plugin import transfer
+from simmim_plugin import transfer, transfer_report
 from simmim_plugin.transfer import Settings
 
 PRETRAIN, FINETUNE = ROOT / 'configs/simmim_vit-tiny_folder.py', ROOT / 'configs/finetune/vit-tiny_folder.py'
@@ -131,7 +131,7 @@ def results() -> dict:
 
 
 def test_table_and_plot_by_hand(tmp_path):
-    text = transfer.table(results())
+    text = transfer_report.table(results())
     assert '| scratch | 100 % | 0.002 | 41.0 (40.0 to 42.0) | 31.0 (30.0 to 32.0) | 1.5 |' in text
     assert '| pretrained | 10 % | 0.002 | 31.0 (30.0 to 32.0) | 21.0 (20.0 to 22.0) | 1.5 |' in text
     assert (
@@ -141,22 +141,22 @@ def test_table_and_plot_by_hand(tmp_path):
     for row, top in (('scratch', 20.0), ('pretrained', 24.0)):
         for run_ in few['runs'][row][0.1]:
             run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
-    text_of_few = transfer.table(few)
+    text_of_few = transfer_report.table(few)
     rest = '10 %, judged on the other training images'
     assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
     assert (
         f'| pretrained minus scratch, by seed | {rest} |  | +4.0 (+4.0 to +4.0) | +4.0 (+4.0 to +4.0) |' in text_of_few
     )
     assert '| block2, knn | 31.0 (31.0 to 31.0) | 21.0 (21.0 to 21.0) | 31.0 (31.0 to 31.0)' in text
-    assert transfer.table(json.loads(json.dumps(results()))) == text  # as read from results.json
-    transfer.plot(results(), tmp_path / 'plot.png')
+    assert transfer_report.table(json.loads(json.dumps(results()))) == text  # as read from results.json
+    transfer_report.plot(results(), tmp_path / 'plot.png')
     assert Image.open(tmp_path / 'plot.png').size[0] > 500
 
 
 def test_blocks_are_in_the_order_of_their_numbers():
     names = [f'block{b}_pooled_{kind}' for b in (1, 2, 10) for kind in ('linear', 'knn')]
     probe = {f'{name}{end}': 50.0 for name in names for end in ('', '_balanced')}
-    text = transfer.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
+    text = transfer_report.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
     rows = re.findall(r'^\| (block\S+ \w+) ', text, re.MULTILINE)
     assert rows == [f'block{b}, {kind}' for kind in ('knn', 'linear') for b in (1, 2, 10)]
 

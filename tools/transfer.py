@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from simmim_plugin import config, launch, stages
+from simmim_plugin import launch, stages
 
 EXAMPLE = """example, on two CPU cores:
   python tools/transfer.py --data-root /path/to/clothing --out work_dirs/transfer --amp --jobs 2
@@ -22,11 +22,8 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     stages.add_arguments(parser, 'work_dirs/transfer')
-    parser.add_argument(
-        '--pretrain',
-        default=str(ROOT / 'configs/simmim_vit-tiny_folder.py'),
-        help='pretraining config (configs/simmim_vit-tiny_folder.py)',
-    )
+    options_for = 'values of the pretraining and of all fine-tuning configs'
+    stages.add_pretraining(parser, 'simmim_vit-tiny_folder.py', options_for)
     parser.add_argument(
         '--finetune',
         nargs='+',
@@ -42,10 +39,9 @@ def main() -> None:
         default=[5e-4, 1.5e-3, 4e-3],
         help='learning rates to choose from (5e-4 1.5e-3 4e-3)',
     )
-    config.add_cfg_options(parser, 'values of the pretraining and of all fine-tuning configs')
     args = parser.parse_args()
     with launch.one_line_errors() as folders:
-        from simmim_plugin import transfer
+        from simmim_plugin import transfer, transfer_report
 
         out = stages.check_arguments(args)
         folders.append(args.out)
@@ -56,7 +52,8 @@ def main() -> None:
             out, args.data_root, args.pretrain, configs, args.seeds, args.rates, args.cfg_options
         )
         results = transfer.compare(settings, stages.Stages(args.jobs, args.amp))
-        stages.write_report(out, results, transfer.table(results), functools.partial(transfer.plot, results))
+        plot = functools.partial(transfer_report.plot, results)
+        stages.write_report(out, results, transfer_report.table(results), plot)
 
 
 if __name__ == '__main__':

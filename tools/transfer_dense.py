@@ -5,9 +5,8 @@ import functools
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from simmim_plugin import config, launch, stages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simmim_plugin import launch, stages
 
 EXAMPLE = """example, on two CPU cores:
   python tools/transfer_dense.py configs/detection/mask-rcnn_vit-tiny_folder.py \\
@@ -25,12 +24,8 @@ def main() -> None:
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs of MMDetection or MMSegmentation')
     stages.add_arguments(parser, 'work_dirs/transfer_dense', 'folder of the labelled data', (0, 1))
     parser.add_argument('--images', required=True, help='folder of the images to pretrain on')
-    parser.add_argument(
-        '--pretrain',
-        default=str(ROOT / 'configs/simmim_vit-tiny_dense.py'),
-        help='pretraining config (configs/simmim_vit-tiny_dense.py)',
-    )
-    config.add_cfg_options(parser, 'values of the pretraining config alone; for the others write leaf configs')
+    options_for = 'values of the pretraining config alone; for the others write leaf configs'
+    stages.add_pretraining(parser, 'simmim_vit-tiny_dense.py', options_for)
     args = parser.parse_args()
     with launch.one_line_errors() as folders:
         from simmim_plugin import dense_transfer

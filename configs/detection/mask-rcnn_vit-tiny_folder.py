@@ -1,26 +1,20 @@
-"""Mask R-CNN with the small ViT of configs/simmim_vit-tiny_folder.py at 256 px on your own data: set `data_root`.
+"""Mask R-CNN with the small ViT of configs/simmim_vit-tiny_dense.py at 256 px on your own data: set `data_root`.
 
 Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. Data as for mask-rcnn_vit-b_folder.py.
 
 Source:   mask-rcnn_vit-b_folder.py at a small size, with the higher rate that so short a training wants.
 Command:  python tools/train.py configs/detection/mask-rcnn_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
-              load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
+              load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
 Cost:     not measured.
 Expected: a few iterations run; not trained to the end yet.
 """
 
-_base_ = 'mask-rcnn_vit-b_folder.py'
+_base_ = ['mask-rcnn_vit-b_folder.py', '../_base_/vit_tiny.py']
 
 image_size = (256, 256)
 strides = [4, 8, 16, 32]
 model = dict(
-    backbone=dict(
-        arch=dict(_delete_=True, embed_dims=192, num_layers=6, num_heads=3, feedforward_channels=768),
-        img_size=64,
-        patch_size=8,
-        window_size=8,
-        global_blocks=(2, 5),
-    ),
+    backbone=dict(arch=dict(_delete_=True, **_base_.vit_tiny), **_base_.vit_tiny_grid),
     neck=dict(in_channels=192, out_channels=64, num_outs=4, start_level=1),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=strides)),
     roi_head=dict(

@@ -1,28 +1,21 @@
-"""UPerNet with the small ViT of configs/simmim_vit-tiny_folder.py at 256 px on your own masks: set `data_root`.
+"""UPerNet with the small ViT of configs/simmim_vit-tiny_dense.py at 256 px on your own masks: set `data_root`.
 
 Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. Data as for upernet_vit-b_folder.py.
 
 Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/detection, and the higher rate that so
           short a training wants.
 Command:  python tools/train.py configs/segmentation/upernet_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
-              load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
+              load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
 Cost:     not measured.
 Expected: a few iterations run; not trained to the end yet.
 """
 
-_base_ = 'upernet_vit-b_folder.py'
+_base_ = ['upernet_vit-b_folder.py', '../_base_/vit_tiny.py']
 
 crop_size = (256, 256)
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        arch=dict(_delete_=True, embed_dims=192, num_layers=6, num_heads=3, feedforward_channels=768),
-        img_size=64,
-        patch_size=8,
-        window_size=8,
-        global_blocks=(2, 5),
-        out_indices=(1, 2, 3, 5),
-    ),
+    backbone=dict(arch=dict(_delete_=True, **_base_.vit_tiny), out_indices=(1, 2, 3, 5), **_base_.vit_tiny_grid),
     neck=dict(embed_dim=192, rescales=[2, 1, 0.5, 0.25]),
     decode_head=dict(in_channels=[192] * 4, channels=64),
     auxiliary_head=dict(in_channels=192, channels=64),

@@ -1,0 +1,65 @@
+"""Table and plot of a comparison with training from scratch, see transfer.py."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from simmim_plugin.stages import mean_and_range
+from simmim_plugin.transfer import METRICS
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds.
+
+    Runs of one seed share images, their order and the choice of few labels, so what pretraining adds is also told seed
+    by seed: against the row from scratch that is better on the same validation images.
+    """
+    lines = [
+        '| start | labels | learning rate | top-1, % | balanced accuracy, % | minutes |',
+        '|---|---|---|---|---|---|',
+    ]
+    by_row = results['runs']
+    for share in next(iter(by_row.values())):
+        kinds = ['val', 'rest'] if 'rest' in by_row['pretrained'][share][0] else ['val']
+        for kind in kinds:
+            judged = {row: [run['rest'] if kind == 'rest' else run for run in by_row[row][share]] for row in by_row}
+            labels = f'{100 * float(share):g} %' + (', judged on the other training images' if kind == 'rest' else '')
+            for row, runs in by_row.items():
+                cells = [mean_and_range([run[metric] for run in judged[row]]) for metric in METRICS]
+                minutes = sum(run['seconds'] for run in runs[share]) / len(runs[share]) / 60
+                lines.append(f'| {row} | {labels} | {runs[share][0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |')
+            best = max((r for r in by_row if r != 'pretrained'), key=lambda r: sum(run['top1'] for run in judged[r]))
+            pairs = list(zip(judged['pretrained'], judged[best]))
+            cells = [mean_and_range([a[metric] - b[metric] for a, b in pairs], '+') for metric in METRICS]
+            lines.append(f'| pretrained minus {best}, by seed | {labels} |  | {" | ".join(cells)} |  |')
+    probes = results['probes']
+    names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
+    lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']
+    lines.append('|---|' + '---|---|' * len(probes))
+    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # blocks stay in their order: 2 before 10
+        cells = [
+            mean_and_range([run[n] for run in runs]) for runs in probes.values() for n in (name, f'{name}_balanced')
+        ]
+        lines.append(f'| {name.replace("_pooled_", ", ")} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def plot(results: Mapping[str, Any], out: Path) -> None:
+    """Draw every run as a point and each row's mean as a line: top-1 and balanced accuracy by share of labels."""
+    shares = list(next(iter(results['runs'].values())))
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(shares) * len(results['runs'])), layout='constrained')
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    places = [(share, row) for share in shares for row in results['runs']]
+    for panel, metric, label in zip(panels, METRICS, ('top-1 on val, %', 'balanced accuracy on val, %')):
+        for i, (share, row) in enumerate(places):
+            values = [run[metric] for run in results['runs'][row][share]]
+            colour = f'C{list(results["runs"]).index(row)}'
+            panel.plot(values, [i] * len(values), 'o', color=colour, alpha=0.6)
+            panel.plot([sum(values) / len(values)] * 2, [i - 0.25, i + 0.25], color='black')
+        panel.set_xlabel(label)
+        panel.grid(axis='x', alpha=0.3)
+    panels[0].set_yticks(range(len(places)), [f'{row}, {100 * float(share):g} % of labels' for share, row in places])
+    panels[0].invert_yaxis()
+    figure.savefig(out, dpi=120)
