@@ -1,7 +1,10 @@
 """tools/measure_image_sizes.py: the table, and a limit that is too low."""
 
 import re
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -25,3 +28,25 @@ def test_table_and_limit():
 def test_sizes_are_multiples_of_the_patch():
     assert '--sizes [100] multiples of 16' in run(*TOOL, '--sizes', 100, ok=False)
     assert '--memory-limit 2 is for processors' in run(*TOOL, '--memory-limit', 2, '--device', 'cuda', ok=False)
+
+
+@pytest.mark.slow
+def test_measuring_ends_with_the_tool():
+    """A tool that is terminated leaves no process behind."""
+    with subprocess.Popen([str(part) for part in (*TOOL, '--sizes', 1024)]) as tool:
+        listed = Path(f'/proc/{tool.pid}/task/{tool.pid}/children')
+        for _ in range(600):
+            processes = [pid for pid in listed.read_text().split() if 'spawn_main' in command(pid)]
+            if processes:
+                break
+            time.sleep(0.1)
+        time.sleep(5)  # it is at work
+        tool.terminate()
+        tool.wait(timeout=30)
+    assert len(processes) == 1 and not command(processes[0])
+
+
+def command(pid: str) -> str:
+    """Command line of a process; empty if there is none."""
+    path = Path(f'/proc/{pid}/cmdline')
+    return path.read_text() if path.is_file() else ''
