@@ -1,6 +1,7 @@
 """Tiny data and options for the tests of detection and segmentation."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ def make_dense(folder: Path, counts: dict[str, int], side: int = 96) -> Path:
         text = json.dumps(dict(images=images, annotations=annotations, categories=categories))
         (folder / 'annotations' / f'{part}.json').write_text(text)
     return folder
+
+
+def swapped_config(guide: str, replaced: dict[str, str]) -> str:
+    """The config of a guide that swaps the backbone, ten lines at most, with other values in it."""
+    text = (ROOT / 'docs' / guide).read_text(encoding='utf-8')
+    (block,) = [block for block in re.findall(r'```python\n(.+?)```', text, re.DOTALL) if '_base_ = ' in block]
+    assert block.count('\n') <= 10
+    for old, new in replaced.items():
+        assert old in block
+        block = block.replace(old, new)
+    return block
 
 
 def save_pretraining(path: Path, **changes: Any) -> SimMIM:

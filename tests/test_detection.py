@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining
+from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining, swapped_config
 from mmengine.registry import init_default_scope
 
 from simmim_plugin.checkpoint_file import load_file
@@ -29,17 +29,20 @@ TINY = {
     'val_dataloader.dataset.pipeline.1.scale': SIZE,
     'test_dataloader.dataset.pipeline.1.scale': SIZE,
 }
-STOCK = """_base_ = 'mmdet::{}'
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='simmim_plugin.SimMIMViT',
-        arch=dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64),
-        img_size=64, window_size=4, global_blocks=(2,), use_shared_rel_pos_bias=False, use_rel_pos_bias=True,
-    ),
-    neck=dict(_delete_=True, type='simmim_plugin.SimpleFeaturePyramid', in_channels=32{}),
-)
-"""
+STOCK = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+
+
+def write_swapped(folder, stock=STOCK, start=''):
+    """The config of the guide, tiny, from a stock config of MMDetection."""
+    replaced = {
+        STOCK: stock,
+        "arch='base'": f'arch={ARCH}, img_size=64',
+        'window_size=14, global_blocks=(2, 5, 8, 11)': 'window_size=4, global_blocks=(2,)',
+        "init_cfg=dict(type='Pretrained', checkpoint='vit-b.pth')": 'init_cfg=None',
+        'in_channels=768': f'in_channels=32{start}',
+    }
+    (folder / 'swapped.py').write_text(swapped_config('detection.md', replaced))
+    return str(folder / 'swapped.py')
 
 
 def build(cfg):
@@ -62,7 +65,7 @@ def total(losses) -> torch.Tensor:
 @pytest.mark.parametrize(
     ('stock', 'start', 'masks'),
     [
-        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '', True),
+        (STOCK, '', True),
         ('retinanet/retinanet_r50_fpn_1x_coco.py', ', start_level=1', False),
     ],
 )
@@ -70,8 +73,7 @@ def test_the_backbone_swapped_into_a_stock_config(tmp_path, stock, start, masks)
     """Images of several, non-square sizes in a padded batch: loss, gradients of everything, prediction."""
     from mmdet.testing import demo_mm_inputs
 
-    (tmp_path / 'swapped.py').write_text(STOCK.format(stock, start))
-    model = build(load_config(str(tmp_path / 'swapped.py')))
+    model = build(load_config(write_swapped(tmp_path, stock, start)))
     sizes = [[3, 96, 128], [3, 90, 70]]
     batch = demo_mm_inputs(2, sizes, num_items=[3, 2], num_classes=80, use_box_type=True, with_mask=masks)
     total(model(**model.data_preprocessor(batch, True), mode='loss')).backward()
@@ -93,8 +95,7 @@ def swapped(tmp_path):
     def make(**backbone):
         from mmdet.testing import demo_mm_inputs
 
-        (tmp_path / 'swapped.py').write_text(STOCK.format('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', ''))
-        cfg = load_config(str(tmp_path / 'swapped.py'))
+        cfg = load_config(write_swapped(tmp_path))
         cfg.model.backbone.update(backbone)
         sizes = [[3, 64, 96], [3, 64, 96]]
         batch = demo_mm_inputs(2, sizes, num_items=[3, 2], num_classes=80, use_box_type=True, with_mask=True)

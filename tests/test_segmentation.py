@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining
+from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining, swapped_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
@@ -30,21 +30,6 @@ TINY = {
     'val_dataloader.dataset.pipeline.1.scale': (128, 72),
     'test_dataloader.dataset.pipeline.1.scale': (128, 72),
 }
-STOCK = """_base_ = {!r}
-model = dict(
-    data_preprocessor=dict(size=(64, 64), test_cfg=dict(size_divisor=16)),
-    backbone=dict(
-        _delete_=True,
-        type='simmim_plugin.SimMIMViT',
-        arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
-        img_size=64, out_indices=(0, 1, 2, 3), use_shared_rel_pos_bias=False, use_rel_pos_bias=True,
-    ),
-    neck=dict(type='Feature2Pyramid', embed_dim=32, rescales=[4, 2, 1, 0.5], norm_cfg=dict(type='BN')),
-    decode_head=dict(in_channels=[32] * 4, channels=32, norm_cfg=dict(type='BN')),
-    auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=dict(type='BN')),
-    pretrained=None,
-)
-"""
 
 
 def build(cfg):
@@ -76,8 +61,18 @@ def test_the_backbone_swapped_into_a_stock_config(tmp_path):
     import mmseg
 
     stock = Path(mmseg.__file__).parent / '.mim/configs/upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py'
-    (tmp_path / 'swapped.py').write_text(STOCK.format(str(stock)))
-    model = build(load_config(str(tmp_path / 'swapped.py')))
+    replaced = {
+        '/path/to/mmsegmentation/configs/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py': str(stock),
+        "arch='base', img_size=512, out_indices=(3, 5, 7, 11)": f'arch={DEEPER}, img_size=64, out_indices=(0, 1, 2, 3)',
+        "init_cfg=dict(type='Pretrained', checkpoint='vit-b.pth')": 'init_cfg=None',
+        '768': '32',
+    }
+    (tmp_path / 'swapped.py').write_text(swapped_config('segmentation.md', replaced))
+    cfg = load_config(str(tmp_path / 'swapped.py'), {'model.data_preprocessor.size': CROP})
+    for part in ('neck', 'decode_head', 'auxiliary_head'):
+        cfg.model[part].norm_cfg = dict(type='BN')  # SyncBN is for GPUs
+    cfg.model.decode_head.channels = 32
+    model = build(cfg)
     losses = model(**model.data_preprocessor(batch(64, 64, 19), True), mode='loss')
     sum(value for name, value in losses.items() if 'loss' in name).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
