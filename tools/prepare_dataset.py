@@ -1,0 +1,41 @@
+"""Shrink a folder of images once: shorter side 288 px, JPEG of quality 90. Each epoch then decodes small files."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simmim_plugin import launch
+
+EXAMPLE = """example:
+  python tools/prepare_dataset.py /path/to/images /path/to/small --workers 16
+
+Folders stay as they are, so a folder of classes remains one. What JPEG cannot hold (16 bits, TIFF, .npy) is copied.
+Called again, it goes on where it was stopped. Unreadable files are listed in unreadable.txt of the new folder."""
+
+
+def main() -> None:
+    """Parse the command line, shrink, and say what was done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', help='folder of images, searched recursively')
+    parser.add_argument('target', help='folder of the small ones')
+    parser.add_argument('--short-side', type=int, default=288, help='pixels; smaller photos stay as they are (288)')
+    parser.add_argument('--quality', type=int, default=90, help='of the JPEGs, 1 to 95 (90)')
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads (one per core)')
+    args = parser.parse_args()
+    with launch.one_line_errors():
+        from simmim_plugin.prepare import UNREADABLE, Settings, prepare_folder
+
+        counts = prepare_folder(args.source, args.target, Settings(args.short_side, args.quality), args.workers)
+        done = ', '.join(f'{n} {what}' for what, n in counts.items() if not what.startswith('bytes'))
+        sizes = ' -> '.join(f'{counts[name] / 2**20:.1f}' for name in ('bytes before', 'bytes after'))
+        print(f'{args.target}: {done}; {sizes} MiB')
+        if counts['unreadable']:
+            print(f'listed: {Path(args.target, UNREADABLE)}')
+
+
+if __name__ == '__main__':
+    main()
