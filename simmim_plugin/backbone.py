@@ -271,7 +271,7 @@ class SimMIMViT(BaseModule):
             if name not in fitted.skipped:
                 del state_dict[prefix + name]
         state_dict.update({prefix + name: value for name, value in fitted.state.items()})
-        if fitted.skipped or fitted.resized:
+        if fitted.state.keys() != own.keys() or fitted.resized:
             print_log(fitted.report('a state dict'), 'current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

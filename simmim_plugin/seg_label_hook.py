@@ -1,4 +1,4 @@
-"""A check of segmentation masks against the number of classes, before a loss fails on them without saying why."""
+"""A check of segmentation masks against the number of classes, before a loss or a metric goes wrong on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from simmim_plugin.registry import HOOKS
 
 @HOOKS.register_module()
 class SegLabelHook(Hook):
-    """Stop the training at a mask with a value that is no class, and name the file.
+    """Stop training and evaluation at a mask with a value that is no class, and name the file.
 
-    PyTorch's loss fails with a device-side assert on GPUs. The check takes the largest value of each mask of a batch,
-    where the data loader has put it: on the processor.
+    PyTorch's loss fails with a device-side assert on GPUs, and MMSegmentation's metric counts wrong. The check takes
+    the largest value of each mask of a batch, where the data loader has put it: on the processor.
     """
 
-    def before_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None
+    def _before_iter(
+        self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None, mode: str = 'train'
     ) -> None:
-        """Check the masks of a batch.
+        """Check the masks of a batch, whatever the mode ('train', 'val' or 'test').
 
         Raises:
             ValueError: A mask has a value that is neither a class nor the head's `ignore_index`.
@@ -28,6 +28,8 @@ class SegLabelHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         head = model.decode_head
         for sample in (data_batch or {}).get('data_samples', ()):
+            if 'gt_sem_seg' not in sample:  # images to predict alone
+                continue
             labels = sample.gt_sem_seg.data
             wrong = labels[(labels >= head.num_classes) & (labels != head.ignore_index)]
             if wrong.numel():

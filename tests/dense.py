@@ -83,6 +83,17 @@ def save_pretraining(path: Path, **changes: Any) -> SimMIM:
     return model
 
 
+def assert_loaded(theirs: SimMIM, state: dict[str, torch.Tensor]) -> None:
+    """All of a pretraining's backbone is in a state dict of a larger model, its table in every block."""
+    for name, value in theirs.backbone.state_dict().items():
+        places = [name]
+        if name == 'rel_pos_bias.relative_position_bias_table':
+            blocks = range(theirs.backbone.num_layers)
+            places = [f'blocks.{i}.attn.relative_position_bias_table' for i in blocks]
+        for place in places:
+            assert torch.equal(state[f'backbone.{place}'], value), place
+
+
 def count_calls(module: torch.nn.Module) -> list[int]:
     """A list that grows with each forward pass of the module, recomputed ones included."""
     calls: list[int] = []

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from dense import ARCH, NAMES, TINY_VIT, config, count_calls, make_dense, save_pretraining, swapped_config
+from dense import (
+    ARCH,
+    NAMES,
+    TINY_VIT,
+    assert_loaded,
+    config,
+    count_calls,
+    make_dense,
+    save_pretraining,
+    swapped_config,
+)
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
@@ -57,14 +67,14 @@ def batch(height: int, width: int, classes: int) -> dict:
 
 
 def test_the_backbone_swapped_into_a_stock_config(tmp_path):
-    """Loss, gradients of everything, and prediction on images whose sides are no multiples of the patch."""
+    """The checkpoint is loaded; loss, gradients, and prediction on sides that are no multiples of the patch."""
     import mmseg
 
-    stock = Path(mmseg.__file__).parent / '.mim/configs/upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py'
+    theirs = save_pretraining(tmp_path / 'vit-b.pth', arch=DEEPER)
     replaced = {
-        '/path/to/mmsegmentation/configs/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py': str(stock),
+        '/path/to/mmsegmentation': str(Path(mmseg.__file__).parent / '.mim'),
         "arch='base', img_size=512, out_indices=(3, 5, 7, 11)": f'arch={DEEPER}, img_size=64, out_indices=(0, 1, 2, 3)',
-        "init_cfg=dict(type='Pretrained', checkpoint='vit-b.pth')": 'init_cfg=None',
+        "'vit-b.pth'": repr(str(tmp_path / 'vit-b.pth')),
         '768': '32',
     }
     (tmp_path / 'swapped.py').write_text(swapped_config('segmentation.md', replaced))
@@ -73,13 +83,14 @@ def test_the_backbone_swapped_into_a_stock_config(tmp_path):
         cfg.model[part].norm_cfg = dict(type='BN')  # SyncBN is for GPUs
     cfg.model.decode_head.channels = 32
     model = build(cfg)
-    losses = model(**model.data_preprocessor(batch(64, 64, 19), True), mode='loss')
+    assert_loaded(theirs, model.state_dict())
+    losses = model(**model.data_preprocessor(batch(64, 64, 150), True), mode='loss')
     sum(value for name, value in losses.items() if 'loss' in name).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
     model.eval()
     with torch.no_grad():
-        found = model(**model.data_preprocessor(batch(70, 90, 19), False), mode='predict')
+        found = model(**model.data_preprocessor(batch(70, 90, 150), False), mode='predict')
     assert [f.pred_sem_seg.data.shape for f in found] == [(1, 70, 90)] * 2
 
 
@@ -151,6 +162,22 @@ def test_a_checkpoint_of_another_width_is_refused(tmp_path):
         tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'wide.pth')))
 
 
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs/segmentation').glob('*.py')), ids=lambda path: path.stem)
+def test_every_config_builds(path):
+    from mmseg.registry import MODELS
+
+    init_default_scope('mmseg')
+    cfg = load_config(str(path))
+    for head in (cfg.model.decode_head, cfg.model.get('auxiliary_head') or {}):
+        if head.get('num_classes', 0) is None:  # those of the data
+            head.num_classes = 3
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    last = cfg.param_scheduler[-1]
+    assert model.backbone.embed_dims in (192, 384, 768, 1024) and last.end == cfg.train_cfg.max_iters
+    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
+
+
 @pytest.mark.parametrize(('name', 'width'), [('upernet_vit-b', 768), ('upernet_vit-s', 384), ('linear_vit-b', 768)])
 def test_our_configs_build(name, width):
     model = build(load_config(config(f'segmentation/{name}_ade20k.py')))
@@ -168,10 +195,11 @@ def test_equal_images_give_together_what_they_give_alone():
     cfg.model.backbone.arch = ARCH
     model = build(cfg).eval()
     images = torch.randn(3, 3, 64, 80)
+    places = [dict(img_shape=(64, 80), ori_shape=(64, 80))] * 3
     with torch.no_grad():
-        together = model.backbone(images)[0]
-        alone = torch.cat([model.backbone(image[None])[0] for image in images])
-    assert torch.allclose(together, alone, atol=1e-5)
+        together = model.encode_decode(images, places)
+        alone = torch.cat([model.encode_decode(image[None], places[:1]) for image in images])
+    assert together.shape == (3, 150, 64, 80) and torch.allclose(together, alone, atol=1e-5)
 
 
 def test_classes_of_own_masks(tmp_path):
@@ -226,4 +254,10 @@ def test_train_test_and_infer(tmp_path):
         Image.fromarray(mask).save(path)
     command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', tmp_path / 'bad', '--cfg-options', *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode and 'has the value 7, but decode_head.num_classes=3 means 0 ... 2 (and 255' in done.stderr
+    fault = 'has the value 7, but decode_head.num_classes=3 means 0 ... 2 (and 255'
+    assert done.returncode and 'train/' in done.stderr and fault in done.stderr
+
+    Image.fromarray(mask).save(data / 'masks/valid/0.png')  # the metric would count wrong in silence
+    command = [sys.executable, ROOT / 'tools/test.py', leaf, work / 'iter_2.pth', '--cfg-options', *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode and 'valid/0.png' in done.stderr and fault in done.stderr
