@@ -43,7 +43,22 @@ def table(results: Mapping[str, Any]) -> str:
             mean_and_range([run[n] for run in runs]) for runs in probes.values() for n in (name, f'{name}_balanced')
         ]
         lines.append(f'| {name.replace("_pooled_", ", ")} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', *_trials(results['rates'])])
+
+
+def _trials(by_row: Mapping[str, Mapping[float, Mapping[float, float]]]) -> list[str]:
+    """How the learning rates were chosen; a choice at an end of the grid is told, since a better one may lie beyond."""
+    grid = sorted({rate for shares in by_row.values() for found in shares.values() for rate in found}, key=float)
+    lines = [f'| trials, top-1 in % | labels | {" | ".join(f"{float(rate):g}" for rate in grid)} |']
+    lines.append('|---' * (2 + len(grid)) + '|')
+    ends = []
+    for row, shares in by_row.items():
+        for share, found in shares.items():
+            labels = f'{100 * float(share):g} %'  # read from JSON it is text
+            lines.append(f'| {row} | {labels} | {" | ".join(f"{found[rate]:.1f}" for rate in grid)} |')
+            if len(grid) > 1 and max(found, key=found.__getitem__) in (grid[0], grid[-1]):
+                ends.append(f'{row} with {labels}')
+    return [*lines, '', f'At an end of the rates tried: {", ".join(ends)}. Add rates there.'] if ends else lines
 
 
 def plot(results: Mapping[str, Any], out: Path) -> None:

@@ -127,7 +127,13 @@ def results() -> dict:
         for row, shares in (('scratch', {1.0: 40.0, 0.1: 20.0}), ('pretrained', {1.0: 50.0, 0.1: 30.0}))
     }
     probe = {'block2_pooled_knn': 31.0, 'block2_pooled_knn_balanced': 21.0}
-    return dict(runs=runs, rates={}, probes={row: [dict(seed=0, **probe)] for row in runs}, pretrain_seconds=[1.0])
+    trials = {1.0: {1e-3: 30.0, 2e-3: 40.0, 4e-3: 35.0}, 0.1: {1e-3: 20.0, 2e-3: 18.0, 4e-3: 15.0}}
+    return dict(
+        runs=runs,
+        rates={'scratch': trials},
+        probes={row: [dict(seed=0, **probe)] for row in runs},
+        pretrain_seconds=[1.0],
+    )
 
 
 def test_table_and_plot_by_hand(tmp_path):
@@ -148,6 +154,9 @@ def test_table_and_plot_by_hand(tmp_path):
         f'| pretrained minus scratch, by seed | {rest} |  | +4.0 (+4.0 to +4.0) | +4.0 (+4.0 to +4.0) |' in text_of_few
     )
     assert '| block2, knn | 31.0 (31.0 to 31.0) | 21.0 (21.0 to 21.0) | 31.0 (31.0 to 31.0)' in text
+    assert '| trials, top-1 in % | labels | 0.001 | 0.002 | 0.004 |' in text
+    assert '| scratch | 10 % | 20.0 | 18.0 | 15.0 |' in text
+    assert 'At an end of the rates tried: scratch with 10 %. Add rates there.' in text
     assert transfer_report.table(json.loads(json.dumps(results()))) == text  # as read from results.json
     transfer_report.plot(results(), tmp_path / 'plot.png')
     assert Image.open(tmp_path / 'plot.png').size[0] > 500
