@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
@@ -30,10 +31,14 @@ FEW_ITERATIONS = 10
 def one_line_errors() -> Iterator[list[str]]:
     """End the program with one line for an error; the traceback goes into a file, so nothing is lost.
 
+    SIGTERM ends it like `sys.exit`, so that the processes it has started (a loader's workers, a comparison's trainings)
+    end with it.
+
     Yields:
         A list of folders for `error.txt`, the last one first; where none can be written, a new temporary file.
     """
     folders: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield folders
     except Exception as error:  # noqa: BLE001 (whatever it is, it is written down and ends the program)

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -207,13 +206,12 @@ def add_pretraining(parser: argparse.ArgumentParser, config: str, options_for: s
 
 
 def check_arguments(args: argparse.Namespace) -> Path:
-    """Check them, and make the programs end with this one when it is terminated; returns the folder, which exists."""
+    """Check them; returns the folder, which exists."""
     check_writable(args.out)
     if args.jobs < 1:
         raise ValueError(f'--jobs {args.jobs} must be positive')
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds {args.seeds} must differ')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return Path(args.out)
 
 

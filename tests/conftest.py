@@ -75,3 +75,9 @@ def assert_close(actual: torch.Tensor, expected: np.ndarray | float, tolerance: 
     actual = actual.detach().double().reshape(expected.shape)
     scale = expected.abs().max().clamp_min(1e-12)
     assert ((actual - expected).abs().max() / scale).item() <= tolerance
+
+
+def command_of(pid: str) -> str:
+    """Command line of a process; empty if there is none."""
+    path = Path(f'/proc/{pid}/cmdline')
+    return path.read_text() if path.is_file() else ''

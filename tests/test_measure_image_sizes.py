@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command_of
 from test_train import run
 
 TOOL = [sys.executable, ROOT / 'tools/measure_image_sizes.py', '--arch', 'small', '--repeats', 1]
@@ -36,17 +36,11 @@ def test_measuring_ends_with_the_tool():
     with subprocess.Popen([str(part) for part in (*TOOL, '--sizes', 1024)]) as tool:
         listed = Path(f'/proc/{tool.pid}/task/{tool.pid}/children')
         for _ in range(600):
-            processes = [pid for pid in listed.read_text().split() if 'spawn_main' in command(pid)]
+            processes = [pid for pid in listed.read_text().split() if 'spawn_main' in command_of(pid)]
             if processes:
                 break
             time.sleep(0.1)
         time.sleep(5)  # it is at work
         tool.terminate()
         tool.wait(timeout=30)
-    assert len(processes) == 1 and not command(processes[0])
-
-
-def command(pid: str) -> str:
-    """Command line of a process; empty if there is none."""
-    path = Path(f'/proc/{pid}/cmdline')
-    return path.read_text() if path.is_file() else ''
+    assert len(processes) == 1 and not command_of(processes[0])

@@ -4,7 +4,6 @@ import argparse
 import itertools
 import multiprocessing
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +40,6 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='cpu or cuda (cpu)')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the measuring process ends, too
     with launch.one_line_errors():
         if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
             raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
