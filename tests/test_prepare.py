@@ -132,15 +132,22 @@ def test_unreadable_files_are_listed(image_folder, tmp_path):
 
 
 def test_bad_arguments(image_folder, tmp_path):
-    small = tmp_path / 'small'
-    assert 'lies in source' in run(*TOOL, image_folder, image_folder / 'small', ok=False)
-    assert 'short_side=0 must be positive' in run(*TOOL, image_folder, small, '--short-side', 0, ok=False)
-    assert 'quality=99 is outside' in run(*TOOL, image_folder, small, '--quality', 99, ok=False)
-    assert 'workers=0 must be positive' in run(*TOOL, image_folder, small, '--workers', 0, ok=False)
-    assert 'holds no image' in run(*TOOL, tmp_path / 'nothing', small, ok=False)
-    assert not small.exists()
-    prepare_folder(str(image_folder), str(small), Settings(40))
-    assert 'choose another folder' in run(*TOOL, image_folder, small, ok=False)
-    (image_folder / 'a.png').write_bytes((image_folder / 'part0/00.jpg').read_bytes())
-    (image_folder / 'a.png.jpg').write_bytes((image_folder / 'part0/00.jpg').read_bytes())
-    assert 'would become a.png.jpg' in run(*TOOL, image_folder, tmp_path / 'other', ok=False)
+    source, small = str(image_folder), str(tmp_path / 'small')
+    assert 'short_side=0 must be positive' in run(*TOOL, source, small, '--short-side', 0, ok=False)
+    for arguments, message in (
+        ((source, f'{source}/small'), 'lies in source'),
+        ((source, small, None, 0), 'workers=0 must be positive'),
+        ((str(tmp_path / 'nothing'), small), 'holds no image'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare_folder(*arguments)
+    with pytest.raises(ValueError, match='quality=99 is outside'):
+        Settings(quality=99)
+    assert not (tmp_path / 'small').exists()
+    prepare_folder(source, small, Settings(40))
+    with pytest.raises(ValueError, match='choose another folder'):
+        prepare_folder(source, small)
+    for name in ('a.png', 'a.png.jpg'):
+        (image_folder / name).write_bytes((image_folder / 'part0/00.jpg').read_bytes())
+    with pytest.raises(ValueError, match=r'2 images of .* would become a.png.jpg'):
+        prepare_folder(source, str(tmp_path / 'other'))
