@@ -74,13 +74,22 @@ def _read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     with Image.open(path) as opened:
         image: Image.Image = opened
         ImageOps.exif_transpose(image, in_place=True)
-        many_bits = image.mode.startswith('I') or image.mode == 'F'  # 16 or 32 bits, one channel
-        if channels in MODES and not many_bits:
-            if image.mode == 'P' and 'transparency' in image.info:  # PIL wants this detour
-                image = image.convert('RGBA')
-            image = image.convert(MODES[channels])
+        if channels in MODES and not has_many_bits(image):
+            image = convert_mode(image, MODES[channels])
         array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def has_many_bits(image: Image.Image) -> bool:
+    """Whether a photo holds 16 or 32 bits, which is one channel then."""
+    return image.mode.startswith('I') or image.mode == 'F'
+
+
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A photo in another mode of PIL; alpha is dropped."""
+    if image.mode == 'P' and 'transparency' in image.info:  # PIL wants this detour
+        image = image.convert('RGBA')
+    return image.convert(mode)
 
 
 def _channels_first(array: np.ndarray, channels: int) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from simmim_plugin.datasets import list_images
-from simmim_plugin.loading import MODES, PHOTO_SUFFIXES
+from simmim_plugin.loading import MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits
 
 SETTINGS = 'prepare.json'
 UNREADABLE = 'unreadable.txt'
@@ -80,16 +79,16 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
     counts: Counter[str] = Counter()
     unreadable = []
 
-    def prepare(pair: tuple[str, str]) -> tuple[str, int, int, str]:
-        path, name = pair
+    def prepare(path: str, name: str) -> tuple[str, int, int, str]:
         return _prepare(Path(path), Path(target, name), settings)
 
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(paths), unit='image', smoothing=0.05, file=sys.stderr) as progress,
     ):
-        for pairs in _chunks(list(zip(paths, names))):
-            for what, before, after, reason in pool.map(prepare, pairs):
+        for start in range(0, len(paths), CHUNK):
+            part = slice(start, start + CHUNK)
+            for what, before, after, reason in pool.map(prepare, paths[part], names[part]):
                 counts.update({what: 1, 'bytes before': before, 'bytes after': after})
                 if reason:
                     unreadable.append(reason)
@@ -117,7 +116,7 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
     """
     with Image.open(path) as opened:
         image: Image.Image = opened
-        if image.mode.startswith('I') or image.mode == 'F':  # more than 8 bits
+        if has_many_bits(image):
             image.load()
             return None
         scale = settings.short_side / min(image.size)
@@ -129,8 +128,7 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
             image.draft(image.mode, (round(2 * scale * image.width), round(2 * scale * image.height)))
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode not in MODES.values():
-            image = image.convert('RGBA') if image.mode == 'P' and 'transparency' in image.info else image
-            image = image.convert('L' if image.mode in ('1', 'LA', 'La') else 'RGB')
+            image = convert_mode(image, 'L' if image.mode in ('1', 'LA', 'La') else 'RGB')
         if scale < 1:
             scale = settings.short_side / min(image.size)
             width, height = (max(settings.short_side, round(scale * side)) for side in image.size)
@@ -186,8 +184,3 @@ def _check_target(source: Path, target: Path, settings: Settings) -> None:
         raise ValueError(f'{target} is not empty and has no {SETTINGS}; choose another folder')
     else:
         file.write_text(json.dumps(here), encoding='utf-8')
-
-
-def _chunks(items: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]

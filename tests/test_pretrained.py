@@ -134,6 +134,17 @@ def test_both_loaders_resize_inside_a_larger_model(loader):
     assert state['backbone.blocks.0.attn.relative_position_bias_table'].abs().max() > 0.1
 
 
+def test_a_plain_load_tells_that_the_shared_table_went_to_all_blocks(capsys):
+    """Where nothing else is skipped or resized, as in a detector with MMEngine's own checkpoint hook."""
+    MMLogger.get_instance('plain_load')
+    pretrained = randomise(SimMIM(backbone=TINY)).backbone
+    model = SimMIMViT(**ARGUMENTS, use_shared_rel_pos_bias=False, use_rel_pos_bias=True)
+    model.load_state_dict(pretrained.state_dict())
+    assert 'Loaded 54 tensors of a state dict\n' in capsys.readouterr().out
+    model.load_state_dict(model.state_dict())  # its own: nothing to tell
+    assert 'Loaded' not in capsys.readouterr().out
+
+
 def test_load_from_keeps_what_the_model_has(capsys):
     MMLogger.get_instance('load_from')
     pretrained = randomise(SimMIM(backbone=TINY))

@@ -162,22 +162,6 @@ def test_a_checkpoint_of_another_width_is_refused(tmp_path):
         tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'wide.pth')))
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs/segmentation').glob('*.py')), ids=lambda path: path.stem)
-def test_every_config_builds(path):
-    from mmseg.registry import MODELS
-
-    init_default_scope('mmseg')
-    cfg = load_config(str(path))
-    for head in (cfg.model.decode_head, cfg.model.get('auxiliary_head') or {}):
-        if head.get('num_classes', 0) is None:  # those of the data
-            head.num_classes = 3
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
-    last = cfg.param_scheduler[-1]
-    assert model.backbone.embed_dims in (192, 384, 768, 1024) and last.end == cfg.train_cfg.max_iters
-    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
-
-
 @pytest.mark.parametrize(('name', 'width'), [('upernet_vit-b', 768), ('upernet_vit-s', 384), ('linear_vit-b', 768)])
 def test_our_configs_build(name, width):
     model = build(load_config(config(f'segmentation/{name}_ade20k.py')))
