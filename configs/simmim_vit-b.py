@@ -26,7 +26,7 @@ model = dict(
 # Learning rate 1e-4 per 512 images, for whatever the total batch is: stated for 2048, scaled by MMEngine.
 optim_wrapper = dict(
     type='AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
-    optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0),
     # No decay for 1-D parameters, the cls token and a position embedding; mask token and bias tables are decayed.
     constructor='SimMIMOptimWrapperConstructor',

@@ -26,7 +26,9 @@ __version__ = '0.1.0'
 _MODULE_OF = {
     'AutocastOptimWrapper': 'optim',
     'BalancedAccuracy': 'metrics',
+    'CompileHook': 'compile_hook',
     'FeatureExtractor': 'feature_extractor',
+    'ForeachEMA': 'ema',
     'ImageFolder': 'datasets',
     'LinearWarmupLR': 'optim',
     'LoadImage': 'loading',
@@ -44,6 +46,7 @@ _MODULE_OF = {
     'SimMIMLogProcessor': 'log_processor',
     'SimMIMMaskGenerator': 'masking',
     'SimMIMOptimWrapperConstructor': 'optim',
+    'SimMIMRuntimeInfoHook': 'runtime_info_hook',
     'SimMIMViT': 'backbone',
     'SimpleFeaturePyramid': 'pyramid',
     'WarmupCosineLR': 'optim',

@@ -12,7 +12,9 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.architecture import arch_settings, rising_blocks, window_sizes
-from simmim_plugin.blocks import LAYER_NORM_EPS, Biases, Block
+from simmim_plugin.attention import Biases
+from simmim_plugin.blocks import LAYER_NORM_EPS, Block
+from simmim_plugin.initialization import init_parameters
 from simmim_plugin.pretrained import fit_state, load_pretrained_weights
 from simmim_plugin.registry import MODELS
 from simmim_plugin.relative_position import Grid, GridCache, RelativePositionBias
@@ -128,7 +130,7 @@ class SimMIMViT(BaseModule):
         pooled = out_type == 'avg_featmap'
         self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
         self.fc_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS) if pooled else nn.Identity()
-        self._init_parameters(init_cut)
+        init_parameters(self, init_cut)
         if self.frozen_stages > 0:
             self._freeze()
 
@@ -145,31 +147,32 @@ class SimMIMViT(BaseModule):
         Raises:
             ValueError: Channels or sides of `x`, or the shape of `mask`, do not fit.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
-                'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
-            )
-        height, width = x.shape[2:]
-        if self.dynamic_img_pad:  # patch_embed pads
-            height, width = height + -height % self.patch_size, width + -width % self.patch_size
-        grid = self._grid_of((height, width), 'input')
-        x = self.patch_embed(x)  # (B, h*w, D)
-        x = self._apply_mask(x, mask, grid)
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
-        if self.pos_embed is not None:
-            x = x + self.pos_cache(self.pos_embed, self.grid, grid)
-        shared = self._shared_biases(grid)
+        x, grid, shared = self._embed(x, mask)
         outputs = []
         for i, block in enumerate(self.blocks):
-            if self.with_cp and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, grid, shared, use_reentrant=False)
-            else:
-                x = block(x, grid, shared)
+            x = self._run(block, x, grid, shared)
             if i in self.out_indices:
                 last = i == self.num_layers - 1
                 outputs.append(self._format_output(self.norm(x) if last else x, grid))
         return tuple(outputs)
+
+    def forward_tokens(self, x: Tensor, mask: Tensor | None, tokens: Tensor) -> Tensor:
+        """Features of some patches: those of the last output of `forward`, without computing the others there.
+
+        Args:
+            x: See `forward`.
+            mask: See `forward`.
+            tokens: (B, K) indices into the h*w patches; see `masked_tokens`.
+
+        Returns:
+            (B, K, embed_dims).
+        """
+        x, grid, shared = self._embed(x, mask)
+        last = self.out_indices[-1]
+        for block in self.blocks[:last]:
+            x = self._run(block, x, grid, shared)
+        x = self._run(self.blocks[last], x, grid, shared, tokens + 1)  # the class token is the first
+        return self.norm(x) if last == self.num_layers - 1 else x
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise learning rates, as MMPretrain's constructor asks for it.
@@ -189,6 +192,32 @@ class SimMIMViT(BaseModule):
         first = ('patch_embed.', 'cls_token', 'mask_token', 'pos_embed')
         return (0 if param_name.startswith(prefix) and name.startswith(first) else layers - 1), layers
 
+    def _embed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Grid, Biases | None]:
+        """What the blocks take: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
+                'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
+            )
+        height, width = x.shape[2:]
+        if self.dynamic_img_pad:  # patch_embed pads
+            height, width = height + -height % self.patch_size, width + -width % self.patch_size
+        grid = self._grid_of((height, width), 'input')
+        x = self.patch_embed(x)  # (B, h*w, D)
+        shared = self._shared_biases(grid, x.dtype)  # bfloat16 under autocast, as queries and keys
+        x = self._apply_mask(x, mask, grid)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
+        if self.pos_embed is not None:
+            x = x + self.pos_cache(self.pos_embed, self.grid, grid)
+        return x, grid, shared
+
+    def _run(
+        self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None = None
+    ) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(block, x, grid, shared, tokens, use_reentrant=False)
+        return block(x, grid, shared, tokens)
+
     def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
         if mask is None:
             # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.
@@ -202,16 +231,16 @@ class SimMIMViT(BaseModule):
         weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
         return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
 
-    def _shared_biases(self, grid: Grid) -> Biases | None:
+    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> Biases | None:
         """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
         if self.rel_pos_bias is None:
             return None
         biases: dict[Grid, Tensor] = {}
         for size in set(self.window_sizes):
             if has_windows(grid, size):
-                biases |= {part: self.rel_pos_bias(part, (size, size)) for part in window_parts(grid, size)}
+                biases |= {part: self.rel_pos_bias(part, (size, size), dtype) for part in window_parts(grid, size)}
             else:
-                biases[grid] = self.rel_pos_bias(grid)
+                biases[grid] = self.rel_pos_bias(grid, dtype=dtype)
         return biases
 
     def _format_output(self, x: Tensor, grid: Grid) -> Tensor:
@@ -233,21 +262,6 @@ class SimMIMViT(BaseModule):
                 f'e.g. {fit}'
             )
         return size[0] // patch, size[1] // patch
-
-    def _init_parameters(self, cut: float) -> None:
-        """The reference's initialisation; bias tables, q and v biases stay 0, norms 1 and 0."""
-        drawn: list[Tensor] = [self.cls_token, self.mask_token, *([] if self.pos_embed is None else [self.pos_embed])]
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                drawn.append(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for parameter in drawn:
-            nn.init.trunc_normal_(parameter, std=0.02, a=-cut, b=cut)
-        with torch.no_grad():
-            for i in range(self.num_layers):
-                for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
-                    self.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
 
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says; pretrained weights by `load_pretrained_weights`, which errors and reports."""

@@ -8,6 +8,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from simmim_plugin.registry import MODELS
+from simmim_plugin.tokens import largest_count, masked_tokens
 
 
 @MODELS.register_module()
@@ -37,9 +38,13 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Normalise `inputs`, (B, C, H, W) of any dtype, into float32; other entries only move.
 
+        Where there is a `mask`, `tokens` are added: `masked_tokens` of it. Their number is read off the mask before it
+        moves, so that nothing waits for the device.
+
         Raises:
             ValueError: The images' channels are not those of `mean` and `std`.
         """
+        count = largest_count(data['mask']) if 'mask' in data else None
         data = self.cast_data(data)
         inputs = data['inputs']
         channels = self.mean.shape[0]
@@ -49,7 +54,8 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
                 f'(B, {channels}, H, W). Set mean and std of the data_preprocessor (tools/compute_mean_std.py), '
                 'in_channels of the backbone and channels of LoadImage so that they agree'
             )
-        return {**data, 'inputs': (inputs.float() - self.mean) / self.std}
+        tokens = {} if count is None else {'tokens': masked_tokens(data['mask'], count)}
+        return {**data, **tokens, 'inputs': (inputs.float() - self.mean) / self.std}
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Back to the units of the stored values: (B, C, H, W) -> (B, C, H, W)."""

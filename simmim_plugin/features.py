@@ -69,7 +69,7 @@ def block_features(backbone: SimMIMViT, images: Tensor, query: tuple[int, int] |
     maps: list[BlockMaps] = []
 
     def record(block: Block, args: tuple[Any, ...], output: Tensor) -> None:
-        x, grid, shared = args
+        x, grid, shared = args[:3]
         attention = None
         if query is not None:
             token = 1 + query[0] * w + query[1]  # the class token comes first

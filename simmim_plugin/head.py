@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.losses import normalize_patches, reconstruction_loss
 from simmim_plugin.registry import MODELS, build_part
+from simmim_plugin.tokens import masked_tokens, take
 from simmim_plugin.visualization import pixel_mask
 
 
@@ -74,44 +75,61 @@ class SimMIMHead(BaseModule):
         _, mean, std = normalize_patches(self._rows(reference))
         return F.pixel_shuffle(((self._rows(images) - mean) / std).permute(0, 3, 1, 2), self.patch_size)
 
-    def loss(self, features: Tensor, target: Tensor, mask: Tensor, **parts: Tensor | None) -> dict[str, Tensor]:
+    @property
+    def whole_image(self) -> bool:
+        """Whether the loss needs the features of all patches."""
+        return getattr(self.loss_module, 'whole_image', False)
+
+    def loss(
+        self, features: Tensor, target: Tensor, mask: Tensor, tokens: Tensor | None = None, **parts: Tensor | None
+    ) -> dict[str, Tensor]:
         """Decode the tokens that count and compare them with the image.
 
         Args:
-            features: (B, in_channels, h, w).
+            features: (B, in_channels, h, w), or with `tokens` those of theirs, (B, K, in_channels).
             target: (B, out_channels, h*p, w*p), normalised images.
             mask: (B, h, w), 1 = masked.
+            tokens: (B, K) indices into h*w of all masked patches, maybe among visible ones, as `masked_tokens` gives.
             parts: Masks whose pixels' error shall be told apart, of the same shape: `local`, `global_`.
 
         Returns:
             `{'loss': scalar}`, and for each of the parts `error_<name>`: the criterion's mean over its pixels, for the
             log (MMEngine adds up what has 'loss' in its name).
+
+        Raises:
+            ValueError: `tokens` are given, but the loss is one of whole images.
         """
-        truth = self._rows(target)
-        if self.normalize_target:
-            truth = normalize_patches(truth)[0]
-        rows = features.permute(0, 2, 3, 1)
-        if getattr(self.loss_module, 'whole_image', False):
-            prediction = self.decoder(rows)
+        if self.whole_image:
+            if tokens is not None:
+                raise ValueError('a loss of whole images needs the features of all patches; leave tokens out')
+            prediction = self.decoder(features.permute(0, 2, 3, 1))
+            truth = self._truth(self._rows(target))
             images = [F.pixel_shuffle(x.permute(0, 3, 1, 2), self.patch_size) for x in (prediction, truth)]
             losses = {'loss': self.loss_module(images[0], images[1], pixel_mask(mask, self.patch_size))}
-            counted: Tensor | slice = slice(None)
         else:
-            counted = mask.flatten().nonzero().squeeze(1)  # (masked tokens,)
-            truth = truth.flatten(0, 2)[counted]
-            prediction = self.decoder(rows.flatten(0, 2)[counted])
-            losses = {'loss': self.loss_module(self._pixels(prediction), self._pixels(truth))}
+            if tokens is None:
+                tokens = masked_tokens(mask)
+                features = take(features.flatten(2).transpose(1, 2), tokens)
+            prediction = self.decoder(features)  # (B, K, C*p*p)
+            truth = self._truth(take(self._rows(target).flatten(1, 2), tokens))
+            weight = self._pixel_weight(mask.flatten(1).gather(1, tokens))
+            losses = {'loss': self.loss_module(self._pixels(prediction), self._pixels(truth), weight)}
         for name, part in parts.items():
             if part is not None:
-                losses[f'error_{name.rstrip("_")}'] = self._error(prediction, truth, part.flatten()[counted])
+                chosen = part if tokens is None else part.flatten(1).gather(1, tokens)
+                losses[f'error_{name.rstrip("_")}'] = self._error(prediction, truth, chosen)
         return losses
 
     @torch.no_grad()
-    def _error(self, prediction: Tensor, truth: Tensor, tokens: Tensor) -> Tensor:
-        """The criterion's mean over the pixels of some tokens, (n,) 1 = counted."""
-        weight = tokens[:, None, None].expand(-1, 1, self.patch_size**2)
+    def _error(self, prediction: Tensor, truth: Tensor, chosen: Tensor) -> Tensor:
+        """The criterion's mean over the pixels of the tokens that are 1 in `chosen`, one value per token."""
         criterion = getattr(self.loss_module, 'criterion', 'l1')
-        return reconstruction_loss(self._pixels(prediction), self._pixels(truth), weight, criterion)
+        pixels = self._pixels(prediction), self._pixels(truth)
+        return reconstruction_loss(*pixels, self._pixel_weight(chosen), criterion)
+
+    def _truth(self, rows: Tensor) -> Tensor:
+        """What shall be predicted of patches, (..., C*p*p)."""
+        return normalize_patches(rows)[0] if self.normalize_target else rows
 
     def _rows(self, images: Tensor) -> Tensor:
         """(B, C, h*p, w*p) -> (B, h, w, C*p*p)."""
@@ -120,3 +138,7 @@ class SimMIMHead(BaseModule):
     def _pixels(self, rows: Tensor) -> Tensor:
         """(..., C*p*p) -> (tokens, C, p*p)."""
         return rows.reshape(-1, self.out_channels, self.patch_size**2)
+
+    def _pixel_weight(self, chosen: Tensor) -> Tensor:
+        """One value per token -> (tokens, 1, p*p)."""
+        return chosen.reshape(-1, 1, 1).expand(-1, 1, self.patch_size**2)

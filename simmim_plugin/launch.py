@@ -76,6 +76,7 @@ def prepare(
     resume: str | None = None,
     amp: bool = False,
     launcher: str = 'none',
+    compiled: bool = False,
 ) -> Config:
     """Put the command line's wishes into the config.
 
@@ -87,6 +88,7 @@ def prepare(
             start as the config says, with its `load_from`; else a checkpoint's path.
         amp: bfloat16 autocast, on processors, too.
         launcher: 'none', 'pytorch' (torchrun) or 'slurm'.
+        compiled: Compile the model's forward pass; see `CompileHook`.
 
     Raises:
         ValueError: The work dir is not writable, or the optimiser wrapper does not go with `amp`.
@@ -109,6 +111,9 @@ def prepare(
             raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
         cfg.optim_wrapper.parts = autocast_parts(cfg)
+    if compiled:  # other models hold what PyTorch cannot follow
+        hook = dict(type='simmim_plugin.CompileHook', fullgraph=str(cfg.model.type).endswith('SimMIM'))
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     return cfg
 
 

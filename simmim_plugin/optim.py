@@ -13,7 +13,7 @@ from mmengine.optim.scheduler import _ParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
@@ -41,6 +41,17 @@ class AutocastOptimWrapper(OptimWrapper):
     def __init__(self, on_cpu: bool = False, parts: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.on_cpu, self.parts = on_cpu, parts
+        self.keep_grad_norm = False  # whether the norm stays a tensor here, for SimMIMRuntimeInfoHook
+        self.grad_norm: Tensor | None = None
+
+    def _clip_grad(self) -> None:
+        """Clip as MMEngine does; reading the norm for the log would wait for the device."""
+        if not self.keep_grad_norm:
+            super()._clip_grad()
+            return
+        parameters = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
+        if parameters:
+            self.grad_norm = self.clip_func(parameters, **self.clip_grad_kwargs)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:

@@ -17,10 +17,20 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
     return root.Registry(name, parent=parent, scope=SCOPE, locations=[f'{SCOPE}.{module}' for module in modules])
 
 
-MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'head', 'losses', 'pyramid', 'simmim')
+MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'ema', 'head', 'losses', 'pyramid', 'simmim')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'loading', 'masking')
 DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels')
-HOOKS = _child('hook', root.HOOKS, 'checkpoint', 'mask_ramp', 'probe_hook', 'reconstruction_hook', 'seg_label_hook')
+HOOKS = _child(
+    'hook',
+    root.HOOKS,
+    'checkpoint',
+    'compile_hook',
+    'mask_ramp',
+    'probe_hook',
+    'reconstruction_hook',
+    'runtime_info_hook',
+    'seg_label_hook',
+)
 LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
 METRICS = _child('metric', root.METRICS, 'metrics')
 OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 Grid = tuple[int, int]  # height and width in patches
 
 CLS_ROWS = 3
+ALIGNMENT = 8  # elements; rows of a bias begin at multiples of it, as the fused attention kernels of GPUs ask for
 
 
 def table_rows(grid: Grid) -> int:
@@ -21,7 +22,7 @@ def table_rows(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
 
 
-@lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result
 def relative_position_index(grid: Grid, device: torch.device | None = None, table_grid: Grid | None = None) -> Tensor:
     """Row of the table for every pair of tokens, class token first.
 
@@ -34,8 +35,13 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
     Returns:
         (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
     """
+    return _cached_index(grid, device, table_grid or grid)
+
+
+@lru_cache(maxsize=8)
+def _cached_index(grid: Grid, device: torch.device | None, table_grid: Grid) -> Tensor:
     with torch.inference_mode(False):  # else a first call under inference mode would spoil it for training
-        return _index(grid, table_grid or grid).to(device)
+        return _index(grid, table_grid).to(device)
 
 
 def _index(grid: Grid, table_grid: Grid) -> Tensor:
@@ -107,13 +113,24 @@ class GridCache:
         return self._value
 
 
-def bias_from_table(table: Tensor, grid: Grid, table_grid: Grid | None = None) -> Tensor:
-    """Attention bias of a grid, (heads, 1 + h*w, 1 + h*w), [head, query, key], from a table (rows, heads).
+def bias_from_table(
+    table: Tensor, grid: Grid, table_grid: Grid | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Attention bias of a grid, from a table.
 
-    The table is made for `grid`, or for a larger `table_grid`.
+    Args:
+        table: (rows, heads), made for `grid`, or for a larger `table_grid`.
+        grid: Height h and width w in patches.
+        table_grid: See above.
+        dtype: Of the result; None: the table's.
+
+    Returns:
+        (heads, 1 + h*w, 1 + h*w), [head, query, key]; rows of keys begin at multiples of `ALIGNMENT`.
     """
-    # Contiguous keys, which the fused attention kernels of GPUs ask for.
-    return table[relative_position_index(grid, table.device, table_grid)].permute(2, 0, 1).contiguous()
+    index = relative_position_index(grid, table.device, table_grid)
+    tokens = index.shape[0]
+    bias = table[F.pad(index, (0, -tokens % ALIGNMENT))]  # (query, padded key, heads); the padding is never used
+    return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., :tokens]
 
 
 class RelativePositionBias(nn.Module):
@@ -130,7 +147,7 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
         self.cache = GridCache(resize_table)
 
-    def forward(self, grid: Grid, window: Grid | None = None) -> Tensor:
+    def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Bias for a grid of h x w patches, or for a part of a window: (heads, 1 + h*w, 1 + h*w)."""
         whole = window or grid
-        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, whole), grid, whole)
+        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, whole), grid, whole, dtype)

@@ -7,6 +7,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS, build_part
+from simmim_plugin.tokens import masked_tokens
 
 MODES = ('loss', 'tensor')
 
@@ -48,6 +49,7 @@ class SimMIM(BaseModel):
         mode: str = 'tensor',
         mask_local: Tensor | None = None,
         mask_global: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """Loss or features of normalised images.
 
@@ -57,6 +59,7 @@ class SimMIM(BaseModel):
             mode: 'loss' gives what `SimMIMHead.loss` returns; 'tensor' gives the backbone's features without a mask.
             mask_local: With simultaneous masks, the local one; its error then goes into the log.
             mask_global: Likewise the global one. `mask` is their union.
+            tokens: `masked_tokens(mask)`, which `SimMIMDataPreprocessor` adds; None: made here.
 
         Raises:
             ValueError: Unknown mode, or no mask where one is needed.
@@ -67,13 +70,28 @@ class SimMIM(BaseModel):
             raise ValueError(f'mode={mode!r} is unknown; choose one of {", ".join(map(repr, MODES))}')
         if mask is None:
             raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
-        return self.loss(inputs, mask, mask_local, mask_global)
+        return self.loss(inputs, mask, mask_local, mask_global, tokens)
 
     def loss(
-        self, inputs: Tensor, mask: Tensor, mask_local: Tensor | None = None, mask_global: Tensor | None = None
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        mask_local: Tensor | None = None,
+        mask_global: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`."""
-        return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, local=mask_local, global_=mask_global)
+        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`.
+
+        Where the loss counts masked pixels only, the last block computes masked tokens only; loss and gradients are
+        the same.
+        """
+        parts = dict(local=mask_local, global_=mask_global)
+        if self.head.whole_image or not hasattr(self.backbone, 'forward_tokens'):
+            return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, **parts)
+        if tokens is None:
+            tokens = masked_tokens(mask)
+        features = self.backbone.forward_tokens(inputs, mask, tokens)
+        return self.head.loss(features, inputs, mask, tokens, **parts)
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.

@@ -146,6 +146,7 @@ def test_the_recipe_has_the_published_numbers():
     assert crop.ratio == pytest.approx((3 / 4, 4 / 3)) and flip.type.endswith('RandomHorizontalFlip')
     assert (mask.mask_ratio, mask.mask_patch_size, mask.model_patch_size) == (0.6, 32, 16)
     optimizer = dict(cfg.optim_wrapper.optimizer)
+    assert optimizer.pop('fused')  # the same numbers, see above
     assert optimizer == dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
     assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 2048

@@ -28,6 +28,7 @@ def main() -> None:
         help='go on from PATH, or the last checkpoint in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
+    parser.add_argument('--compile', action='store_true', help='compile the model; the first iteration takes a minute')
     config.add_cfg_options(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='set by the scripts')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -35,7 +36,7 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors() as folders:
         cfg = config.load_config(args.config, args.cfg_options)
-        launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher)
+        launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher, args.compile)
         folders.append(cfg.work_dir)
         launch.run_training(launch.build_runner(cfg))
         launch.leave_process_group()

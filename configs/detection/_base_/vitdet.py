@@ -26,7 +26,7 @@ pyramid = dict(type='simmim_plugin.SimpleFeaturePyramid', in_channels=768)
 optim_wrapper = dict(
     type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
     parts=('backbone', 'neck'),  # MMCV's RoIAlign and NMS do not know bfloat16
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True),
     constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.7),
 )
@@ -38,5 +38,8 @@ param_scheduler = [
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3))
+default_hooks = dict(
+    runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
+    checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3),
+)
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')

@@ -46,7 +46,7 @@ val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
     type='simmim_plugin.AutocastOptimWrapper',
-    optimizer=dict(type='AdamW', betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    optimizer=dict(type='AdamW', betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0),
     constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
 )

@@ -18,6 +18,7 @@ log_level = 'INFO'
 load_from = None
 resume = False
 default_hooks = dict(
+    runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(
         type='simmim_plugin.SimMIMCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'
@@ -28,7 +29,7 @@ default_hooks = dict(
 custom_hooks = [dict(type='simmim_plugin.SegLabelHook')]
 optim_wrapper = dict(
     type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.65),
 )
