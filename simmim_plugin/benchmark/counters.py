@@ -1,0 +1,55 @@
+"""What a training step costs, in counts that do not depend on the machine."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Count the operators that PyTorch dispatches, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_flops(build: Callable[[], nn.Module], images: Tensor, mask: Tensor) -> int:
+    """Floating-point operations of forward and backward pass, multiply and add as two, counted without computing.
+
+    Args:
+        build: Makes the model; `forward(images, mask)` gives the loss.
+        images: Whose shape counts.
+        mask: Likewise.
+    """
+    model = build().to('meta')
+    with FlopCounterMode(display=False) as counter:
+        model(images.to('meta'), mask.to('meta')).backward()
+    return counter.get_total_flops()
+
+
+def saved_bytes(model: nn.Module, images: Tensor, mask: Tensor) -> int:
+    """Bytes that the forward pass keeps for the backward pass, each storage once, parameters left out."""
+    own = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers(), images, mask)}
+    kept: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with saved_tensors_hooks(note, lambda x: x):
+        loss = model(images, mask)
+    total = sum(kept.values())
+    del loss  # the storages must live until they are counted
+    return total

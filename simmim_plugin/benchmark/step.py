@@ -1,0 +1,189 @@
+"""Time and cost of a training step: forward, backward, clipping, AdamW, on a batch that lies on the device already."""
+
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch._dynamo.utils
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from simmim_plugin.benchmark.counters import OperatorCounter, count_flops, saved_bytes
+from simmim_plugin.benchmark.subjects import PATCH, RATIO, UNIT, Subject, subjects
+from simmim_plugin.unit_masks import random_mask
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+WARM_UP = 2
+
+
+@dataclass
+class Settings:
+    """What is measured.
+
+    Args:
+        arch: 'small', 'base', 'large' or 'huge'.
+        img_size: Side in pixels, a multiple of 32.
+        batch: Images per step.
+        dtypes: Names in `DTYPES`; bfloat16 is autocast.
+        repeats: Interleaved repeats of every subject.
+        steps: Steps per repeat.
+        device: 'cpu' or 'cuda'.
+        only: Names of subjects; empty: all.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    arch: str = 'small'
+    img_size: int = 224
+    batch: int = 8
+    dtypes: Sequence[str] = ('float32', 'bfloat16')
+    repeats: int = 7
+    steps: int = 1
+    device: str = 'cpu'
+    only: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.img_size < UNIT or self.img_size % UNIT:
+            raise ValueError(f'img_size={self.img_size} must be a positive multiple of {UNIT}, such as 224')
+        for name in ('batch', 'repeats', 'steps'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)} must be positive')
+        known = [subject.name for subject in subjects(self.arch, self.img_size)]
+        if unknown := sorted(set(self.only) - set(known)):
+            raise ValueError(f'only={unknown} is unknown; choose of {", ".join(map(repr, known))}')
+
+
+class Step:
+    """The training step of one subject in one dtype."""
+
+    def __init__(self, subject: Subject, dtype: str, settings: Settings, images: Tensor, mask: Tensor) -> None:
+        torch.manual_seed(0)
+        self.name, self.dtype, self.device = subject.name, dtype, settings.device
+        self.model = subject.build().to(settings.device).train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True if subject.fused else None)
+        if subject.compiled:
+            self.model.compile(fullgraph=True)
+        self.compiled = subject.compiled
+        self.images, self.mask = images, mask
+
+    def __call__(self) -> None:
+        """Do one step."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
+            loss = self.model(self.images, self.mask)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def warm_up(self) -> dict[str, Any]:
+        """The first steps, and what can be counted in them."""
+        counters = torch._dynamo.utils.counters
+        counters.clear()
+        for _ in range(WARM_UP):
+            self()
+        counts: dict[str, Any] = dict(graphs=None, breaks=None, operators=None, saved_bytes=None)
+        if self.compiled:
+            counts.update(graphs=counters['stats']['unique_graphs'], breaks=sum(counters['graph_break'].values()))
+        else:
+            with OperatorCounter() as operators:
+                self()
+            counts['operators'] = sum(operators.counts.values())
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
+            counts['saved_bytes'] = saved_bytes(self.model, self.images, self.mask)
+        return counts
+
+    def seconds(self, steps: int) -> float:
+        """Time of a step, the mean of some."""
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self()
+        self._wait()
+        return (time.perf_counter() - start) / steps
+
+    def peak_bytes(self) -> int | None:
+        """Memory of the device that a step needs, with its own weights and the optimiser's state; None on the CPU."""
+        if self.device == 'cpu':
+            return None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self()
+        torch.cuda.synchronize()
+        own = 3 * sum(p.numel() * p.element_size() for p in self.parameters)  # weights and two moments
+        return torch.cuda.max_memory_allocated() - before + own
+
+    def _wait(self) -> None:
+        if self.device != 'cpu':
+            torch.cuda.synchronize()
+
+
+def measure_step(settings: Settings) -> dict[str, Any]:
+    """Measure all subjects side by side.
+
+    Returns:
+        `settings`; `matmul_flops`, the rate of large matrix products per dtype, in FLOP/s; `rows`, one per subject and
+        dtype; `skipped`, the reasons by name.
+    """
+    images, mask = batch_of(settings)
+    skipped: dict[str, str] = {}
+    steps: list[tuple[Step, dict[str, Any]]] = []
+    chosen = [s for s in subjects(settings.arch, settings.img_size) if not settings.only or s.name in settings.only]
+    for subject in tqdm(chosen, desc='build and count', unit='model'):
+        try:
+            flops = count_flops(subject.build, images[:1], mask[:1])
+        except ImportError as error:
+            skipped[subject.name] = f'not installed: {error}'
+            continue
+        for dtype in settings.dtypes:
+            step = Step(subject, dtype, settings, images, mask)
+            row = dict(name=subject.name, dtype=dtype, flops_per_image=flops, **step.warm_up())
+            steps.append((step, {**row, 'peak_bytes': step.peak_bytes()}))
+    times: list[list[float]] = [[] for _ in steps]
+    gc.collect()
+    for _ in tqdm(range(settings.repeats), desc='measure', unit='repeat'):
+        for (step, _), seconds in zip(steps, times):
+            seconds.append(step.seconds(settings.steps))
+    rates = {dtype: matmul_flops(settings.device, DTYPES[dtype]) for dtype in settings.dtypes}
+    rows = [{**row, **_speed(row, seconds, settings.batch, rates)} for (_, row), seconds in zip(steps, times)]
+    return dict(settings=vars(settings), matmul_flops=rates, rows=rows, skipped=skipped)
+
+
+def batch_of(settings: Settings) -> tuple[Tensor, Tensor]:
+    """Random images, and masks of the published kind: (B, 3, H, W), (B, h, w)."""
+    torch.manual_seed(0)
+    images = torch.randn(settings.batch, 3, settings.img_size, settings.img_size)
+    grid = (settings.img_size // PATCH,) * 2
+    masks = [torch.from_numpy(random_mask(grid, UNIT // PATCH, RATIO)) for _ in range(settings.batch)]
+    return images.to(settings.device), torch.stack(masks).to(settings.device)
+
+
+def matmul_flops(device: str, dtype: torch.dtype) -> float:
+    """Rate of a product of large square matrices in FLOP/s: what the machine can do, the best of ten."""
+    n = 2048 if device == 'cpu' else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ b
+        if device != 'cpu':
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times[2:])
+
+
+def _speed(row: dict[str, Any], seconds: list[float], batch: int, rates: dict[str, float]) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return dict(
+        seconds=median,
+        seconds_min=min(seconds),
+        seconds_max=max(seconds),
+        images_per_second=batch / median,
+        share_of_matmul=row['flops_per_image'] * batch / median / rates[row['dtype']],
+    )
