@@ -42,6 +42,7 @@ setup(
         'scikit-learn>=1.7',
         'pillow>=10.1',
         'safetensors',
+        'simplejpeg>=1.7',
         'tifffile',
         'imagecodecs',
         'matplotlib',

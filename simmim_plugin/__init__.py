@@ -36,6 +36,7 @@ _MODULE_OF = {
     'PackagePhotos': 'datasets',
     'ProbeHook': 'probe_hook',
     'PackSimMIMInputs': 'loading',
+    'RandomResizedCrop': 'crop',
     'ReconstructionHook': 'reconstruction_hook',
     'ReconstructionLoss': 'losses',
     'SegLabelHook': 'seg_label_hook',

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from simmim_plugin.jpeg import PendingJPEG, pending_jpeg
 from simmim_plugin.registry import TRANSFORMS
 
 ARRAY_SUFFIXES = ('.npy',)
@@ -138,22 +139,31 @@ def _fits_16_bits(array: np.ndarray) -> bool:
     return bool(array.min() >= 0 and array.max() <= 65535)
 
 
+def _read_pending(path: str) -> PendingJPEG | None:
+    try:
+        return pending_jpeg(path)
+    except OSError as error:
+        raise ImageReadError(f'{path}: {error}') from error
+
+
 @TRANSFORMS.register_module()
 class LoadImage:
     """Read the image of a sample; see `read_image` for formats and conversions.
 
-    Required key: `img_path`. Added key: `img`, a (channels, H, W) tensor.
+    Required key: `img_path`. Added key: `img`, a (channels, H, W) tensor, or with `defer` maybe a `PendingJPEG`.
 
     Args:
         channels: Channels of the result; 3 gives RGB.
         dtype: 'uint8' (photos) or 'float32' (values as stored: medical, satellite).
         keep: Each process keeps the first so many decoded images in memory; for small sets.
+        defer: Leave JPEGs to be decoded by our `RandomResizedCrop`, which must follow, at the size that its crop
+            wants. Only for 3 channels of uint8, and what is not kept.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, channels: int = 3, dtype: str = 'uint8', keep: int = 0) -> None:
+    def __init__(self, channels: int = 3, dtype: str = 'uint8', keep: int = 0, defer: bool = False) -> None:
         if channels < 1:
             raise ValueError(f'channels={channels} must be positive')
         if dtype not in DTYPES:
@@ -161,12 +171,15 @@ class LoadImage:
         self.channels = channels
         self.dtype = dtype
         self.keep = keep
+        self.defer = defer and channels == 3 and dtype == 'uint8'
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img` to the sample."""
         path = results['img_path']
-        image = self._kept.get(path)
+        image: Tensor | PendingJPEG | None = self._kept.get(path)
+        if image is None and self.defer and len(self._kept) >= self.keep:
+            image = _read_pending(path)
         if image is None:
             image = read_image(path, self.channels, self.dtype)
             if len(self._kept) < self.keep:

@@ -1,6 +1,7 @@
 """SimMIM on a ViT as one would write it from the paper, without any thought of speed: the yardstick."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class PlainSimMIM(nn.Module):
         drop_path_rate: Of the last block.
     """
 
-    def __init__(self, arch: dict[str, int], img_size: int = 224, patch_size: int = 16, drop_path_rate: float = 0.1):
+    def __init__(self, arch: Mapping[str, int], img_size: int = 224, patch_size: int = 16, drop_path_rate: float = 0.1):
         super().__init__()
         width, layers, heads = arch['embed_dims'], arch['num_layers'], arch['num_heads']
         self.patch_size = patch_size
@@ -61,6 +62,7 @@ class PlainSimMIM(nn.Module):
         self.blocks = nn.ModuleList(PlainBlock(width, heads, arch['feedforward_channels'], rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.decoder = nn.Sequential(nn.Conv2d(width, 3 * patch_size**2, 1), nn.PixelShuffle(patch_size))
+        self.index: Tensor
         self.register_buffer('index', relative_position_index(self.grid), persistent=False)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Time and cost of a training step: forward, backward, clipping, AdamW, on a batch that lies on the device already."""
 
 import gc
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from simmim_plugin.benchmark.counters import OperatorCounter, count_flops, saved_bytes
 from simmim_plugin.benchmark.subjects import PATCH, RATIO, UNIT, Subject, subjects
+from simmim_plugin.benchmark.timing import spread
 from simmim_plugin.unit_masks import random_mask
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
@@ -179,11 +179,7 @@ def matmul_flops(device: str, dtype: torch.dtype) -> float:
 
 
 def _speed(row: dict[str, Any], seconds: list[float], batch: int, rates: dict[str, float]) -> dict[str, Any]:
-    median = statistics.median(seconds)
-    return dict(
-        seconds=median,
-        seconds_min=min(seconds),
-        seconds_max=max(seconds),
-        images_per_second=batch / median,
-        share_of_matmul=row['flops_per_image'] * batch / median / rates[row['dtype']],
-    )
+    found = spread(seconds)
+    rate = batch / found['seconds']
+    share = row['flops_per_image'] * rate / rates[row['dtype']]
+    return dict(**found, images_per_second=rate, share_of_matmul=share)

@@ -14,6 +14,7 @@ from simmim_plugin.benchmark.plain import PlainSimMIM
 from simmim_plugin.registry import build_part
 from simmim_plugin.tokens import masked_tokens
 
+SWINS = {'small': 'tiny', 'base': 'base', 'large': 'large'}  # by the ViT whose size is next
 PATCH, UNIT, RATIO = 16, 32, 0.6  # pixels, pixels, share of units
 
 
@@ -47,9 +48,6 @@ class OurSimMIM(nn.Module):
         # Their number is known beforehand, as it is from a mask that was made on the processor.
         count = math.ceil(RATIO * (mask.shape[1] * PATCH // UNIT) ** 2) * (UNIT // PATCH) ** 2
         return self.model(images, mask=mask, mode='loss', tokens=masked_tokens(mask, count))['loss']
-
-
-
 
 
 class TimmBeit(nn.Module):
@@ -138,10 +136,10 @@ class MMPretrainSwin(nn.Module):
         return self.head.loss(self.neck(self.swin(images, mask)[0]), images, mask)
 
 
-def subjects(arch: str, img_size: int) -> list[Subject]:
-    """Everything that is compared, in the order of tables: a ViT of a named size, or the Swin nearest to it."""
-    sizes = ARCHS[arch]
-    swin = {'small': 'tiny', 'base': 'base', 'large': 'large'}.get(arch)
+def subjects(arch: str | Mapping[str, int], img_size: int) -> list[Subject]:
+    """Everything that is compared, in the order of tables: a ViT, and for the named sizes the Swin nearest to it."""
+    sizes = ARCHS[arch] if isinstance(arch, str) else arch
+    swin = SWINS.get(arch) if isinstance(arch, str) else None
     found = [
         Subject('plain eager', lambda: PlainSimMIM(sizes, img_size)),
         Subject('ours eager', lambda: OurSimMIM(sizes, img_size), fused=True),

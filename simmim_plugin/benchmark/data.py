@@ -1,0 +1,160 @@
+"""Time of reading images, and of making a batch of them, beside the reference's pipeline and MMPretrain's."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import Compose, default_collate, pseudo_collate
+from mmengine.registry import DefaultScope
+from PIL import Image
+from torchvision import transforms
+
+from simmim_plugin.benchmark.timing import interleaved
+from simmim_plugin.config import load_config
+from simmim_plugin.data_preprocessor import SimMIMDataPreprocessor
+from simmim_plugin.datasets import PackagePhotos
+from simmim_plugin.tokens import largest_count, masked_tokens
+
+SIZES = ((500, 375), (2000, 1500))  # width and height in pixels of the JPEGs
+PHOTOS = 8
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def write_photos(folder: str | os.PathLike[str], size: tuple[int, int], count: int = PHOTOS) -> list[str]:
+    """Write JPEGs of a size, quality 90, made of the photos inside packages; larger ones get a camera's noise."""
+    sources = [sample['img_path'] for sample in PackagePhotos().load_data_list()]
+    paths = []
+    for i in range(count):
+        with Image.open(sources[i % len(sources)]) as opened:
+            enlarged = min(opened.size) < min(size)
+            image = np.asarray(opened.convert('RGB').resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+        if enlarged:
+            image += np.random.default_rng(i).normal(0, 3, image.shape)
+        paths.append(os.path.join(folder, f'{i:04}.jpg'))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def pipelines(config: str) -> dict[str, Callable[[str], Any]]:
+    """From a path to a sample: ours as the config has it, the reference's transforms, and MMPretrain's where it is."""
+    ours = Compose(load_config(config).train_pipeline)
+    means = dict(mean=[value / 255 for value in MEAN], std=[value / 255 for value in STD])
+    reference = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(**means),
+        ]
+    )
+
+    def by_reference(path: str) -> Any:
+        with Image.open(path) as image:
+            return reference(image.convert('RGB'))
+
+    found: dict[str, Callable[[str], Any]] = {
+        'ours': lambda path: ours({'img_path': path}),
+        'torchvision and PIL': by_reference,
+    }
+    try:
+        theirs = mmpretrain_pipeline()
+    except ImportError:
+        return found
+    return {**found, 'MMPretrain': lambda path: theirs({'img_path': path})}
+
+
+def mmpretrain_pipeline() -> Compose:
+    """The pipeline of MMPretrain's SimMIM, at 192 px; raises ImportError where it is not installed."""
+    import mmpretrain.datasets  # noqa: F401 (registers)
+
+    masks = dict(type='mmpretrain.SimMIMMaskGenerator', input_size=192, mask_patch_size=32, model_patch_size=4)
+    return Compose(
+        [
+            dict(type='mmpretrain.LoadImageFromFile'),
+            dict(type='mmpretrain.RandomResizedCrop', scale=192, crop_ratio_range=(0.67, 1.0)),
+            dict(type='mmpretrain.RandomFlip', prob=0.5),
+            {**masks, 'mask_ratio': 0.6},
+            dict(type='mmpretrain.PackInputs'),
+        ]
+    )
+
+
+def measure_input(config: str, batch: int, repeats: int) -> dict[str, Any]:
+    """Measure in this process with one thread, as in a worker.
+
+    Args:
+        config: Pretraining config whose pipeline is measured.
+        batch: Images of the batch.
+        repeats: See `interleaved`.
+
+    Returns:
+        `per_image`, rows of size, pipeline, milliseconds and the ratio to the reference; `per_batch`, rows of what the
+        main process does with a batch; `skipped`.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with DefaultScope.overwrite_default_scope('simmim_plugin'), tempfile.TemporaryDirectory() as folder:
+            found = pipelines(config)
+            rows = []
+            for size in SIZES:
+                inside = Path(folder, f'{size[0]}x{size[1]}')
+                inside.mkdir()
+                paths = write_photos(inside, size)
+                tasks = {name: _over(pipeline, paths) for name, pipeline in found.items()}
+                times = interleaved(tasks, repeats)
+                for name, time in times.items():
+                    ms = {key: 1000 * value / len(paths) for key, value in time.items()}
+                    ratio = times['torchvision and PIL']['seconds'] / time['seconds']
+                    rows.append(dict(size=size, pipeline=name, **_in_ms(ms), faster_than_reference=ratio))
+            small = sorted(str(path) for path in Path(folder, '500x375').iterdir())
+            batches = _batches(found, small, batch, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    skipped = {} if 'MMPretrain' in found else {'MMPretrain': 'not installed'}
+    return dict(per_image=rows, per_batch=batches, skipped=skipped)
+
+
+def _over(pipeline: Callable[[str], Any], paths: Sequence[str]) -> Callable[[], None]:
+    def task() -> None:
+        for path in paths:
+            pipeline(path)
+
+    return task
+
+
+def _batches(
+    found: dict[str, Callable[[str], Any]], paths: Sequence[str], batch: int, repeats: int
+) -> list[dict[str, Any]]:
+    """What happens to a batch outside the workers, or in them where they collate; float conversion told apart."""
+    ours = [found['ours'](paths[i % len(paths)]) for i in range(batch)]
+    preprocessor = SimMIMDataPreprocessor(MEAN, STD)
+    collated = default_collate(ours)
+    tasks: dict[str, Callable[[], Any]] = {
+        'ours: collate (in a worker)': lambda: default_collate(ours),
+        'ours: masked tokens': lambda: masked_tokens(collated['mask'], largest_count(collated['mask'])),
+        'ours: to float and normalise (on the device)': lambda: preprocessor(collated),
+    }
+    if 'MMPretrain' in found:
+        from mmpretrain.models import SelfSupDataPreprocessor
+
+        theirs = [found['MMPretrain'](paths[i % len(paths)]) for i in range(batch)]
+        their_preprocessor = SelfSupDataPreprocessor(MEAN, STD)
+        tasks['MMPretrain (192 px): collate, stack, to float, normalise, masks'] = lambda: _their_batch(
+            their_preprocessor, pseudo_collate(theirs)
+        )
+    times = interleaved(tasks, repeats)
+    return [dict(what=name, **_in_ms({k: 1000 * v for k, v in time.items()})) for name, time in times.items()]
+
+
+def _their_batch(preprocessor: Any, data: dict[str, Any]) -> Any:
+    prepared = preprocessor(data, training=True)
+    return torch.stack([sample.mask for sample in prepared['data_samples']])
+
+
+def _in_ms(times: dict[str, float]) -> dict[str, float]:
+    return {key.replace('seconds', 'ms'): value for key, value in times.items()}

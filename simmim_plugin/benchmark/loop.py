@@ -1,0 +1,160 @@
+"""Time of MMEngine's loop with our hooks beside a bare loop, and of a whole run from JPEGs beside its step."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from torch.utils.data import Dataset
+
+from simmim_plugin import launch
+from simmim_plugin.benchmark.data import write_photos
+from simmim_plugin.config import load_config
+from simmim_plugin.registry import DATASETS
+
+WARM_UP = 5
+TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+
+
+@DATASETS.register_module()
+class FixedSample(Dataset):
+    """One image and mask, again and again: loading takes no time.
+
+    Args:
+        size: Side in pixels.
+        grid: Side in patches.
+        length: Of the data set.
+    """
+
+    def __init__(self, size: int, grid: int, length: int) -> None:
+        mask = torch.zeros(grid, grid, dtype=torch.uint8)
+        mask[: grid // 2] = 1
+        self.sample = dict(inputs=torch.zeros(3, size, size, dtype=torch.uint8), mask=mask)
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.sample
+
+
+class _Clock(Hook):
+    """Note when each iteration ends."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]:
+    """Overhead of the runner per iteration: a model too small to matter, trained by the Runner and by a bare loop.
+
+    Args:
+        config: Pretraining config whose hooks are measured.
+        iterations: Per repeat.
+        repeats: Turns of the two.
+
+    Returns:
+        `runner_ms`, `bare_ms`, medians of iterations, and `overhead_ms`; `share_at_100_ms`.
+    """
+    clocked: dict[str, list[float]] = {'runner': [], 'bare': []}
+    for turn in range(repeats + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            runner = launch.build_runner(_tiny(config, iterations + WARM_UP, folder))
+            clock = _Clock()
+            runner.register_hook(clock)
+            runner.train()
+            bare = _bare_loop(runner)
+        for name, ends in (('runner', clock.ends), ('bare', bare)):
+            if turn:
+                clocked[name] += [b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :])]
+    ms = {name: 1000 * statistics.mean(values) for name, values in clocked.items()}
+    overhead = ms['runner'] - ms['bare']
+    return dict(runner_ms=ms['runner'], bare_ms=ms['bare'], overhead_ms=overhead, share_at_100_ms=overhead / 100)
+
+
+def _bare_loop(runner: Any) -> list[float]:
+    """The same model, data and optimiser in a loop as short as it can be."""
+    model, optimizer = runner.model, runner.optim_wrapper.optimizer
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    ends = []
+    for batch in runner.train_dataloader:
+        loss = model(**model.data_preprocessor(batch, True), mode='loss')['loss']
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ends.append(time.perf_counter())
+    return ends
+
+
+def _tiny(config: str, iterations: int, folder: str) -> Config:
+    cfg = load_config(config)
+    size, patch, batch = 32, 16, 2
+    cfg.model.backbone.update(arch=TINY, img_size=size, patch_size=patch)
+    cfg.train_dataloader.update(batch_size=batch, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.dataset = dict(type='FixedSample', size=size, grid=size // patch, length=iterations * batch)
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+    cfg.custom_hooks = []
+    cfg.log_level = 'ERROR'
+    cfg.experiment_name = Path(folder).name  # else MMEngine takes what it made for a run of the same second
+    return launch.prepare(cfg, config, folder)
+
+
+def measure_end_to_end(
+    config: str, images: int, batch: int, workers: int, iterations: int, amp: bool, compiled: bool
+) -> dict[str, Any]:
+    """Images per second of a whole run, from JPEGs of 500 x 375 px through the Runner, beside the step alone.
+
+    Args:
+        config: Pretraining config.
+        images: Files to write.
+        batch: Images per iteration.
+        workers: Worker processes.
+        iterations: Of both, after the warm-up.
+        amp: bfloat16 autocast, on processors, too.
+        compiled: Compile the forward pass.
+
+    Returns:
+        `run_images_per_second`, `step_images_per_second`, and their quotient `share_of_step`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder, 'photos')
+        photos.mkdir()
+        write_photos(photos, (500, 375), images)
+        cfg = load_config(config, {'data_root': str(photos)})
+        cfg.train_dataloader.update(batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
+        total = iterations + WARM_UP
+        cfg.train_dataloader.dataset = dict(
+            type='RepeatDataset', times=-(-total * batch // images), dataset=cfg.train_dataloader.dataset
+        )
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=total)
+        cfg.param_scheduler, cfg.custom_hooks, cfg.log_level = [], [], 'ERROR'
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
+        cfg.experiment_name = Path(folder).name
+        runner = launch.build_runner(launch.prepare(cfg, config, folder, amp=amp, compiled=compiled))
+        clock = _Clock()
+        runner.register_hook(clock)
+        runner.train()
+        data = next(iter(runner.train_dataloader))
+        step_ends = []
+        for _ in range(total):
+            runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            step_ends.append(time.perf_counter())
+    rates = [batch * (iterations - 1) / (ends[-1] - ends[WARM_UP]) for ends in (clock.ends, step_ends)]
+    return dict(
+        run_images_per_second=rates[0], step_images_per_second=rates[1], share_of_step=rates[0] / rates[1],
+        batch=batch, workers=workers,
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Random crops, with JPEGs decoded no larger than the crop wants."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
+from torchvision.transforms.v2.functional import resize
+
+from simmim_plugin.jpeg import PendingJPEG, least_size
+from simmim_plugin.loading import ImageReadError, read_image
+from simmim_plugin.registry import TRANSFORMS
+
+INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest')
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop:
+    """torchvision's `RandomResizedCrop`: the same random crops, antialiased, from images that may not be decoded yet.
+
+    With `LoadImage(defer=True)` a JPEG is decoded at a half, a quarter ... where the crop then still has at least
+    `size` pixels. Pixels then differ a little from those of the whole image (docs/speed.md).
+
+    Required and replaced key: `img`, a (C, H, W) tensor or a `PendingJPEG`; then a (C, size, size) tensor.
+
+    Args:
+        size: Side, or (height, width), in pixels.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width / height.
+        interpolation: 'bilinear', 'bicubic' or 'nearest'.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: Sequence[float] = (0.67, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: str = 'bilinear',
+    ) -> None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f'size={size} must be one side or (height, width) in pixels, such as 224')
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f'scale={scale} must be two shares of the area that rise within (0, 1], as (0.67, 1.0)')
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f'ratio={ratio} must be two positive numbers that rise, such as (0.75, 1.33)')
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f'interpolation={interpolation!r} is unknown; choose one of {", ".join(INTERPOLATIONS)}')
+        self.size = (sides[0], sides[1])
+        self.scale, self.ratio, self.interpolation = tuple(scale), tuple(ratio), interpolation
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Crop and resize `img`."""
+        image = results['img']
+        size = image.size if isinstance(image, PendingJPEG) else (image.shape[-2], image.shape[-1])
+        whole = torch.empty(1).expand(1, *size)  # its sides are all that is asked of it
+        top, left, height, width = TorchvisionCrop.get_params(whole, list(self.scale), list(self.ratio))
+        if isinstance(image, PendingJPEG):
+            image = self._decode(image, least_size(size, (height, width), self.size))
+            down, across = image.shape[-2] / size[0], image.shape[-1] / size[1]
+            bottom, right = round((top + height) * down), round((left + width) * across)
+            top, left = round(top * down), round(left * across)
+            height, width = bottom - top, right - left
+        image = image[:, top : top + height, left : left + width]
+        mode = InterpolationMode(self.interpolation)
+        results['img'] = resize(image, list(self.size), interpolation=mode, antialias=True).contiguous()
+        return results
+
+    def _decode(self, image: PendingJPEG, least: tuple[int, int]) -> Tensor:
+        try:
+            return image.decode(least)
+        except ValueError:  # a good part of a damaged file may do; if not, `read_image` says what is wrong
+            whole = read_image(image.path)
+        if (whole.shape[-2], whole.shape[-1]) != image.size:
+            raise ImageReadError(f'{image.path}: it has {tuple(whole.shape)} pixels, not {image.size}')
+        return whole
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, '
+            f'interpolation={self.interpolation!r})'
+        )

@@ -1,0 +1,79 @@
+"""JPEGs that are decoded when it is known what is wanted of them, and no larger than that."""
+
+import io
+import math
+import os
+from pathlib import Path
+
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+JPEG_SUFFIXES = ('.jpg', '.jpeg')
+COLOURS = ('YCbCr', 'RGB', 'Gray')  # what libjpeg turns into RGB
+ORIENTATION = 0x0112  # EXIF tag
+EXIF_END = 1 << 16  # the longest segment of a JPEG, which EXIF data begin the file with
+
+
+class PendingJPEG:
+    """A JPEG that has been read and not been decoded.
+
+    Args:
+        data: The file's bytes.
+        path: Where they are from.
+        size: Height and width in pixels.
+    """
+
+    def __init__(self, data: bytes, path: str, size: tuple[int, int]) -> None:
+        self.data, self.path, self.size = data, path, size
+
+    def decode(self, least: tuple[int, int]) -> Tensor:
+        """Decode it, scaled down while it is decoded where it can be: by 2 or more, in the steps that libjpeg has.
+
+        Args:
+            least: Height and width in pixels that the result must have, unless the image is smaller.
+
+        Returns:
+            (3, H, W) uint8, with the channels last in memory.
+
+        Raises:
+            ValueError: The data are damaged.
+        """
+        shrink = all(2 * wanted <= side for wanted, side in zip(least, self.size))
+        limits = dict(min_height=least[0], min_width=least[1], min_factor=2.0) if shrink else {}
+        return torch.from_numpy(simplejpeg.decode_jpeg(self.data, **limits)).permute(2, 0, 1)
+
+
+def pending_jpeg(path: str | os.PathLike[str]) -> PendingJPEG | None:
+    """Read a JPEG without decoding it.
+
+    Returns:
+        None where there is more to do than decoding (turning by the EXIF tag, CMYK), and for what is no good JPEG.
+    """
+    if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
+        return None
+    data = Path(path).read_bytes()
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # whatever it is, `read_image` reads it or says what is wrong
+        return None
+    if data.find(b'Exif\0\0', 0, EXIF_END) >= 0 and not _upright(data):
+        return None
+    return PendingJPEG(data, os.fspath(path), (height, width)) if colours in COLOURS else None
+
+
+def _upright(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(ORIENTATION, 1) == 1
+
+
+def least_size(size: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that an image can be decoded at, so that a crop of it still has the target's pixels.
+
+    Args:
+        size: Height and width of the image.
+        crop: Of the crop, in the image's pixels.
+        target: What the crop is resized to.
+    """
+    return math.ceil(target[0] * size[0] / crop[0]), math.ceil(target[1] * size[1] / crop[1])

@@ -1,0 +1,120 @@
+"""Random crops: torchvision's own, and of JPEGs that are decoded no larger than the crop wants."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import astronaut
+from torchvision import transforms
+
+from simmim_plugin import LoadImage, RandomResizedCrop
+from simmim_plugin.jpeg import PendingJPEG, least_size, pending_jpeg
+from simmim_plugin.loading import ImageReadError
+
+
+def save(path, size, **kwargs):
+    """A photo as JPEG; the large ones are enlarged and have noise, as cameras do."""
+    image = Image.fromarray(astronaut()).resize(size, Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).normal(0, 3, (size[1], size[0], 3))
+    Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8)).save(path, quality=92, **kwargs)
+    return str(path)
+
+
+def by_torchvision(path, size, seed):
+    """The reference's pipeline, up to the flip, on PIL's image."""
+    torch.manual_seed(seed)
+    crop = transforms.RandomResizedCrop(size, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3))
+    return torch.from_numpy(np.array(crop(Image.open(path).convert('RGB')))).permute(2, 0, 1)
+
+
+def ours(path, size, seed, defer=True):
+    torch.manual_seed(seed)
+    sample = LoadImage(defer=defer)({'img_path': path})
+    return RandomResizedCrop(size)(sample)['img']
+
+
+def test_pixels_are_those_of_the_reference(tmp_path):
+    path = save(tmp_path / 'photo.jpg', (500, 375))  # no crop of it could be decoded smaller
+    for seed in range(8):
+        found = ours(path, 224, seed)
+        assert found.shape == (3, 224, 224) and found.dtype == torch.uint8 and found.is_contiguous()
+        assert (found.float() - by_torchvision(path, 224, seed).float()).abs().mean().item() < 0.02  # of 255
+
+
+@pytest.mark.parametrize('sides', [(2000, 1500), (1000, 1500)])
+def test_pixels_of_a_scaled_decode_are_close(tmp_path, monkeypatch, sides):
+    path, (width, height) = save(tmp_path / 'photo.jpg', sides), sides
+    image, shapes = Image.open(path).convert('RGB'), []
+    decode = PendingJPEG.decode
+    monkeypatch.setattr(PendingJPEG, 'decode', lambda self, least: shapes.append(decode(self, least)) or shapes[-1])
+    crop = dict(scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3))
+    for seed in range(8):
+        found = ours(path, 224, seed).float()
+        down, across = shapes[-1].shape[1] / height, shapes[-1].shape[2] / width
+        assert down <= 0.5 and across <= 0.5
+        torch.manual_seed(seed)
+        y, x, h, w = transforms.RandomResizedCrop.get_params(image, *crop.values())
+        # The same crop, its edges at the pixels of the smaller image, cut out of the large one.
+        box = [round(x * across) / across, round(y * down) / down]
+        box += [round((x + w) * across) / across, round((y + h) * down) / down]
+        assert (box[2] - box[0]) * across >= 224 - 1 and (box[3] - box[1]) * down >= 224 - 1
+        box = [min(side, limit) for side, limit in zip(box, (width, height) * 2)]
+        expected = np.array(image.resize((224, 224), Image.Resampling.BILINEAR, box=box))
+        assert np.abs(found.numpy() - expected.transpose(2, 0, 1)).mean() < 1.5  # of 255
+
+
+def test_without_deferring_the_crop_is_torchvisions_own(tmp_path):
+    path = save(tmp_path / 'photo.png', (90, 120))
+    image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = transforms.RandomResizedCrop(32, scale=(0.67, 1.0), antialias=True)(image)
+        assert (ours(path, 32, seed).int() - expected.int()).abs().max() <= 1  # rounding, by the order in memory
+
+
+def test_decoded_images_are_never_smaller_than_the_crop_wants(tmp_path):
+    path = save(tmp_path / 'photo.jpg', (640, 480))
+    for least in ((1, 1), (100, 130), (239, 320), (240, 320), (240, 321), (480, 640), (600, 600)):
+        image = pending_jpeg(path).decode(least)
+        assert image.shape[1] >= min(least[0], 480) and image.shape[2] >= min(least[1], 640)
+    assert pending_jpeg(path).decode((240, 320)).shape == (3, 240, 320)
+    assert pending_jpeg(path).decode((240, 321)).shape == (3, 480, 640)
+    assert least_size((480, 640), (240, 320), (224, 224)) == (448, 448)
+
+
+def test_what_wants_more_than_decoding_is_read_whole(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned
+    turned = save(tmp_path / 'turned.jpg', (120, 80), exif=exif)
+    assert pending_jpeg(turned) is None
+    assert LoadImage(defer=True)({'img_path': turned})['img'].shape == (3, 120, 80)
+    exif[0x0112] = 1
+    assert pending_jpeg(save(tmp_path / 'upright.jpg', (120, 80), exif=exif)).size == (80, 120)
+    Image.new('CMYK', (40, 30)).save(tmp_path / 'cmyk.jpg')
+    assert pending_jpeg(tmp_path / 'cmyk.jpg') is None
+    Image.new('L', (40, 30), 77).save(tmp_path / 'grey.jpg')
+    assert ours(str(tmp_path / 'grey.jpg'), 16, 0).unique().tolist() == [77]
+    for loader in (LoadImage(1, defer=True), LoadImage(dtype='float32', defer=True), LoadImage(keep=1, defer=True)):
+        assert isinstance(loader({'img_path': str(tmp_path / 'grey.jpg')})['img'], torch.Tensor)
+
+
+def test_damaged_files_are_image_read_errors(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(astronaut()).save(whole, 'JPEG')
+    (tmp_path / 'cut.jpg').write_bytes(whole.getvalue()[:9000])
+    (tmp_path / 'text.jpg').write_text('no image')
+    for name in ('cut.jpg', 'text.jpg', 'missing.jpg'):
+        with pytest.raises(ImageReadError, match=name):
+            ours(str(tmp_path / name), 32, 0)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(dict(size=0), 'size=0'), (dict(size=32, scale=(0.5, 2)), 'scale='), (dict(size=32, ratio=(2, 1)), 'ratio='),
+     (dict(size=32, interpolation='cubic'), "interpolation='cubic'")],
+)  # fmt: skip
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RandomResizedCrop(**arguments)
