@@ -166,7 +166,12 @@ class SimMIMViT(BaseModule):
 
         Returns:
             (B, K, embed_dims).
+
+        Raises:
+            ValueError: See `forward`; or `out_type` is not 'featmap'.
         """
+        if self.out_type != 'featmap':
+            raise ValueError(f"out_type={self.out_type!r} has no map of patches; pretraining wants 'featmap'")
         x, grid, shared = self._embed(x, mask)
         last = self.out_indices[-1]
         for block in self.blocks[:last]:

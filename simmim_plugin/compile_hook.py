@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.simmim import SimMIM
 
 
 @HOOKS.register_module()
@@ -19,13 +20,14 @@ class CompileHook(Hook):
     Args:
         mode: PyTorch's: None, 'reduce-overhead', 'max-autotune' ...
         backend: PyTorch's; its own compiler is 'inductor'.
-        fullgraph: One graph or an error; True for SimMIM. Set it to False for models that PyTorch cannot follow.
+        fullgraph: One graph or an error. None: True for `SimMIM`, False for models that PyTorch may not follow.
     """
 
-    def __init__(self, mode: str | None = None, backend: str = 'inductor', fullgraph: bool = True) -> None:
-        self.settings = dict(mode=mode, backend=backend, fullgraph=fullgraph)
+    def __init__(self, mode: str | None = None, backend: str = 'inductor', fullgraph: bool | None = None) -> None:
+        self.mode, self.backend, self.fullgraph = mode, backend, fullgraph
 
     def before_train(self, runner: Any) -> None:
         """Compile; PyTorch does the work in the first iteration."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.compile(**self.settings)
+        fullgraph = isinstance(model, SimMIM) if self.fullgraph is None else self.fullgraph
+        model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph)

@@ -63,9 +63,8 @@ class RandomResizedCrop:
         if isinstance(image, PendingJPEG):
             image = self._decode(image, least_size(size, (height, width), self.size))
             down, across = image.shape[-2] / size[0], image.shape[-1] / size[1]
-            bottom, right = round((top + height) * down), round((left + width) * across)
-            top, left = round(top * down), round(left * across)
-            height, width = bottom - top, right - left
+            top, height = _scaled(top, height, down, self.size[0])
+            left, width = _scaled(left, width, across, self.size[1])
         image = image[:, top : top + height, left : left + width]
         mode = InterpolationMode(self.interpolation)
         results['img'] = resize(image, list(self.size), interpolation=mode, antialias=True).contiguous()
@@ -85,3 +84,15 @@ class RandomResizedCrop:
             f'{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, '
             f'interpolation={self.interpolation!r})'
         )
+
+
+def _scaled(start: int, length: int, scale: float, target: int) -> tuple[int, int]:
+    """Start and length of a crop along an axis of an image that was decoded smaller, at its pixels.
+
+    The image is large enough for a crop of the target's length; where the rounding of both ends would make it one pixel
+    less, it begins one pixel earlier.
+    """
+    first, last = round(start * scale), round((start + length) * scale)
+    if scale < 1 and last - first < target:
+        first, last = max(0, last - target), max(target, last)
+    return first, last - first

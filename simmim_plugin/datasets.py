@@ -11,7 +11,8 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from simmim_plugin.loading import SUFFIXES, ImageReadError
+from simmim_plugin.crop import RandomResizedCrop
+from simmim_plugin.loading import SUFFIXES, ImageReadError, LoadImage
 from simmim_plugin.registry import DATASETS
 
 # So few images must have been tried before a share of bad ones means something (or all of a smaller folder).
@@ -85,6 +86,10 @@ class ImageFolder(BaseDataset):
         self.suffixes = tuple(suffix.lower() for suffix in suffixes)
         self.max_bad_ratio = max_bad_ratio
         super().__init__(data_root=os.path.expanduser(data_root), pipeline=list(pipeline), **kwargs)
+        transforms = self.pipeline.transforms
+        for transform, following in zip(transforms, [*transforms[1:], None]):
+            if isinstance(transform, LoadImage) and not isinstance(following, RandomResizedCrop):
+                transform.defer = False  # others want pixels
 
     def full_init(self) -> None:
         """List the images, and make the record of bad ones."""

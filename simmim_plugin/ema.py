@@ -1,5 +1,7 @@
 """Moving average of a model's weights, all tensors at once."""
 
+from typing import Any
+
 import torch
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
@@ -15,10 +17,17 @@ class ForeachEMA(ExponentialMovingAverage):
     MMEngine's: the average moves by `momentum` of its distance to the weights.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._steps: int | None = None  # the buffer's value, which may lie on a device
+        self.register_load_state_dict_post_hook(lambda *_: setattr(self, '_steps', None))
+
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards the model's weights; the first call copies them."""
-        steps = int(self.steps)  # lives on the processor
+        if self._steps is None:
+            self._steps = int(self.steps)
+        steps, self._steps = self._steps, self._steps + 1
         if steps == 0:
             super().update_parameters(model)
             return

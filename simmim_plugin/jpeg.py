@@ -13,7 +13,7 @@ from torch import Tensor
 JPEG_SUFFIXES = ('.jpg', '.jpeg')
 COLOURS = ('YCbCr', 'RGB', 'Gray')  # what libjpeg turns into RGB
 ORIENTATION = 0x0112  # EXIF tag
-EXIF_END = 1 << 16  # the longest segment of a JPEG, which EXIF data begin the file with
+APP1, SCAN = 0xE1, 0xDA  # markers: EXIF or XMP data; the pixels
 
 
 class PendingJPEG:
@@ -58,9 +58,20 @@ def pending_jpeg(path: str | os.PathLike[str]) -> PendingJPEG | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # whatever it is, `read_image` reads it or says what is wrong
         return None
-    if data.find(b'Exif\0\0', 0, EXIF_END) >= 0 and not _upright(data):
+    if _may_be_turned(data) and not _upright(data):
         return None
     return PendingJPEG(data, os.fspath(path), (height, width)) if colours in COLOURS else None
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a segment before the pixels could say so, in EXIF or XMP."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != SCAN:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+        if data[at + 1] == APP1 and (data.startswith(b'Exif', at + 4) or data.find(b'Orientation', at, end) >= 0):
+            return True
+        at = end
+    return False
 
 
 def _upright(data: bytes) -> bool:

@@ -111,9 +111,8 @@ def prepare(
             raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
         cfg.optim_wrapper.parts = autocast_parts(cfg)
-    if compiled:  # other models hold what PyTorch cannot follow
-        hook = dict(type='simmim_plugin.CompileHook', fullgraph=str(cfg.model.type).endswith('SimMIM'))
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    if compiled:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='simmim_plugin.CompileHook')]
     return cfg
 
 

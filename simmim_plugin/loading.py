@@ -156,8 +156,8 @@ class LoadImage:
         channels: Channels of the result; 3 gives RGB.
         dtype: 'uint8' (photos) or 'float32' (values as stored: medical, satellite).
         keep: Each process keeps the first so many decoded images in memory; for small sets.
-        defer: Leave JPEGs to be decoded by our `RandomResizedCrop`, which must follow, at the size that its crop
-            wants. Only for 3 channels of uint8, and what is not kept.
+        defer: Leave JPEGs to be decoded by our `RandomResizedCrop` at the size that its crop wants. Only for 3
+            channels of uint8, and what is not kept; where another transform follows, `ImageFolder` switches it off.
 
     Raises:
         ValueError: An argument is out of range.

@@ -26,6 +26,7 @@ class SimMIMLogProcessor(LogProcessor):
 
     def __init__(self, mean_pattern: str = r'.*(loss|error|time|data_time|grad_norm).*', **kwargs: Any) -> None:
         super().__init__(mean_pattern=mean_pattern, **kwargs)
+        self.window_follows_lines = 'window_size' not in kwargs  # see SimMIMRuntimeInfoHook
 
     def _collect_scalars(self, custom_cfg: list[dict], runner: Any, mode: str, reserve_prefix: bool = False) -> dict:
         scalars = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)

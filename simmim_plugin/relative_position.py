@@ -22,7 +22,6 @@ def table_rows(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
 
 
-@torch.compiler.assume_constant_result
 def relative_position_index(grid: Grid, device: torch.device | None = None, table_grid: Grid | None = None) -> Tensor:
     """Row of the table for every pair of tokens, class token first.
 
@@ -35,22 +34,24 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
     Returns:
         (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
     """
+    if torch.compiler.is_compiling():  # which knows no caches; the few operations become part of the graph
+        return _index(grid, table_grid or grid, device)
     return _cached_index(grid, device, table_grid or grid)
 
 
 @lru_cache(maxsize=8)
 def _cached_index(grid: Grid, device: torch.device | None, table_grid: Grid) -> Tensor:
     with torch.inference_mode(False):  # else a first call under inference mode would spoil it for training
-        return _index(grid, table_grid).to(device)
+        return _index(grid, table_grid, device)
 
 
-def _index(grid: Grid, table_grid: Grid) -> Tensor:
+def _index(grid: Grid, table_grid: Grid, device: torch.device | None) -> Tensor:
     h, w = grid
     H, W = table_grid
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing='ij')
     y, x = y.flatten(), x.flatten()
     rows = table_rows(table_grid)
-    index = torch.empty(1 + h * w, 1 + h * w, dtype=torch.long)
+    index = torch.empty(1 + h * w, 1 + h * w, dtype=torch.long, device=device)
     index[1:, 1:] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
     index[0, :] = rows - 3
     index[:, 0] = rows - 2
@@ -128,7 +129,7 @@ def bias_from_table(
         (heads, 1 + h*w, 1 + h*w), [head, query, key]; rows of keys begin at multiples of `ALIGNMENT`.
     """
     index = relative_position_index(grid, table.device, table_grid)
-    tokens = index.shape[0]
+    tokens = 1 + grid[0] * grid[1]
     bias = table[F.pad(index, (0, -tokens % ALIGNMENT))]  # (query, padded key, heads); the padding is never used
     return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., :tokens]
 

@@ -1,5 +1,6 @@
 """What every iteration leaves for the log, without waiting for the device in between."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,18 +19,19 @@ class SimMIMRuntimeInfoHook(RuntimeInfoHook):
 
     MMEngine's own reads each value in each iteration, and waits for the device each time. Its histories grow without
     an end worth the name (a million values), and adding to one copies it; here they are cut to the last
-    `KEPT_VALUES`. A log line averages over all iterations since the last one.
+    `KEPT_VALUES`, which then also is what a `window_size='global'` averages over. With `SimMIMLogProcessor` a log line
+    averages over the iterations since the last one, unless the config gives a `window_size`.
     """
 
     def __init__(self) -> None:
-        self.interval = 1
+        self.intervals = {1}
+        self._since_line = 0
         self._pending: list[dict[str, Any]] = []
 
     def before_train(self, runner: Any) -> None:
         """Learn when the log is written, and ask the optimiser wrapper for gradient norms as tensors."""
         super().before_train(runner)
-        self.interval = min((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), default=1)
-        runner.log_processor.window_size = self.interval
+        self.intervals = {hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)} or {1}
         if hasattr(runner.optim_wrapper, 'keep_grad_norm'):
             runner.optim_wrapper.keep_grad_norm = True
 
@@ -42,8 +44,13 @@ class SimMIMRuntimeInfoHook(RuntimeInfoHook):
         if getattr(wrapper, 'grad_norm', None) is not None:
             values[wrapper.grad_name], wrapper.grad_norm = wrapper.grad_norm, None
         self._pending.append(values)
-        if self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(runner.train_dataloader, batch_idx):
+        self._since_line += 1
+        due = any(self.every_n_inner_iters(batch_idx, interval) for interval in self.intervals)
+        if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self.flush(runner)
+            if getattr(runner.log_processor, 'window_follows_lines', False):
+                runner.log_processor.window_size = self._since_line
+            self._since_line = 0
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint have the values of all iterations."""
@@ -59,11 +66,14 @@ class SimMIMRuntimeInfoHook(RuntimeInfoHook):
     def flush(self, runner: Any) -> None:
         """Add the values kept so far to the histories; waits for the device once."""
         tensors = [x for values in self._pending for x in values.values() if isinstance(x, Tensor)]
-        read = iter(torch.stack([x.float() for x in tensors]).tolist() if tensors else ())
+        read: dict[torch.device, Iterator[float]] = {}
+        for device in {x.device for x in tensors}:
+            found = [x.reshape(()).float() for x in tensors if x.device == device]
+            read[device] = iter(torch.stack(found).tolist())
         hub = runner.message_hub
         for values in self._pending:
             for name, x in values.items():
-                hub.update_scalar(f'train/{name}', next(read) if isinstance(x, Tensor) else x)
+                hub.update_scalar(f'train/{name}', next(read[x.device]) if isinstance(x, Tensor) else x)
         self._pending.clear()
         for name, history in hub.log_scalars.items():
             if len(history.data[0]) > 2 * KEPT_VALUES:

@@ -45,15 +45,12 @@ def write_shards(folder: str | os.PathLike[str], target: str | os.PathLike[str],
     random.Random(SEED).shuffle(paths)
     names = [os.path.relpath(path, folder) for path in paths]
     plan = _plan([os.path.getsize(path) for path in paths], megabytes * 1e6)
-    index = dict(
-        images=len(paths),
-        shards=[dict(file=f'shard-{i:06d}.tar', images=len(part), bytes=size) for i, (part, size) in enumerate(plan)],
-        names_hash=_digest(names),
-    )
+    shards = [dict(file=f'shard-{i:06d}.tar', images=len(part), bytes=size) for i, (part, size) in enumerate(plan)]
+    index = dict(images=len(paths), shards=shards, names_hash=_digest(names))
     _check_index(Path(target), index)
     with tqdm(total=len(paths), unit='image', smoothing=0.05, file=sys.stderr) as progress:
-        for shard, (part, _) in zip(index['shards'], plan):
-            file = Path(target, shard['file'])
+        for shard, (part, _) in zip(shards, plan):
+            file = Path(target, str(shard['file']))
             if not file.is_file():
                 _write(file, ((i, paths[i], names[i]) for i in part))
             progress.update(len(part))

@@ -86,7 +86,8 @@ class SimMIM(BaseModel):
         the same.
         """
         parts = dict(local=mask_local, global_=mask_global)
-        if self.head.whole_image or not hasattr(self.backbone, 'forward_tokens'):
+        # Heads and backbones of others may know of all tokens only.
+        if getattr(self.head, 'whole_image', True) or not hasattr(self.backbone, 'forward_tokens'):
             return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, **parts)
         if tokens is None:
             tokens = masked_tokens(mask)

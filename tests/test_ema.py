@@ -26,8 +26,14 @@ def test_equals_mmengines(settings):
                 x.add_(step)
         for average in averages:
             average.update_parameters(source)
-    for a, b in zip(*(average.state_dict().values() for average in averages)):
-        assert torch.allclose(a, b, rtol=1e-6)
+    copies = [kind(source, momentum=0.1, **settings) for kind in (ExponentialMovingAverage, ForeachEMA)]
+    for copied, average in zip(copies, averages):
+        copied.load_state_dict(average.state_dict())  # goes on from there
+        copied.update_parameters(model())
+    averages += copies
+    for first, second in zip(averages[::2], averages[1::2]):
+        for a, b in zip(first.state_dict().values(), second.state_dict().values()):
+            assert torch.allclose(a, b, rtol=1e-6)
 
 
 def test_takes_few_operators():

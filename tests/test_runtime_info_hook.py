@@ -10,7 +10,7 @@ from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub
 from torch.utils.data import DataLoader
 
-from simmim_plugin import AutocastOptimWrapper, SimMIMRuntimeInfoHook
+from simmim_plugin import AutocastOptimWrapper, SimMIMLogProcessor, SimMIMRuntimeInfoHook
 from simmim_plugin.runtime_info_hook import KEPT_VALUES
 
 
@@ -30,7 +30,8 @@ def runner_of():
         wrapper.message_hub = hub
         runner = SimpleNamespace(
             message_hub=hub, optim_wrapper=wrapper, hooks=[hook, LoggerHook(interval)], train_dataloader=Loader(length),
-            epoch=0, iter=0, max_epochs=1, max_iters=length, log_processor=SimpleNamespace(window_size=10),
+            epoch=0, iter=0, max_epochs=1, max_iters=length,
+            log_processor=SimpleNamespace(window_size=10, window_follows_lines=True),
         )  # fmt: skip
         return runner, weight
 
@@ -62,13 +63,29 @@ def test_values_come_with_the_log_line_and_at_the_end_of_an_epoch(runner_of):
     hook = SimMIMRuntimeInfoHook()
     runner, weight = runner_of(hook)
     hook.before_train(runner)
-    lengths = []
+    lengths, windows = [], []
     for i in range(10):
         step(runner, weight, hook, i)
+        windows.append(runner.log_processor.window_size)
         scalars = runner.message_hub.log_scalars
         lengths.append(len(scalars['train/loss'].data[0]) if 'train/loss' in scalars else 0)
     assert lengths == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]
-    assert runner.log_processor.window_size == 4  # a line averages over the iterations since the last one
+    assert windows == [10, 10, 10, 4, 4, 4, 4, 4, 4, 2]  # a line averages over the iterations since the last one
+
+
+def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
+    hook = SimMIMRuntimeInfoHook()
+    runner, _ = runner_of(hook, interval=1)
+    hook.before_train(runner)
+    outputs = dict(loss=torch.tensor([2.0]), whole=torch.tensor(3), number=4.5, array=np.array(1.5))
+    hook.after_train_iter(runner, 0, None, outputs)
+    found = {name: x.current() for name, x in runner.message_hub.log_scalars.items()}
+    assert found == {'train/loss': 2, 'train/whole': 3, 'train/number': 4.5, 'train/array': 1.5}
+
+
+@pytest.mark.parametrize(('settings', 'follows'), [({}, True), (dict(window_size=7), False)])
+def test_a_window_that_the_config_gives_stays(settings, follows):
+    assert SimMIMLogProcessor(**settings).window_follows_lines == follows
 
 
 def test_a_checkpoint_in_between_has_all_values(runner_of):

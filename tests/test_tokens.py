@@ -82,6 +82,11 @@ def test_a_loss_of_whole_images_refuses_tokens():
         head.loss(torch.zeros(2, 2, 4), torch.zeros(2, 3, 4, 4), UNEQUAL, masked_tokens(UNEQUAL))
 
 
+def test_only_maps_of_patches_serve():
+    with pytest.raises(ValueError, match="out_type='raw'"):
+        model_of(out_type='raw').loss(torch.zeros(1, 3, 64, 64).double(), torch.ones(1, 4, 4))
+
+
 def test_backbones_without_forward_tokens_serve_too():
     model = model_of()
     plain = torch.nn.Module()
