@@ -40,7 +40,8 @@ def test_the_recipe_has_the_published_numbers():
     assert (head.num_classes, head.loss.label_smooth_val) == (1000, 0.1)
     assert {a.type: a.alpha for a in cfg.model.train_cfg.augments} == {'Mixup': 0.8, 'CutMix': 1.0}
     wrapper = cfg.optim_wrapper
-    assert dict(wrapper.optimizer) == dict(type='AdamW', lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+    published = dict(lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+    assert dict(wrapper.optimizer) == dict(type='AdamW', fused=True, **published)  # fused: the same numbers
     assert wrapper.clip_grad == dict(max_norm=5.0) and wrapper.paramwise_cfg == dict(layer_decay_rate=0.65)
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 2048
     _, crop, flip, augment, erase, _ = cfg.train_pipeline
