@@ -64,3 +64,18 @@ def window_sizes(window_size: int, global_blocks: Sequence[int], num_layers: int
         )
     whole = rising_blocks('global_blocks', global_blocks, num_layers)
     return [0 if i in whole else window_size for i in range(num_layers)]
+
+
+def grid_of(name: str, size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Height and width in patches of a size in pixels, of an argument `name`.
+
+    Raises:
+        ValueError: A side is no positive multiple of the patch.
+    """
+    if min(size) < 1 or size[0] % patch_size or size[1] % patch_size:
+        fit = ' x '.join(str(max(1, round(side / patch_size)) * patch_size) for side in size)
+        raise ValueError(
+            f'{name} of {size[0]} x {size[1]} px: both sides must be positive multiples of patch_size={patch_size}, '
+            f'e.g. {fit}'
+        )
+    return size[0] // patch_size, size[1] // patch_size

@@ -15,8 +15,8 @@ Biases = Mapping[Grid, Tensor]  # of a shared table, by the grid of the tokens: 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention; the one place where its kernel is chosen.
 
-    A bias that learns keeps PyTorch from its fused kernel on processors; written out, attention is faster there, in
-    float32 and in bfloat16 (docs/speed.md). Elsewhere `scaled_dot_product_attention` chooses.
+    A bias that learns keeps PyTorch from its fused kernel on processors; attention is written out there, which measured
+    faster (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
 
     Args:
         q: (B, heads, K, d), queries.

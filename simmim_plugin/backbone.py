@@ -11,7 +11,7 @@ from mmengine.model.weight_init import update_init_info
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from simmim_plugin.architecture import arch_settings, rising_blocks, window_sizes
+from simmim_plugin.architecture import arch_settings, grid_of, rising_blocks, window_sizes
 from simmim_plugin.attention import Biases
 from simmim_plugin.blocks import LAYER_NORM_EPS, Block
 from simmim_plugin.initialization import init_parameters
@@ -107,7 +107,7 @@ class SimMIMViT(BaseModule):
         if len(sides) != 2:
             raise ValueError(f'img_size={img_size} must be one side or (height, width)')
         self.img_size = (sides[0], sides[1])
-        self.grid = self._grid_of(self.img_size, 'img_size')
+        self.grid = grid_of('img_size', self.img_size, patch_size)
 
         D = self.embed_dims
         self.patch_embed = PatchEmbed(
@@ -207,7 +207,7 @@ class SimMIMViT(BaseModule):
         height, width = x.shape[2:]
         if self.dynamic_img_pad:  # patch_embed pads
             height, width = height + -height % self.patch_size, width + -width % self.patch_size
-        grid = self._grid_of((height, width), 'input')
+        grid = grid_of('input', (height, width), self.patch_size)
         x = self.patch_embed(x)  # (B, h*w, D)
         shared = self._shared_biases(grid, x.dtype)  # bfloat16 under autocast, as queries and keys
         x = self._apply_mask(x, mask, grid)
@@ -257,16 +257,6 @@ class SimMIMViT(BaseModule):
         if self.out_type == 'avg_featmap':
             return self.fc_norm(patches.mean(dim=1))
         return patches.transpose(1, 2).reshape(x.shape[0], self.embed_dims, *grid)
-
-    def _grid_of(self, size: tuple[int, int], name: str) -> Grid:
-        patch = self.patch_size
-        if min(size) < 1 or size[0] % patch or size[1] % patch:
-            fit = ' x '.join(str(max(1, round(side / patch)) * patch) for side in size)
-            raise ValueError(
-                f'{name} of {size[0]} x {size[1]} px: both sides must be positive multiples of patch_size={patch}, '
-                f'e.g. {fit}'
-            )
-        return size[0] // patch, size[1] // patch
 
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says; pretrained weights by `load_pretrained_weights`, which errors and reports."""

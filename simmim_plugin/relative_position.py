@@ -34,6 +34,11 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
     Returns:
         (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
     """
+    return _aligned_index(grid, device, table_grid)[:, : 1 + grid[0] * grid[1]]
+
+
+def _aligned_index(grid: Grid, device: torch.device | None, table_grid: Grid | None) -> Tensor:
+    """With columns of zeros behind, to a multiple of `ALIGNMENT`."""
     if torch.compiler.is_compiling():  # which knows no caches; the few operations become part of the graph
         return _index(grid, table_grid or grid, device)
     return _cached_index(grid, device, table_grid or grid)
@@ -51,9 +56,10 @@ def _index(grid: Grid, table_grid: Grid, device: torch.device | None) -> Tensor:
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing='ij')
     y, x = y.flatten(), x.flatten()
     rows = table_rows(table_grid)
-    index = torch.empty(1 + h * w, 1 + h * w, dtype=torch.long, device=device)
-    index[1:, 1:] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
-    index[0, :] = rows - 3
+    tokens = 1 + h * w
+    index = torch.zeros(tokens, tokens + -tokens % ALIGNMENT, dtype=torch.long, device=device)
+    index[1:, 1:tokens] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
+    index[0, :tokens] = rows - 3
     index[:, 0] = rows - 2
     index[0, 0] = rows - 1
     return index
@@ -128,10 +134,8 @@ def bias_from_table(
     Returns:
         (heads, 1 + h*w, 1 + h*w), [head, query, key]; rows of keys begin at multiples of `ALIGNMENT`.
     """
-    index = relative_position_index(grid, table.device, table_grid)
-    tokens = 1 + grid[0] * grid[1]
-    bias = table[F.pad(index, (0, -tokens % ALIGNMENT))]  # (query, padded key, heads); the padding is never used
-    return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., :tokens]
+    bias = table[_aligned_index(grid, table.device, table_grid)]  # (query, aligned key, heads)
+    return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., : 1 + grid[0] * grid[1]]
 
 
 class RelativePositionBias(nn.Module):

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from simmim_plugin.architecture import ARCHS
 from simmim_plugin.benchmark.counters import OperatorCounter, count_flops, saved_bytes
+from simmim_plugin.benchmark.loop import measure_end_to_end
 from simmim_plugin.benchmark.plain import PlainSimMIM
 from simmim_plugin.benchmark.step import Settings, Step, batch_of
 from simmim_plugin.benchmark.subjects import OurSimMIM, Subject, subjects
@@ -103,10 +104,11 @@ def test_saved_bytes_by_hand():
     assert saved_bytes(Square(), images, torch.zeros(1)) == 2 * 4 * 48
 
 
-@pytest.mark.parametrize('subject', subjects(SMALL, 64), ids=lambda subject: subject.name)
+EAGER = [subject for subject in subjects(SMALL, 64) if not subject.compiled]  # compiled: test_step_counters.py
+
+
+@pytest.mark.parametrize('subject', EAGER, ids=lambda subject: subject.name)
 def test_every_subject_learns(subject):
-    if subject.compiled:
-        pytest.skip('compiled in tests/test_step_counters.py')
     learns(subject, 64)
 
 
@@ -154,9 +156,14 @@ def test_command_line(tmp_path):
 def test_end_to_end(tmp_path):
     command = [
         sys.executable, ROOT / 'tools/benchmark.py', 'end-to-end', '--config', 'configs/simmim_vit-tiny_folder.py',
-        '--batch', '8', '--iterations', '4', '--images', '8', '--workers', '1', '--out', tmp_path,
+        '--batch', '8', '--iterations', '8', '--images', '8', '--workers', '1', '--out', tmp_path,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'results.json').read_text())['parts']['end-to-end']
     assert found['run_images_per_second'] > 0 and found['step_images_per_second'] > 0
+
+
+def test_too_few_iterations_for_the_queue_are_refused():
+    with pytest.raises(ValueError, match='iterations=20: 16 workers read 32 batches ahead; give 128'):
+        measure_end_to_end('config.py', 1, 1, workers=16, iterations=20, amp=False, compiled=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simmim_plugin.architecture import ARCHS
 from simmim_plugin.attention import attend
-from simmim_plugin.benchmark.timing import interleaved
+from simmim_plugin.benchmark.timing import in_ms, interleaved
 from simmim_plugin.relative_position import bias_from_table, table_rows
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -59,7 +59,7 @@ def measure_attention(
         'ours (attend)': attend, 'written out': written_out, 'scaled_dot_product_attention': fused,
         'scaled_dot_product_attention without a bias': without_bias,
     }  # fmt: skip
-    if device != 'cpu':  # learning biases need a GPU there
+    if device != 'cpu':  # on processors flex attention has no backward pass
         kernels['flex_attention'] = flex()
     rows = []
     for name in dtypes:
@@ -76,8 +76,5 @@ def measure_attention(
 
         tasks = {key: functools.partial(run, kernel) for key, kernel in kernels.items()}
         times = interleaved(tasks, repeats)
-        rows += [
-            dict(kernel=key, dtype=name, **{k.replace('seconds', 'ms'): 1000 * x for k, x in time.items()})
-            for key, time in times.items()
-        ]
+        rows += [dict(kernel=key, dtype=name, **in_ms(time)) for key, time in times.items()]
     return dict(rows=rows)

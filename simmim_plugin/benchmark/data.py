@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.dataset import Compose, default_collate, pseudo_collate
@@ -13,7 +14,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torchvision import transforms
 
-from simmim_plugin.benchmark.timing import interleaved
+from simmim_plugin.benchmark.timing import in_ms, interleaved
 from simmim_plugin.config import load_config
 from simmim_plugin.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.datasets import PackagePhotos
@@ -95,8 +96,9 @@ def measure_input(config: str, batch: int, repeats: int) -> dict[str, Any]:
         `per_image`, rows of size, pipeline, milliseconds and the ratio to the reference; `per_batch`, rows of what the
         main process does with a batch; `skipped`.
     """
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # as MMEngine's workers have it
     try:
         with DefaultScope.overwrite_default_scope('simmim_plugin'), tempfile.TemporaryDirectory() as folder:
             found = pipelines(config)
@@ -108,13 +110,20 @@ def measure_input(config: str, batch: int, repeats: int) -> dict[str, Any]:
                 tasks = {name: _over(pipeline, paths) for name, pipeline in found.items()}
                 times = interleaved(tasks, repeats)
                 for name, time in times.items():
-                    ms = {key: 1000 * value / len(paths) for key, value in time.items()}
                     ratio = times['torchvision and PIL']['seconds'] / time['seconds']
-                    rows.append(dict(size=size, pipeline=name, **_in_ms(ms), faster_than_reference=ratio))
+                    rows.append(
+                        dict(
+                            size=size,
+                            pipeline=name,
+                            **in_ms({key: value / len(paths) for key, value in time.items()}),
+                            faster_than_reference=ratio,
+                        )
+                    )
             small = sorted(str(path) for path in Path(folder, '500x375').iterdir())
             batches = _batches(found, small, batch, repeats)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
     skipped = {} if 'MMPretrain' in found else {'MMPretrain': 'not installed'}
     return dict(per_image=rows, per_batch=batches, skipped=skipped)
 
@@ -148,13 +157,9 @@ def _batches(
             their_preprocessor, pseudo_collate(theirs)
         )
     times = interleaved(tasks, repeats)
-    return [dict(what=name, **_in_ms({k: 1000 * v for k, v in time.items()})) for name, time in times.items()]
+    return [dict(what=name, **in_ms(time)) for name, time in times.items()]
 
 
 def _their_batch(preprocessor: Any, data: dict[str, Any]) -> Any:
     prepared = preprocessor(data, training=True)
     return torch.stack([sample.mask for sample in prepared['data_samples']])
-
-
-def _in_ms(times: dict[str, float]) -> dict[str, float]:
-    return {key.replace('seconds', 'ms'): value for key, value in times.items()}

@@ -17,6 +17,7 @@ from simmim_plugin.config import load_config
 from simmim_plugin.registry import DATASETS
 
 WARM_UP = 5
+PREFETCH = 2  # batches that each worker reads ahead, PyTorch's default
 TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 
 
@@ -44,14 +45,21 @@ class FixedSample(Dataset):
 
 
 class _Clock(Hook):
-    """Note when each iteration ends."""
+    """Note when iterations end.
+
+    Args:
+        waits: Numbers of the iterations, from 1, at whose end to wait for the device.
+    """
 
     priority = 'LOWEST'
 
-    def __init__(self) -> None:
+    def __init__(self, waits: tuple[int, ...] = ()) -> None:
+        self.waits = waits
         self.ends: list[float] = []
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        if len(self.ends) + 1 in self.waits and torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
 
@@ -64,7 +72,8 @@ def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]
         repeats: Turns of the two.
 
     Returns:
-        `runner_ms`, `bare_ms`, medians of iterations, and `overhead_ms`; `share_at_100_ms`.
+        `runner_ms` and `bare_ms`, means over all iterations, their difference `overhead_ms`, and that as a share of
+        100 ms.
     """
     clocked: dict[str, list[float]] = {'runner': [], 'bare': []}
     for turn in range(repeats + 1):
@@ -89,7 +98,8 @@ def _bare_loop(runner: Any) -> list[float]:
     model.train()
     ends = []
     for batch in runner.train_dataloader:
-        loss = model(**model.data_preprocessor(batch, True), mode='loss')['loss']
+        with runner.optim_wrapper.optim_context(model):  # autocast where the Runner has it
+            loss = model(**model.data_preprocessor(batch, True), mode='loss')['loss']
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
@@ -127,14 +137,21 @@ def measure_end_to_end(
 
     Returns:
         `run_images_per_second`, `step_images_per_second`, and their quotient `share_of_step`.
+
+    Raises:
+        ValueError: So few iterations that what the workers read beforehand would feed them.
     """
+    queued = PREFETCH * workers
+    if iterations < 4 * queued:
+        raise ValueError(f'iterations={iterations}: {workers} workers read {queued} batches ahead; give {4 * queued}')
+    warm_up = WARM_UP + queued
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder, 'photos')
         photos.mkdir()
         write_photos(photos, (500, 375), images)
         cfg = load_config(config, {'data_root': str(photos)})
         cfg.train_dataloader.update(batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
-        total = iterations + WARM_UP
+        total = iterations + warm_up
         cfg.train_dataloader.dataset = dict(
             type='RepeatDataset', times=-(-total * batch // images), dataset=cfg.train_dataloader.dataset
         )
@@ -143,17 +160,14 @@ def measure_end_to_end(
         cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
         cfg.experiment_name = Path(folder).name
         runner = launch.build_runner(launch.prepare(cfg, config, folder, amp=amp, compiled=compiled))
-        clock = _Clock()
+        clock, step_clock = _Clock((warm_up, total)), _Clock((warm_up, total))
         runner.register_hook(clock)
         runner.train()
         data = next(iter(runner.train_dataloader))
-        step_ends = []
         for _ in range(total):
             runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            step_ends.append(time.perf_counter())
-    rates = [batch * (iterations - 1) / (ends[-1] - ends[WARM_UP]) for ends in (clock.ends, step_ends)]
+            step_clock.after_train_iter()
+    rates = [batch * iterations / (ends[-1] - ends[warm_up - 1]) for ends in (clock.ends, step_clock.ends)]
     return dict(
         run_images_per_second=rates[0], step_images_per_second=rates[1], share_of_step=rates[0] / rates[1],
         batch=batch, workers=workers,

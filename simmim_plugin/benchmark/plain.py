@@ -1,6 +1,5 @@
 """SimMIM on a ViT as one would write it from the paper, without any thought of speed: the yardstick."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -71,8 +70,7 @@ class PlainSimMIM(nn.Module):
         weight = mask.flatten(1).unsqueeze(-1).type_as(x)
         x = x * (1 - weight) + self.mask_token.expand_as(x) * weight
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
-        tokens = math.prod(self.grid) + 1
-        bias = self.table[self.index.view(-1)].view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
+        bias = self.table[self.index].permute(2, 0, 1).contiguous()
         for block in self.blocks:
             x = block(x, bias)
         features = self.norm(x)[:, 1:].transpose(1, 2).reshape(len(x), -1, *self.grid)

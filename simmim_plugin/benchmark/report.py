@@ -25,13 +25,13 @@ def _time(row: Mapping[str, float], unit: str = 'ms', factor: float = 1.0, digit
     return f'{values[0]} ({values[1]} to {values[2]})'
 
 
-def plain_times(found: Mapping[str, Any]) -> dict[str, float]:
+def _plain_times(found: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of the plain version by dtype."""
     return {row['dtype']: row['seconds'] for row in found['rows'] if row['name'] == PLAIN}
 
 
 def _step(found: Mapping[str, Any]) -> str:
-    settings, plain = found['settings'], plain_times(found)
+    settings, plain = found['settings'], _plain_times(found)
     header = [
         'step', 'dtype', 'ms, median (range)', 'images/s', 'times plain', 'times plain float32', 'GFLOP/image',
         'of matmul rate', 'operators', 'graphs, breaks', 'saved, MB/image', 'peak, GB',

@@ -30,6 +30,11 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int, calls: int
     return {name: spread(seconds) for name, seconds in times.items()}
 
 
+def in_ms(times: Mapping[str, float]) -> dict[str, float]:
+    """Seconds, under names with 'seconds' -> milliseconds, under names with 'ms'."""
+    return {name.replace('seconds', 'ms'): 1000 * value for name, value in times.items()}
+
+
 def spread(seconds: list[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return dict(seconds=statistics.median(seconds), seconds_min=min(seconds), seconds_max=max(seconds))
