@@ -25,7 +25,7 @@ train_dataloader = dict(
         _delete_=True, type='RepeatDataset', times=128, dataset=dict(type='PackagePhotos', pipeline=train_pipeline)
     ),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=2e-3), on_cpu='auto')  # bfloat16 where the processor has it
 param_scheduler = [
     dict(type='LinearWarmupLR', start_factor=0.005, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=1, end=10, convert_to_iter_based=True),

@@ -8,13 +8,14 @@ import torch.utils.checkpoint
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.architecture import arch_settings, grid_of, rising_blocks, window_sizes
 from simmim_plugin.attention import Biases
 from simmim_plugin.blocks import LAYER_NORM_EPS, Block
 from simmim_plugin.initialization import init_parameters
+from simmim_plugin.patch_embedding import LinearPatchEmbed
 from simmim_plugin.pretrained import fit_state, load_pretrained_weights
 from simmim_plugin.registry import MODELS
 from simmim_plugin.relative_position import Grid, GridCache, RelativePositionBias
@@ -110,7 +111,7 @@ class SimMIMViT(BaseModule):
         self.grid = grid_of('img_size', self.img_size, patch_size)
 
         D = self.embed_dims
-        self.patch_embed = PatchEmbed(
+        self.patch_embed = LinearPatchEmbed(
             None, patch_size, in_channels, D, strict_img_size=False, dynamic_img_pad=dynamic_img_pad
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))

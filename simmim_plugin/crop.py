@@ -21,7 +21,7 @@ class RandomResizedCrop:
     """torchvision's `RandomResizedCrop`: the same random crops, antialiased, from images that may not be decoded yet.
 
     With `LoadImage(defer=True)` a JPEG is decoded at a half, a quarter ... where the crop then still has at least
-    `size` pixels. Pixels then differ a little from those of the whole image (docs/speed.md).
+    `size` pixels. Pixels then differ a little from those of the whole image (docs/performance.md).
 
     Required and replaced key: `img`, a (C, H, W) tensor or a `PendingJPEG`; then a (C, size, size) tensor.
 

@@ -164,9 +164,13 @@ def build_runner(cfg: Config) -> Runner:
         cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     if not torch.cuda.is_available():
         cfg.sync_bn = None  # PyTorch's works on GPUs only
-        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            if cfg.get(name):
-                cfg[name].pin_memory = False  # there is no device to pin for; torch would warn
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if not cfg.get(name):
+            continue
+        if not torch.cuda.is_available():
+            cfg[name].pin_memory = False  # there is no device to pin for; torch would warn
+        if cfg[name].get('num_workers', 0) is None:
+            cfg[name].num_workers = default_workers()
     _check_checkpoint(cfg)
     runner = Runner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
@@ -198,6 +202,20 @@ def _check_checkpoint(cfg: Config) -> None:
         if cfg.get('load_from'):
             cfg.load_from = source
         load_file(source)
+
+
+def default_workers() -> int:
+    """Worker processes of a data loader where the config has None: one per core of this training process.
+
+    The cores are Slurm's per task, else those that the machine lets us use, shared by torchrun's processes. At most 16;
+    without a GPU at most 2, as the training needs the cores itself.
+    """
+    if 'SLURM_CPUS_PER_TASK' in os.environ:
+        cores = int(os.environ['SLURM_CPUS_PER_TASK'])
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        cores //= int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+    return max(1, min(cores, 16 if torch.cuda.is_available() else 2))
 
 
 class _Counter(Hook):

@@ -29,18 +29,20 @@ class AutocastOptimWrapper(OptimWrapper):
     MMEngine's `AmpOptimWrapper` refuses to run without an accelerator and scales gradients by default.
 
     Args:
-        on_cpu: Autocast on processors, too. They gain from it only with AVX512-BF16 or AMX instructions.
+        on_cpu: Autocast on processors, too: True, or 'auto' where it gains, see `has_bfloat16`.
         parts: Submodules to autocast in, None for the whole model; what they return is float32 again. A detector
             takes `('backbone', 'neck')`: MMCV's RoIAlign and NMS do not know bfloat16.
         kwargs: See `mmengine.optim.OptimWrapper`.
 
     Raises:
-        ValueError: The model has no such part.
+        ValueError: `on_cpu` is unknown, or the model has no such part.
     """
 
-    def __init__(self, on_cpu: bool = False, parts: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, on_cpu: bool | str = False, parts: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.on_cpu, self.parts = on_cpu, parts
+        if on_cpu not in (True, False, 'auto'):
+            raise ValueError(f"on_cpu={on_cpu!r} is unknown; choose True, False or 'auto'")
+        self.on_cpu, self.parts = has_bfloat16() if on_cpu == 'auto' else on_cpu, parts
         self.keep_grad_norm = False  # whether the norm stays a tensor here, for SimMIMRuntimeInfoHook
         self.grad_norm: Tensor | None = None
 
@@ -60,6 +62,11 @@ class AutocastOptimWrapper(OptimWrapper):
         enabled = device != 'cpu' or self.on_cpu
         with super().optim_context(model), autocast(model, self.parts) if enabled else nullcontext():
             yield
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16 matrices (AVX512-BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @contextmanager

@@ -57,6 +57,19 @@ def test_parts_compute_in_bfloat16_and_return_float32(settings, seen):
     assert model.seen == [FULL, FULL, FULL]  # the forward methods are themselves again
 
 
+@pytest.mark.parametrize(('avx512', 'amx', 'seen'), [(False, False, FULL), (True, False, HALF), (False, True, HALF)])
+def test_auto_is_bfloat16_where_the_processor_has_it(avx512, amx, seen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    model = TwoParts()
+    wrapper = AutocastOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), on_cpu='auto')
+    with wrapper.optim_context(model):
+        model(torch.ones(2, 3))
+    assert model.seen == [seen] * 3
+    with pytest.raises(ValueError, match="on_cpu='maybe' is unknown; choose True, False or 'auto'"):
+        AutocastOptimWrapper(optimizer=wrapper.optimizer, on_cpu='maybe')
+
+
 def test_what_was_patched_before_stays():
     model, calls = TwoParts(), []
     whole = model.backbone.forward

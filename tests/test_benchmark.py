@@ -18,6 +18,7 @@ from simmim_plugin.benchmark.step import Settings, Step, batch_of
 from simmim_plugin.benchmark.subjects import OurSimMIM, Subject, subjects
 
 SMALL = dict(embed_dims=64, num_layers=3, num_heads=4, feedforward_channels=128)
+TINY = dict(embed_dims=192, num_layers=12, num_heads=3, feedforward_channels=768)
 
 
 NAMES = [  # of the plain version -> ours
@@ -77,8 +78,8 @@ def test_operators_and_bytes_against_the_plain_version(dtype):
     images, mask = batch_of(settings)
     counts, kept = [], []
     for subject in (
-        Subject('plain', lambda: PlainSimMIM({**SMALL, 'num_layers': 12}, 224)),
-        Subject('ours', lambda: OurSimMIM({**SMALL, 'num_layers': 12}, 224), fused=True),
+        Subject('plain', lambda: PlainSimMIM(TINY, 224)),
+        Subject('ours', lambda: OurSimMIM(TINY, 224), fused=True),
     ):
         step = Step(subject, dtype, settings, images, mask)
         step()
@@ -139,14 +140,17 @@ def test_bad_settings_are_named(arguments, message):
 
 def test_command_line(tmp_path):
     command = [
-        sys.executable, ROOT / 'tools/benchmark.py', 'step', 'attention', 'input', 'runner', '--img-size', '32',
-        '--batch', '2', '--repeats', '1', '--iterations', '3', '--input-batch', '4', '--threads', '2',
-        '--only', 'plain eager', 'ours eager', '--out', tmp_path,
+        sys.executable, ROOT / 'tools/benchmark.py', 'step', 'attention', 'patch-embedding', 'input', 'runner',
+        '--img-size', '32', '--batch', '2', '--repeats', '1', '--iterations', '3', '--input-batch', '4',
+        '--threads', '2',         '--only', 'plain eager', 'ours eager', '--out', tmp_path,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / 'results.json').read_text())
-    assert list(results['parts']) == ['step', 'attention', 'input', 'runner'] and results['versions']['torch']
+    assert (
+        list(results['parts']) == ['step', 'attention', 'patch-embedding', 'input', 'runner']
+        and results['versions']['torch']
+    )
     assert [row['name'] for row in results['parts']['step']['rows']] == ['plain eager'] * 2 + ['ours eager'] * 2
     assert {row['pipeline'] for row in results['parts']['input']['per_image']} >= {'ours', 'torchvision and PIL'}
     assert 'ours eager' in (tmp_path / 'table.md').read_text() and (tmp_path / 'step.png').stat().st_size > 5000

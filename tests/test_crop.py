@@ -54,7 +54,7 @@ def test_pixels_of_a_scaled_decode_are_close(tmp_path, monkeypatch, sides):
     crop = dict(scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3))
     for seed in range(8):
         found = ours(path, 224, seed).float()
-        assert (found - by_torchvision(path, 224, seed).float()).abs().mean().item() < 8  # of 255; docs/speed.md
+        assert (found - by_torchvision(path, 224, seed).float()).abs().mean().item() < 8  # of 255; docs/performance.md
         down, across = shapes[-1].shape[1] / height, shapes[-1].shape[2] / width
         assert down <= 0.5 and across <= 0.5
         torch.manual_seed(seed)

@@ -3,8 +3,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from mmengine.config import Config
+from PIL import Image
 
 from simmim_plugin import config, launch
 
@@ -224,3 +226,36 @@ def test_every_config_builds_its_model_and_pipeline(tmp_path):
         assert sample['mask'].shape == model.backbone.grid, path.name
         assert sample['mask'].float().mean().item() == pytest.approx(0.6, abs=0.03), path.name
         assert len(model.data_preprocessor.mean) == channels, path.name
+
+
+@pytest.mark.parametrize(
+    ('environment', 'cores', 'gpu', 'workers'),
+    [
+        ({}, 12, True, 12),
+        ({}, 64, True, 16),
+        ({'LOCAL_WORLD_SIZE': '8'}, 64, True, 8),
+        ({'LOCAL_WORLD_SIZE': '8'}, 4, True, 1),
+        ({'LOCAL_WORLD_SIZE': '8', 'SLURM_CPUS_PER_TASK': '10'}, 10, True, 10),
+        ({}, 12, False, 2),
+    ],
+)
+def test_workers_follow_the_cores(environment, cores, gpu, workers, monkeypatch):
+    for name in ('LOCAL_WORLD_SIZE', 'SLURM_CPUS_PER_TASK'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    assert launch.default_workers() == workers
+
+
+def test_workers_of_the_config_count(tmp_path):
+    data = tmp_path / 'data'
+    data.mkdir()
+    for i in range(2):
+        Image.new('RGB', (32, 32)).save(data / f'{i}.png')
+    options = {'data_root': str(data), 'train_dataloader.batch_size': 2, 'model.backbone.arch': 'small'}
+    for given, workers in (({}, launch.default_workers()), ({'train_dataloader.num_workers': 3}, 3)):
+        cfg = config.load_config(CONFIG, {**options, **given})
+        launch.prepare(cfg, CONFIG, str(tmp_path / 'work'))
+        assert launch.build_runner(cfg).train_dataloader.num_workers == workers

@@ -12,7 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simmim_plugin import launch
 
-PARTS = ('step', 'input', 'runner', 'end-to-end', 'attention')
+PARTS = ('step', 'attention', 'patch-embedding', 'input', 'runner', 'end-to-end')
 PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'onedl-mmpretrain', 'mmpretrain', 'simplejpeg', 'pillow')
 EXAMPLE = """examples:
   python tools/benchmark.py step --arch small --batch 8                          (two CPU cores: about 6 minutes)
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=7, help='turns of everything; the median is told (7)')
     parser.add_argument('--steps', type=int, default=1, help='steps per turn (1)')
     parser.add_argument('--only', nargs='+', default=[], metavar='NAME', help='these steps alone, as tables name them')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='of step and attention (cpu)')
+    parser.add_argument(
+        '--device', choices=('cpu', 'cuda'), default='cpu', help='of step, attention and patch-embedding (cpu)'
+    )
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of the processor (all)')
     parser.add_argument('--config', default='configs/simmim_vit-b.py', help='of input, runner and end-to-end')
     parser.add_argument('--input-batch', type=int, default=256, help='images of the batch in part input (256)')
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Measure the parts asked for, one after the other."""
     import torch
 
-    from simmim_plugin.benchmark import attention, data, loop, step
+    from simmim_plugin.benchmark import attention, data, loop, patch_embedding, step
 
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: PyTorch sees no GPU here; leave it out')
@@ -80,10 +82,9 @@ def run(args: argparse.Namespace, found: dict[str, Any]) -> None:
                 step.Settings(args.arch, args.img_size, args.batch, args.dtypes, args.repeats, args.steps,
                               args.device, args.only)
             )  # fmt: skip
-        elif part == 'attention':
-            found[part] = attention.measure_attention(
-                args.arch, args.img_size, args.batch, args.dtypes, args.repeats, args.device
-            )
+        elif part in ('attention', 'patch-embedding'):
+            measure = dict(attention=attention.measure_attention).get(part, patch_embedding.measure_patch_embedding)
+            found[part] = measure(args.arch, args.img_size, args.batch, args.dtypes, args.repeats, args.device)
         elif part == 'input':
             found[part] = data.measure_input(args.config, args.input_batch, args.repeats)
         elif part == 'runner':

@@ -13,7 +13,7 @@ train_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=256,
-    num_workers=8,
+    num_workers=None,  # chosen by tools/train.py from the cores
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,

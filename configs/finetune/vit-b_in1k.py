@@ -54,12 +54,12 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=256,
-    num_workers=8,
+    num_workers=None,  # chosen by tools/train.py from the cores
     dataset=dict(type='ImageNet', data_root=None, split='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=256,
-    num_workers=8,
+    num_workers=None,  # chosen by tools/train.py from the cores
     dataset=dict(type='ImageNet', data_root=None, split='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader

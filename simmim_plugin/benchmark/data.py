@@ -69,14 +69,14 @@ def pipelines(config: str) -> dict[str, Callable[[str], Any]]:
 
 
 def mmpretrain_pipeline() -> Compose:
-    """The pipeline of MMPretrain's SimMIM, at 192 px; raises ImportError where it is not installed."""
+    """The pipeline of MMPretrain's SimMIM, at 224 px as ours; raises ImportError where it is not installed."""
     import mmpretrain.datasets  # noqa: F401 (registers)
 
-    masks = dict(type='mmpretrain.SimMIMMaskGenerator', input_size=192, mask_patch_size=32, model_patch_size=4)
+    masks = dict(type='mmpretrain.SimMIMMaskGenerator', input_size=224, mask_patch_size=32, model_patch_size=4)
     return Compose(
         [
             dict(type='mmpretrain.LoadImageFromFile'),
-            dict(type='mmpretrain.RandomResizedCrop', scale=192, crop_ratio_range=(0.67, 1.0)),
+            dict(type='mmpretrain.RandomResizedCrop', scale=224, crop_ratio_range=(0.67, 1.0)),
             dict(type='mmpretrain.RandomFlip', prob=0.5),
             {**masks, 'mask_ratio': 0.6},
             dict(type='mmpretrain.PackInputs'),
@@ -139,21 +139,23 @@ def _over(pipeline: Callable[[str], Any], paths: Sequence[str]) -> Callable[[], 
 def _batches(
     found: dict[str, Callable[[str], Any]], paths: Sequence[str], batch: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """What happens to a batch outside the workers, or in them where they collate; float conversion told apart."""
+    """What happens to a batch after its images are made; the device's part, float and normalising, on the CPU."""
     ours = [found['ours'](paths[i % len(paths)]) for i in range(batch)]
     preprocessor = SimMIMDataPreprocessor(MEAN, STD)
     collated = default_collate(ours)
     tasks: dict[str, Callable[[], Any]] = {
-        'ours: collate (in a worker)': lambda: default_collate(ours),
-        'ours: masked tokens': lambda: masked_tokens(collated['mask'], largest_count(collated['mask'])),
-        'ours: to float and normalise (on the device)': lambda: preprocessor(collated),
+        'ours, in a worker: collate': lambda: default_collate(ours),
+        'ours, main process, before the device: masked tokens': lambda: masked_tokens(
+            collated['mask'], largest_count(collated['mask'])
+        ),
+        'ours, all: collate, masked tokens, to float, normalise': lambda: preprocessor(default_collate(ours)),
     }
     if 'MMPretrain' in found:
         from mmpretrain.models import SelfSupDataPreprocessor
 
         theirs = [found['MMPretrain'](paths[i % len(paths)]) for i in range(batch)]
         their_preprocessor = SelfSupDataPreprocessor(MEAN, STD)
-        tasks['MMPretrain (192 px): collate, stack, to float, normalise, masks'] = lambda: _their_batch(
+        tasks['MMPretrain, all: collate, stack, to float, normalise, masks'] = lambda: _their_batch(
             their_preprocessor, pseudo_collate(theirs)
         )
     times = interleaved(tasks, repeats)

@@ -1,6 +1,5 @@
 """Time of MMEngine's loop with our hooks beside a bare loop, and of a whole run from JPEGs beside its step."""
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from simmim_plugin import launch
 from simmim_plugin.benchmark.data import write_photos
+from simmim_plugin.benchmark.timing import in_ms, spread
 from simmim_plugin.config import load_config
 from simmim_plugin.registry import DATASETS
 
@@ -72,10 +72,10 @@ def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]
         repeats: Turns of the two.
 
     Returns:
-        `runner_ms` and `bare_ms`, means over all iterations, their difference `overhead_ms`, and that as a share of
-        100 ms.
+        `rows` of name and milliseconds per iteration: 'Runner', 'bare loop', and 'overhead', their difference turn by
+        turn. A turn's time is the mean of its iterations, as lines of the log cost more than other iterations.
     """
-    clocked: dict[str, list[float]] = {'runner': [], 'bare': []}
+    means: dict[str, list[float]] = {'Runner': [], 'bare loop': [], 'overhead': []}
     for turn in range(repeats + 1):
         with tempfile.TemporaryDirectory() as folder:
             runner = launch.build_runner(_tiny(config, iterations + WARM_UP, folder))
@@ -83,12 +83,11 @@ def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]
             runner.register_hook(clock)
             runner.train()
             bare = _bare_loop(runner)
-        for name, ends in (('runner', clock.ends), ('bare', bare)):
-            if turn:
-                clocked[name] += [b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :])]
-    ms = {name: 1000 * statistics.mean(values) for name, values in clocked.items()}
-    overhead = ms['runner'] - ms['bare']
-    return dict(runner_ms=ms['runner'], bare_ms=ms['bare'], overhead_ms=overhead, share_at_100_ms=overhead / 100)
+        if turn:  # the first one warms up
+            seconds = [(ends[-1] - ends[WARM_UP]) / (len(ends) - WARM_UP - 1) for ends in (clock.ends, bare)]
+            for values, value in zip(means.values(), (*seconds, seconds[0] - seconds[1])):
+                values.append(value)
+    return dict(rows=[dict(name=name, **in_ms(spread(values))) for name, values in means.items()])
 
 
 def _bare_loop(runner: Any) -> list[float]:

@@ -11,7 +11,10 @@ PLAIN = 'plain eager'
 
 def tables(results: Mapping[str, Any]) -> str:
     """Markdown of every part that was measured."""
-    writers = dict(step=_step, attention=_attention, input=_input, runner=_runner, **{'end-to-end': _end_to_end})
+    writers = {
+        'step': _step, 'attention': _attention, 'patch-embedding': _patch_embedding, 'input': _input,
+        'runner': _runner, 'end-to-end': _end_to_end,
+    }  # fmt: skip
     return '\n\n'.join(writers[part](found) for part, found in results['parts'].items())
 
 
@@ -63,6 +66,11 @@ def _attention(found: Mapping[str, Any]) -> str:
     return _table(['attention, forward and backward', 'dtype', 'ms, median (range)'], rows)
 
 
+def _patch_embedding(found: Mapping[str, Any]) -> str:
+    rows = [[row['way'], row['dtype'], _time(row)] for row in found['rows']]
+    return _table(['patch embedding, forward and backward', 'dtype', 'ms, median (range)'], rows)
+
+
 def _input(found: Mapping[str, Any]) -> str:
     rows = [
         [f'{row["size"][0]} x {row["size"][1]}', row['pipeline'], _time(row, digits=2),
@@ -75,8 +83,8 @@ def _input(found: Mapping[str, Any]) -> str:
 
 
 def _runner(found: Mapping[str, Any]) -> str:
-    names = dict(runner_ms='Runner', bare_ms='bare loop', overhead_ms='overhead')
-    return _table(['iteration', 'ms, mean'], [[name, f'{found[key]:.2f}'] for key, name in names.items()])
+    rows = [[row['name'], _time(row, digits=2)] for row in found['rows']]
+    return _table(['iteration', 'ms, median of the turns (range)'], rows)
 
 
 def _end_to_end(found: Mapping[str, Any]) -> str:

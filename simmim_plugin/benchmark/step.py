@@ -142,9 +142,14 @@ def measure_step(settings: Settings) -> dict[str, Any]:
             skipped[subject.name] = f'not installed: {error}'
             continue
         for dtype in settings.dtypes:
-            step = Step(subject, dtype, settings, images, mask)
-            row = dict(name=subject.name, dtype=dtype, flops_per_image=flops, **step.warm_up())
-            steps.append((step, {**row, 'peak_bytes': step.peak_bytes()}))
+            try:
+                step = Step(subject, dtype, settings, images, mask)
+                row = dict(name=subject.name, dtype=dtype, flops_per_image=flops, **step.warm_up())
+                steps.append((step, {**row, 'peak_bytes': step.peak_bytes()}))
+            except torch.OutOfMemoryError:
+                skipped[f'{subject.name}, {dtype}'] = f'out of memory at batch {settings.batch}'
+                step = None
+                torch.cuda.empty_cache()
     times: list[list[float]] = [[] for _ in steps]
     gc.collect()
     for _ in tqdm(range(settings.repeats), desc='measure', unit='repeat'):

@@ -142,6 +142,8 @@ def subjects(arch: str | Mapping[str, int], img_size: int) -> list[Subject]:
     swin = SWINS.get(arch) if isinstance(arch, str) else None
     found = [
         Subject('plain eager', lambda: PlainSimMIM(sizes, img_size)),
+        Subject('plain, fused AdamW', lambda: PlainSimMIM(sizes, img_size), fused=True),
+        Subject('plain compiled, fused AdamW', lambda: PlainSimMIM(sizes, img_size), compiled=True, fused=True),
         Subject('ours eager', lambda: OurSimMIM(sizes, img_size), fused=True),
         Subject('ours compiled', lambda: OurSimMIM(sizes, img_size), compiled=True, fused=True),
         Subject(
