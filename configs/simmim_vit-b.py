@@ -38,4 +38,4 @@ param_scheduler = [
     dict(type='LinearWarmupLR', start_factor=0.005, end=10, convert_to_iter_based=True),
     dict(type='MultiStepLR', milestones=[700], gamma=0.1),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=800)

@@ -1,22 +1,17 @@
-"""Checkpoints that carry their model's config as plain data, and are checked before they are loaded."""
+"""Checkpoints' weights into models: checked, made to fit, or with the model rebuilt from the checkpoint alone."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.hooks import CheckpointHook
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.model import is_model_wrapper
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from simmim_plugin.backbone import SimMIMViT
 from simmim_plugin.checkpoint_file import NOTE, load_file, tensors_of
-from simmim_plugin.config import innermost
 from simmim_plugin.conversion import backbone_state
 from simmim_plugin.pretrained import Fitted, fit_state, noted_grid
-from simmim_plugin.registry import HOOKS, SCOPE, build_part
+from simmim_plugin.registry import SCOPE, build_part
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 
@@ -46,58 +41,6 @@ def check_fits(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], c
         raise ValueError(
             f'the checkpoint is of another architecture: {faults[0]}{more}; use the config that it was trained with'
         )
-
-
-def _to_plain(value: Any) -> Any:
-    """Replace NumPy's values by Python's and tensors, and MMEngine's histories by dicts of tensors."""
-    if isinstance(value, HistoryBuffer):
-        log_history, count_history = value.data
-        histories = dict(history=torch.as_tensor(log_history), counts=torch.as_tensor(count_history))
-        return dict(**histories, max_length=value.max_length)
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    return value
-
-
-def _from_plain(value: Any) -> Any:
-    """Turn what `_to_plain` made of a history back into one."""
-    if isinstance(value, Mapping) and 'counts' in value:
-        return HistoryBuffer(value['history'].cpu().numpy(), value['counts'].cpu().numpy(), value['max_length'])
-    return value
-
-
-@HOOKS.register_module()
-class SimMIMCheckpointHook(CheckpointHook):
-    """MMEngine's checkpoint hook, writing plain data only, and fitting or checking what is loaded.
-
-    A checkpoint holds tensors, numbers and strings, so that it can be read without running code. The config of model
-    and pipeline is among them: `tools/reconstruct.py CHECKPOINT` needs no config file.
-    """
-
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Add `checkpoint['simmim_plugin'] = {'model': ..., 'pipeline': ...}` and make the rest plain."""
-        for name in ('message_hub', 'meta'):
-            checkpoint[name] = _to_plain(checkpoint[name])
-        cfg = runner.cfg.to_dict()
-        if 'model' in cfg and 'train_dataloader' in cfg:  # a runner made in Python from built objects has no config
-            checkpoint[NOTE] = dict(
-                model=cfg['model'], pipeline=list(innermost(cfg['train_dataloader']['dataset']).get('pipeline', ()))
-            )
-
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Before anything is used: on `resume` refuse another architecture, on `load_from` make the weights fit."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not runner._resume:
-            fit_checkpoint(model, checkpoint)
-            return
-        check_fits(model.state_dict(), tensors_of(checkpoint), complete=True)
-        if 'message_hub' in checkpoint:
-            hub = checkpoint['message_hub']
-            hub['log_scalars'] = {name: _from_plain(value) for name, value in hub['log_scalars'].items()}
 
 
 def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:

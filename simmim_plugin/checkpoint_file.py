@@ -5,7 +5,8 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from simmim_plugin.registry import SCOPE
 NOTE = SCOPE  # key of the plain config in a checkpoint
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 OBJECTS = ('refuse', 'known', 'ignore')
+PART_SUFFIX = '.part'
 NESTS = ('state_dict', 'model')  # keys below which checkpoints keep their tensors
 # Containers in checkpoints of other projects, harmless and of no use here. They are neither imported nor built.
 KNOWN_OBJECTS = frozenset(
@@ -188,9 +190,7 @@ def save_file(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> No
             metadata[NOTE] = json.dumps(checkpoint[NOTE])
         except TypeError as error:
             raise ValueError(f'the config in the checkpoint is not plain ({error}); write a .pth file') from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
+    with whole_file(path) as part:
         if path.suffix == '.safetensors':
             # Copies: neither views of larger tensors nor one tensor under two names can be written.
             tensors = {name: value.detach().contiguous().clone() for name, value in tensors_of(checkpoint).items()}
@@ -200,9 +200,37 @@ def save_file(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> No
             part.chmod(mode)  # as the umask has it; safetensors makes files for their owner alone
         else:
             torch.save(_compact(checkpoint), part)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file whole or not at all, whatever happens meanwhile to the process or the machine.
+
+    Args:
+        path: The file; missing folders are made.
+
+    Yields:
+        Where to write: a hidden file beside it, which is synced to the disk and takes the name at the end. One that a
+        killed process leaves ends in `PART_SUFFIX`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{os.getpid()}{PART_SUFFIX}')
+    try:
+        yield part
+        _sync(part)
         part.replace(path)
+        _sync(path.parent)  # the name, too
     finally:
         part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _compact(value: Any) -> Any:

@@ -14,40 +14,17 @@ from mmengine.logging import print_log
 from simmim_plugin.crop import RandomResizedCrop
 from simmim_plugin.loading import SUFFIXES, ImageReadError, LoadImage
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.sampling import NumberedIndex, seed_everything
 
 # So few images must have been tried before a share of bad ones means something (or all of a smaller folder).
 MIN_TRIED = 100
 NAMED_BAD_IMAGES = 20
 UNSEEN, GOOD, BAD = 0, 1, 2
+SAMPLE = 0  # second word of the seeds of samples, see IterationSeedHook
 
 
 class TooManyBadImagesError(RuntimeError):
     """More images than `max_bad_ratio` could not be read. The message lists them."""
-
-
-class NumberedIndex(int):
-    """Index of a sample that knows the training iteration it is drawn for, through worker processes, too.
-
-    It survives MMEngine's RepeatDataset and ConcatDataset, which compute with it. `ImageFolder` hands the number to
-    the pipeline as `iteration`.
-    """
-
-    def __new__(cls, index: int, iteration: int) -> 'NumberedIndex':
-        """Make an index with its iteration, counted from 0."""
-        self = super().__new__(cls, index)
-        self.iteration = iteration
-        return self
-
-    iteration: int
-
-    def __mod__(self, length: int) -> 'NumberedIndex':
-        return NumberedIndex(int(self) % length, self.iteration)
-
-    def __sub__(self, offset: int) -> 'NumberedIndex':
-        return NumberedIndex(int(self) - offset, self.iteration)
-
-    def __reduce__(self) -> tuple:
-        return NumberedIndex, (int(self), self.iteration)
 
 
 @DATASETS.register_module()
@@ -110,6 +87,13 @@ class ImageFolder(BaseDataset):
         if not paths:
             raise ValueError(f'data_root={self.data_root!r} holds no file ending in {" ".join(self.suffixes)}')
         return [{'img_path': path} for path in paths]
+
+    def __getitem__(self, idx: int) -> Any:
+        """A sample; what its pipeline draws is seeded by the number of the sample, if the index knows it."""
+        if isinstance(idx, NumberedIndex) and idx.key is not None:
+            seed, number = idx.key
+            seed_everything(seed, SAMPLE, number)
+        return super().__getitem__(idx)
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """`img_path` of an image, and `iteration` if the index knows it."""

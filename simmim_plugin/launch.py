@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -16,13 +15,16 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.config import datasets_of
+from simmim_plugin.interrupt_hook import EXIT_CODE
 from simmim_plugin.log_processor import batch_size_of
+from simmim_plugin.machine import default_workers
+from simmim_plugin.resume import newest_checkpoint
 
 FEW_ITERATIONS = 10
 
@@ -32,13 +34,15 @@ def one_line_errors() -> Iterator[list[str]]:
     """End the program with one line for an error; the traceback goes into a file, so nothing is lost.
 
     SIGTERM ends it like `sys.exit`, so that the processes it has started (a loader's workers, a comparison's trainings)
-    end with it.
+    end with it. SIGUSR1, Slurm's warning, ends it with the code that asks for another try; see `InterruptHook` for both
+    during a training.
 
     Yields:
         A list of folders for `error.txt`, the last one first; where none can be written, a new temporary file.
     """
     folders: list[str] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_CODE))
     try:
         yield folders
     except Exception as error:  # noqa: BLE001 (whatever it is, it is written down and ends the program)
@@ -84,23 +88,23 @@ def prepare(
         cfg: The config; it is changed.
         config_path: Its file; the default work dir is `work_dirs/<its name>`.
         work_dir: Where results go.
-        resume: None: start afresh; 'auto': go on after the last checkpoint in the work dir, and where there is none
-            start as the config says, with its `load_from`; else a checkpoint's path.
+        resume: None: start afresh; 'auto': go on after the newest checkpoint in the work dir that is whole, and where
+            there is none start as the config says, with its `load_from`; else a checkpoint's path.
         amp: bfloat16 autocast, on processors, too.
         launcher: 'none', 'pytorch' (torchrun) or 'slurm'.
         compiled: Compile the model's forward pass; see `CompileHook`.
 
     Raises:
-        ValueError: The work dir is not writable, or the optimiser wrapper does not go with `amp`.
+        ValueError: The work dir is not writable, none of its checkpoints can be read, or the optimiser wrapper does not
+            go with `amp`.
         FileNotFoundError: The checkpoint to resume from does not exist.
     """
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(config_path).stem)
     check_writable(cfg.work_dir)
     cfg.launcher = launcher
     if resume == 'auto':
-        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
-        if cfg.resume:
-            cfg.load_from = None  # MMEngine would go on from there; a first start keeps it
+        newest = newest_checkpoint(cfg.work_dir)
+        cfg.resume, cfg.load_from = newest is not None, newest or cfg.get('load_from')
     elif resume is not None:
         if not os.path.isfile(resume):
             raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
@@ -189,9 +193,9 @@ def build_runner(cfg: Config) -> Runner:
 
 def _check_checkpoint(cfg: Config) -> None:
     """Raise for a checkpoint to start from that is missing, damaged, or would run code: MMEngine unpickles anything."""
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from = newest_checkpoint(cfg.work_dir)
     source = cfg.get('load_from')
-    if cfg.get('resume') and source is None:
-        source = find_latest_checkpoint(cfg.work_dir)
     if source is not None:
         source = os.path.expanduser(source)
         if not os.path.isfile(source):
@@ -199,23 +203,8 @@ def _check_checkpoint(cfg: Config) -> None:
                 f'load_from={source!r}: no such file (from {os.getcwd()}); download what lies elsewhere first, or give '
                 'it as checkpoint of model.backbone.init_cfg'
             )
-        if cfg.get('load_from'):
-            cfg.load_from = source
+        cfg.load_from = source
         load_file(source)
-
-
-def default_workers() -> int:
-    """Worker processes of a data loader where the config has None: one per core of this training process.
-
-    The cores are Slurm's per task, else those that the machine lets us use, shared by torchrun's processes. At most 16;
-    without a GPU at most 2, as the training needs the cores itself.
-    """
-    if 'SLURM_CPUS_PER_TASK' in os.environ:
-        cores = int(os.environ['SLURM_CPUS_PER_TASK'])
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        cores //= int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
-    return max(1, min(cores, 16 if torch.cuda.is_available() else 2))
 
 
 class _Counter(Hook):
@@ -285,15 +274,3 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
             'current',
             logging.WARNING,
         )
-
-
-def hardware() -> str:
-    """Processor or GPU, number of cores, and version of PyTorch."""
-    name = platform.processor() or platform.machine()
-    cpu = Path('/proc/cpuinfo')
-    if cpu.is_file():
-        names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
-        name = names[0] if names else name
-    if torch.cuda.is_available():
-        name = f'{torch.cuda.get_device_name()}, {name}'
-    return f'{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}'

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,12 @@ from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop
-from torch.utils.data import BatchSampler, DataLoader
 
-from simmim_plugin.datasets import ImageFolder, NumberedIndex
-from simmim_plugin.log_processor import batch_size_of
+from simmim_plugin.datasets import ImageFolder
 from simmim_plugin.masking import SimMIMMaskGenerator
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.sampling import number_samples
+from simmim_plugin.seed_hook import first_iteration
 
 SCHEDULES = ('linear', 'cosine')
 
@@ -37,37 +35,6 @@ class Ramp:
         if self.schedule == 'cosine':
             progress = (1 - math.cos(math.pi * progress)) / 2
         return self.start + (self.end - self.start) * progress
-
-
-class NumberedSampler:
-    """Wrap a sampler so that its indices know the iteration that they are drawn for.
-
-    What a worker draws then depends on the iteration alone, not on how far ahead it works or on when it was started.
-
-    Args:
-        sampler: The data loader's sampler of indices.
-        loader: The data loader.
-    """
-
-    def __init__(self, sampler: Any, loader: DataLoader) -> None:
-        self.sampler = sampler
-        self.batch_size = batch_size_of(loader)
-        self.batches = len(loader)
-        self.next_iteration = 0
-
-    def __iter__(self) -> Iterator[NumberedIndex]:
-        first, self.next_iteration = self.next_iteration, self.next_iteration + self.batches
-        for position, index in enumerate(self.sampler):
-            yield NumberedIndex(int(index), first + position // self.batch_size)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else, such as `set_epoch`, is the wrapped sampler's."""
-        if name == 'sampler':  # not set yet, while it is copied
-            raise AttributeError(name)
-        return getattr(self.sampler, name)
 
 
 @HOOKS.register_module()
@@ -145,18 +112,11 @@ class MaskRatioHook(Hook):
             if hasattr(model, 'backbone') and hasattr(model.backbone, 'grid'):
                 for iteration in (self.begin, until):  # a ratio that would hide all is found now, not at the end
                     generator.ratios(model.backbone.grid, iteration)
-        if not isinstance(loader.batch_sampler.sampler, NumberedSampler):
-            loader.batch_sampler.sampler = NumberedSampler(loader.batch_sampler.sampler, loader)
+        number_samples(loader)
 
     def before_train_epoch(self, runner: Any) -> None:
         """Say which iteration comes first."""
-        loop, loader = runner.train_loop, runner.train_dataloader
-        # A resumed iteration-based loop draws again, and drops, what was trained on, unless MMEngine finds a sampler
-        # that can skip it; it looks into plain batch samplers only.
-        plain = type(loader.batch_sampler) is BatchSampler and hasattr(loader.batch_sampler.sampler, 'skip')
-        skips = plain or hasattr(loader.sampler, 'skip') or getattr(loop, 'fast_forward_on_resume', False)
-        replays = isinstance(loop, IterBasedTrainLoop) and not skips
-        loader.batch_sampler.sampler.next_iteration = 0 if replays else runner.iter
+        runner.train_dataloader.batch_sampler.sampler.next_iteration = first_iteration(runner)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Put the ratio into the log."""

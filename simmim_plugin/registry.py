@@ -23,12 +23,14 @@ DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels')
 HOOKS = _child(
     'hook',
     root.HOOKS,
-    'checkpoint',
+    'checkpoint_hook',
     'compile_hook',
+    'interrupt_hook',
     'mask_ramp',
     'probe_hook',
     'reconstruction_hook',
     'runtime_info_hook',
+    'seed_hook',
     'seg_label_hook',
 )
 LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
@@ -36,9 +38,9 @@ METRICS = _child('metric', root.METRICS, 'metrics')
 OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'optim')
+LOOPS = _child('loop', root.LOOPS, 'train_loop')
 # Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
 for _name in (
-    'LOOPS',
     'DATA_SAMPLERS',
     'OPTIMIZERS',
     'VISUALIZERS',

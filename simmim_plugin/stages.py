@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from simmim_plugin.config import add_cfg_options, apply_options, load_config, training_data
 from simmim_plugin.curves import read_scalars
-from simmim_plugin.launch import check_writable, hardware
+from simmim_plugin.launch import check_writable
+from simmim_plugin.machine import hardware
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 

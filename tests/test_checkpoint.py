@@ -9,8 +9,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from simmim_plugin import SimMIM
-from simmim_plugin.checkpoint import _from_plain, _to_plain, check_fits, load_pretrained
+from simmim_plugin.checkpoint import check_fits, load_pretrained
 from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.checkpoint_hook import _from_plain, _to_plain
 
 
 class Evil:

@@ -8,7 +8,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from PIL import Image
 
-from simmim_plugin import config, launch
+from simmim_plugin import config, launch, machine
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
@@ -246,7 +246,7 @@ def test_workers_follow_the_cores(environment, cores, gpu, workers, monkeypatch)
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    assert launch.default_workers() == workers
+    assert machine.default_workers() == workers
 
 
 def test_workers_of_the_config_count(tmp_path):
@@ -255,7 +255,7 @@ def test_workers_of_the_config_count(tmp_path):
     for i in range(2):
         Image.new('RGB', (32, 32)).save(data / f'{i}.png')
     options = {'data_root': str(data), 'train_dataloader.batch_size': 2, 'model.backbone.arch': 'small'}
-    for given, workers in (({}, launch.default_workers()), ({'train_dataloader.num_workers': 3}, 3)):
+    for given, workers in (({}, machine.default_workers()), ({'train_dataloader.num_workers': 3}, 3)):
         cfg = config.load_config(CONFIG, {**options, **given})
         launch.prepare(cfg, CONFIG, str(tmp_path / 'work'))
         assert launch.build_runner(cfg).train_dataloader.num_workers == workers

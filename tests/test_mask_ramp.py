@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from simmim_plugin import ImageFolder, LoadImage, MaskRatioHook, SimMIMMaskGenerator
-from simmim_plugin.datasets import NumberedIndex
 from simmim_plugin.mask_ramp import Ramp
+from simmim_plugin.sampling import NumberedIndex
 
 SIZE, TOKENS = (72, 80), 90  # the images of `image_folder`, in patches of 8 px
 RAMP = dict(start=0.1, end=0.9, begin=3, until=15)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin import launch, machine
 
 PARTS = ('step', 'attention', 'patch-embedding', 'input', 'runner', 'end-to-end')
 PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'onedl-mmpretrain', 'mmpretrain', 'simplejpeg', 'pillow')
@@ -55,7 +55,7 @@ def main() -> None:
         launch.check_writable(args.out)
         folders.append(args.out)
         results: dict[str, Any] = dict(
-            hardware=launch.hardware(),
+            hardware=machine.hardware(),
             threads=args.threads,
             command=' '.join(['python', *sys.argv]),
             python=platform.python_version(),

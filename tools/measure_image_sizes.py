@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin import launch, machine
 
 GLOBAL_BLOCKS = {'small': (2, 5, 8, 11), 'base': (2, 5, 8, 11), 'large': (5, 11, 17, 23)}
 MODES = {  # name -> window_size, with_cp
@@ -52,7 +52,7 @@ def main() -> None:
             cells = f'more than {args.memory_limit:g} GiB |' if found is None else f'{found[0]:.2f} | {found[1]:.2f}'
             print(f'| {size} | {mode} | {cells} |', flush=True)
         kind = 'bfloat16 autocast' if args.amp else 'float32'
-        print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {launch.hardware()}.')
+        print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {machine.hardware()}.')
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:

@@ -9,6 +9,8 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(type='SimMIMCheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    seeds=dict(type='IterationSeedHook'),
+    interrupt=dict(type='InterruptHook'),
 )
 custom_hooks = [dict(type='ReconstructionHook', interval=10)]
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -72,4 +72,4 @@ auto_scale_lr = dict(enable=True, base_batch_size=2048)
 param_scheduler = [
     dict(type='simmim_plugin.WarmupCosineLR', warmup=20, end=100, floor_ratio=2e-4, convert_to_iter_based=True)
 ]
-train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
+train_cfg = dict(type='simmim_plugin.ResumableTrainLoop', max_epochs=100, val_interval=1)

@@ -59,4 +59,4 @@ auto_scale_lr = dict(enable=True, base_batch_size=32)
 param_scheduler = [
     dict(type='simmim_plugin.WarmupCosineLR', warmup=4, end=20, floor_ratio=2e-4, convert_to_iter_based=True)
 ]
-train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=1)
+train_cfg = dict(type='simmim_plugin.ResumableTrainLoop', max_epochs=20, val_interval=1)

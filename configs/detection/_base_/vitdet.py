@@ -35,11 +35,13 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
     dict(type='MultiStepLR', milestones=[89, 96], gamma=0.1),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10)
+train_cfg = dict(type='simmim_plugin.ResumableTrainLoop', max_epochs=100, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
     checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3),
+    seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    interrupt=dict(type='simmim_plugin.InterruptHook'),
 )
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')

@@ -52,4 +52,8 @@ optim_wrapper = dict(
 )
 custom_hooks = []
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')
-default_hooks = dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', save_best='accuracy/top1'))
+default_hooks = dict(
+    checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', save_best='accuracy/top1'),
+    seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    interrupt=dict(type='simmim_plugin.InterruptHook'),
+)

@@ -24,6 +24,8 @@ default_hooks = dict(
         type='simmim_plugin.SimMIMCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    interrupt=dict(type='simmim_plugin.InterruptHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
 custom_hooks = [dict(type='simmim_plugin.SegLabelHook')]

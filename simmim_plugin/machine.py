@@ -1,0 +1,33 @@
+"""What the machine has."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def default_workers() -> int:
+    """Worker processes of a data loader where the config has None: one per core of this training process.
+
+    The cores are Slurm's per task, else those that the machine lets us use, shared by torchrun's processes. At most 16;
+    without a GPU at most 2, as the training needs the cores itself.
+    """
+    if 'SLURM_CPUS_PER_TASK' in os.environ:
+        cores = int(os.environ['SLURM_CPUS_PER_TASK'])
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        cores //= int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+    return max(1, min(cores, 16 if torch.cuda.is_available() else 2))
+
+
+def hardware() -> str:
+    """Processor or GPU, number of cores, and version of PyTorch."""
+    name = platform.processor() or platform.machine()
+    cpu = Path('/proc/cpuinfo')
+    if cpu.is_file():
+        names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
+        name = names[0] if names else name
+    if torch.cuda.is_available():
+        name = f'{torch.cuda.get_device_name()}, {name}'
+    return f'{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}'
