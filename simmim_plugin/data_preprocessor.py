@@ -36,7 +36,7 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Normalise `inputs`, (B, C, H, W) of any dtype, into float32; other entries only move.
+        """Normalise `inputs`, (B, C, H, W) of any dtype, into float32; other entries only move, `img_path` goes.
 
         Where there is a `mask`, `tokens` are added: `masked_tokens` of it. Their number is read off the mask before it
         moves, so that nothing waits for the device.
@@ -45,7 +45,7 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
             ValueError: The images' channels are not those of `mean` and `std`.
         """
         count = largest_count(data['mask']) if 'mask' in data else None
-        data = self.cast_data(data)
+        data = self.cast_data({name: value for name, value in data.items() if name != 'img_path'})
         inputs = data['inputs']
         channels = self.mean.shape[0]
         if inputs.ndim != 4 or inputs.shape[1] != channels:

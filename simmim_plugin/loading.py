@@ -193,17 +193,19 @@ class LoadImage:
 
 @TRANSFORMS.register_module()
 class PackSimMIMInputs:
-    """Keep what the model takes: `inputs`, the (C, H, W) image, and the masks there are, (h, w) uint8.
+    """Keep what the model takes: `inputs`, the (C, H, W) image, and the masks there are, (h, w) uint8; and `img_path`.
 
     Masks are `mask`, and `mask_local` and `mask_global` where the generator drew two.
 
     Plain tensors stack into one tensor per batch, which costs far less than one data object per image.
     """
 
-    def __call__(self, results: dict[str, Any]) -> dict[str, Tensor]:
-        """Sample -> `{'inputs': tensor, 'mask': tensor, ...}`."""
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Sample -> `{'inputs': tensor, 'mask': tensor, ..., 'img_path': str}`."""
         image = results['img']
         packed = {'inputs': image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))}
+        if 'img_path' in results:
+            packed['img_path'] = results['img_path']  # for FaultHook
         for name in MASKS:
             if name in results:
                 packed[name] = torch.from_numpy(results[name].astype(np.uint8, copy=False))

@@ -1,4 +1,4 @@
-"""Optimisation: bfloat16 autocast without a scaler, the reference's schedules and its decay groups."""
+"""Optimisation: bfloat16 autocast without a scaler, and the reference's decay groups."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import LinearLR, OptimWrapper
-from mmengine.optim.scheduler import _ParamScheduler
-from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
+from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 # Parameters without weight decay whatever their shape, by the end of their name.
 NO_DECAY_NAMES = ('cls_token', 'pos_embed')
@@ -24,7 +22,10 @@ NO_DECAY_NAMES = ('cls_token', 'pos_embed')
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """Autocast in the forward pass: no gradient scaler (bfloat16 has float32's range), parameters stay float32.
+    """Autocast in the forward pass, and no step where loss or gradient is not finite.
+
+    There is no gradient scaler (bfloat16 has float32's range); parameters stay float32. A step is skipped in all
+    processes alike, and nothing waits for the device for it where the optimiser is a fused one; `FaultHook` counts.
 
     MMEngine's `AmpOptimWrapper` refuses to run without an accelerator and scales gradients by default.
 
@@ -32,28 +33,69 @@ class AutocastOptimWrapper(OptimWrapper):
         on_cpu: Autocast on processors, too: True, or 'auto' where it gains, see `has_bfloat16`.
         parts: Submodules to autocast in, None for the whole model; what they return is float32 again. A detector
             takes `('backbone', 'neck')`: MMCV's RoIAlign and NMS do not know bfloat16.
+        skip_nonfinite: Skip such steps.
         kwargs: See `mmengine.optim.OptimWrapper`.
 
     Raises:
         ValueError: `on_cpu` is unknown, or the model has no such part.
     """
 
-    def __init__(self, on_cpu: bool | str = False, parts: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        on_cpu: bool | str = False,
+        parts: Sequence[str] | None = None,
+        skip_nonfinite: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if on_cpu not in (True, False, 'auto'):
             raise ValueError(f"on_cpu={on_cpu!r} is unknown; choose True, False or 'auto'")
         self.on_cpu, self.parts = has_bfloat16() if on_cpu == 'auto' else on_cpu, parts
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped: Tensor | None = None  # whether the last step was: 1, or 0
         self.keep_grad_norm = False  # whether the norm stays a tensor here, for SimMIMRuntimeInfoHook
         self.grad_norm: Tensor | None = None
 
-    def _clip_grad(self) -> None:
-        """Clip as MMEngine does; reading the norm for the log would wait for the device."""
-        if not self.keep_grad_norm:
-            super()._clip_grad()
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Backward pass; from a loss that is not finite all gradients become NaN, in every process."""
+        if self.skip_nonfinite:  # an infinite difference has a finite gradient; a factor of 1 changes nothing
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        super().backward(loss, **kwargs)
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip, and step unless a gradient is not finite."""
+        norm = self._clip_grad() if self.clip_grad_kwargs else None
+        if not self.skip_nonfinite:
+            self.optimizer.step(**kwargs)
             return
-        parameters = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
-        if parameters:
-            self.grad_norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+        if norm is None:
+            norm = nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
+        self.skipped = 1 - norm.isfinite().float()
+        if getattr(self.optimizer, '_step_supports_amp_scaling', False):  # fused: the device itself looks
+            self.optimizer.found_inf = self.skipped
+            try:
+                self.optimizer.step(**kwargs)
+            finally:
+                del self.optimizer.found_inf
+        elif not self.skipped.item():
+            self.optimizer.step(**kwargs)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
+
+    def _clip_grad(self) -> Tensor | None:
+        """Clip as MMEngine does; returns the norm before it, if that is what is clipped.
+
+        Reading the norm for the log would wait for the device; `keep_grad_norm` leaves that to the hook.
+        """
+        parameters = self._parameters()
+        norm = self.clip_func(parameters, **self.clip_grad_kwargs) if parameters else None
+        if self.keep_grad_norm:
+            self.grad_norm = norm
+        elif norm is not None:
+            self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+        return norm
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -110,64 +152,6 @@ def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
             part.forward = whole
         else:
             del part.forward
-
-
-@PARAM_SCHEDULERS.register_module()
-class LinearWarmupLR(LinearLR):
-    """MMEngine's `LinearLR`, reaching the full rate at the first iteration after the warm-up, as the reference does.
-
-    At iteration t of a warm-up over T: `lr * (start_factor + (1 - start_factor) * t / T)`, t = 0 ... T. MMEngine's own
-    is there one iteration early, at T - 1.
-
-    Args:
-        args: See `mmengine.optim.LinearLR`.
-        end: Length of the warm-up plus `begin`, in iterations, or in epochs with `convert_to_iter_based=True`.
-        kwargs: See `mmengine.optim.LinearLR`.
-    """
-
-    def __init__(self, *args: Any, end: int, **kwargs: Any) -> None:
-        super().__init__(*args, end=end + 1, **kwargs)
-
-
-@PARAM_SCHEDULERS.register_module()
-class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """The reference's fine-tuning schedule: linear warm-up, then a cosine that is not shifted by it, above one floor.
-
-    At iteration t, with T iterations in all and W of warm-up, where floor is `floor_ratio` of the highest rate of all
-    parameter groups: `floor + (lr - floor) * t / W` for t < W, then `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`.
-    So the rate falls a little at the end of the warm-up, and layers with a lower rate have the same floor.
-
-    Args:
-        optimizer: Optimiser or wrapper.
-        warmup: Length of the warm-up, in iterations, or in epochs with `convert_to_iter_based=True`.
-        end: Length of the schedule, likewise.
-        floor_ratio: Lowest rate, as a share of the highest group's; it so follows the scaling to the total batch.
-        kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
-
-    Raises:
-        ValueError: The warm-up is longer than the schedule.
-    """
-
-    def __init__(self, optimizer: Any, warmup: int, end: int, floor_ratio: float = 0.0, **kwargs: Any) -> None:
-        if not 0 <= warmup <= end:
-            raise ValueError(f'warmup={warmup} must lie between 0 and end={end}')
-        self.warmup, self.length, self.floor_ratio = warmup, end, floor_ratio
-        super().__init__(optimizer, end=end, **kwargs)
-
-    @classmethod
-    def build_iter_from_epoch(
-        cls, optimizer: Any, warmup: int, end: int, epoch_length: int, by_epoch: bool = True, **kwargs: Any
-    ) -> 'WarmupCosineLR':
-        """Build it from lengths in epochs."""
-        return cls(optimizer, warmup * epoch_length, end * epoch_length, by_epoch=False, **kwargs)
-
-    def _get_value(self) -> list[float]:
-        step = self.last_step
-        share = step / self.warmup if step < self.warmup else (1 + math.cos(math.pi * step / self.length)) / 2
-        # MMEngine's wrapper adds a group of its own behind the optimiser's, which is not scaled to the batch.
-        optimizer: Any = getattr(self.optimizer, 'optimizer', self.optimizer)
-        floor = self.floor_ratio * max(self.base_values[: len(optimizer.param_groups)])
-        return [floor + (base - floor) * share for base in self.base_values]
 
 
 def has_decay(name: str, parameter: nn.Parameter) -> bool:

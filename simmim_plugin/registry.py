@@ -25,6 +25,7 @@ HOOKS = _child(
     root.HOOKS,
     'checkpoint_hook',
     'compile_hook',
+    'fault_hook',
     'interrupt_hook',
     'mask_ramp',
     'probe_hook',
@@ -37,7 +38,7 @@ LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
 METRICS = _child('metric', root.METRICS, 'metrics')
 OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
-PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'optim')
+PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'schedules')
 LOOPS = _child('loop', root.LOOPS, 'train_loop')
 # Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
 for _name in (

@@ -10,6 +10,7 @@ default_hooks = dict(
     checkpoint=dict(type='SimMIMCheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     seeds=dict(type='IterationSeedHook'),
+    faults=dict(type='FaultHook'),
     interrupt=dict(type='InterruptHook'),
 )
 custom_hooks = [dict(type='ReconstructionHook', interval=10)]

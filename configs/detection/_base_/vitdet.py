@@ -42,6 +42,7 @@ default_hooks = dict(
     runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
     checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3),
     seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    faults=dict(type='simmim_plugin.FaultHook'),
     interrupt=dict(type='simmim_plugin.InterruptHook'),
 )
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')

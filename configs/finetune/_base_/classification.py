@@ -55,5 +55,6 @@ log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')
 default_hooks = dict(
     checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', save_best='accuracy/top1'),
     seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    faults=dict(type='simmim_plugin.FaultHook'),
     interrupt=dict(type='simmim_plugin.InterruptHook'),
 )

@@ -25,6 +25,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    faults=dict(type='simmim_plugin.FaultHook'),
     interrupt=dict(type='simmim_plugin.InterruptHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
