@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -26,11 +26,11 @@ class TooManySkippedStepsError(RuntimeError):
 class FaultHook(Hook):
     """Count the steps that `AutocastOptimWrapper` skipped, stop after many in a row, and tell spikes of the loss.
 
-    It looks every `interval` iterations, as the log does, so that nothing waits for the device in between. The images
-    of the first skipped steps are listed in `skipped_iter_<number>_rank<number>.txt` in the work dir.
+    It looks where a line of the log is due, so that nothing waits for the device in between. The images of the first
+    skipped steps are listed in `skipped_iter_<number>_rank<number>.txt` in the work dir.
 
     Args:
-        interval: Iterations between looks.
+        interval: Iterations between looks; None: where the log has a line.
         max_in_a_row: Stop when more steps than these are skipped one after the other.
         spike: A loss of so many times the median is told.
         window: Losses that the median is of, the last ones.
@@ -41,9 +41,11 @@ class FaultHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self, interval: int = 50, max_in_a_row: int = 100, spike: float = 2.0, window: int = 1000) -> None:
+    def __init__(
+        self, interval: int | None = None, max_in_a_row: int = 100, spike: float = 2.0, window: int = 1000
+    ) -> None:
         for name, value in (('interval', interval), ('max_in_a_row', max_in_a_row), ('window', window)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f'{name}={value} of FaultHook must be positive')
         if spike <= 1:
             raise ValueError(f'spike={spike} of FaultHook must be above 1, such as 2')
@@ -51,6 +53,11 @@ class FaultHook(Hook):
         self.losses: deque[float] = deque(maxlen=window)
         self.in_a_row = 0
         self._pending: list[tuple[int, Tensor | None, Tensor, list[str]]] = []
+
+    def before_train(self, runner: Any) -> None:
+        """Learn when the log is written."""
+        lines = {hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)} or {1}
+        self.intervals = lines if self.interval is None else {self.interval}
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -60,7 +67,8 @@ class FaultHook(Hook):
         if loss is not None:
             skipped = getattr(runner.optim_wrapper, 'skipped', None)
             self._pending.append((runner.iter + 1, skipped, loss.detach(), paths_of(data_batch)))
-        if self.every_n_train_iters(runner, self.interval) or self.end_of_epoch(runner.train_dataloader, batch_idx):
+        due = any(self.every_n_inner_iters(batch_idx, interval) for interval in self.intervals)
+        if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self._look(runner)
 
     def _look(self, runner: Any) -> None:

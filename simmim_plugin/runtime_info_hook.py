@@ -25,7 +25,7 @@ class SimMIMRuntimeInfoHook(RuntimeInfoHook):
 
     def __init__(self) -> None:
         self.intervals = {1}
-        self._since_line = 0
+        self._since_line: int | None = None  # iterations since the last line of the log; not known yet
         self._pending: list[dict[str, Any]] = []
 
     def before_train(self, runner: Any) -> None:
@@ -44,6 +44,8 @@ class SimMIMRuntimeInfoHook(RuntimeInfoHook):
         if getattr(wrapper, 'grad_norm', None) is not None:
             values[wrapper.grad_name], wrapper.grad_norm = wrapper.grad_norm, None
         self._pending.append(values)
+        if self._since_line is None:  # the first iteration, which after a resume need not be the first since a line
+            self._since_line = min(batch_idx % interval for interval in self.intervals)
         self._since_line += 1
         due = any(self.every_n_inner_iters(batch_idx, interval) for interval in self.intervals)
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):

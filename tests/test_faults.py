@@ -13,7 +13,6 @@ from simmim_plugin import SimMIM
 from simmim_plugin.fault_hook import FaultHook, TooManySkippedStepsError
 from simmim_plugin.optim import AutocastOptimWrapper
 
-
 PLAIN = dict(type='SimMIMDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
 
 
