@@ -54,6 +54,7 @@ _MODULE_OF = {
     'SimMIMRuntimeInfoHook': 'runtime_info_hook',
     'SimMIMViT': 'backbone',
     'SimpleFeaturePyramid': 'pyramid',
+    'TarShards': 'tar_shards',
     'WarmupCosineLR': 'schedules',
     'average_distance': 'unit_masks',
     'focal_frequency_loss': 'losses',

@@ -74,7 +74,7 @@ class RandomResizedCrop:
         try:
             return image.decode(least)
         except ValueError:  # a good part of a damaged file may do; if not, `read_image` says what is wrong
-            whole = read_image(image.path)
+            whole = read_image(image.path, data=image.data)
         if (whole.shape[-2], whole.shape[-1]) != image.size:
             raise ImageReadError(f'{image.path}: it has {tuple(whole.shape)} pixels, not {image.size}')
         return whole

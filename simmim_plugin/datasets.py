@@ -117,7 +117,7 @@ class ImageFolder(BaseDataset):
 
     def bad_images(self) -> list[str]:
         """Paths of the images that could not be read so far, by any worker."""
-        return [self.get_data_info(int(i))['img_path'] for i in (self.state == BAD).nonzero()]
+        return [BaseDataset.get_data_info(self, int(i))['img_path'] for i in (self.state == BAD).nonzero()]
 
     def _note_bad(self, idx: int, error: ImageReadError) -> None:
         known = bool(self.state[idx] == BAD)

@@ -45,15 +45,20 @@ class PendingJPEG:
         return torch.from_numpy(simplejpeg.decode_jpeg(self.data, **limits)).permute(2, 0, 1)
 
 
-def pending_jpeg(path: str | os.PathLike[str]) -> PendingJPEG | None:
+def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> PendingJPEG | None:
     """Read a JPEG without decoding it.
+
+    Args:
+        path: The file.
+        data: Its content, if that has been read.
 
     Returns:
         None where there is more to do than decoding (turning by the EXIF tag, CMYK), and for what is no good JPEG.
     """
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
-    data = Path(path).read_bytes()
+    if data is None:
+        data = Path(path).read_bytes()
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # whatever it is, `read_image` reads it or says what is wrong

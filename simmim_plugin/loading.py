@@ -1,5 +1,6 @@
 """From a file to a (C, H, W) tensor, and from a sample to what the model takes."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gi
 SUFFIXES = PHOTO_SUFFIXES + TIFF_SUFFIXES + ARRAY_SUFFIXES
 DTYPES = ('uint8', 'float32')
 MASKS = ('mask', 'mask_local', 'mask_global')
+Source = str | os.PathLike[str] | io.BytesIO
 MODES = {1: 'L', 3: 'RGB'}  # PIL's names, by number of channels
 
 
@@ -26,7 +28,9 @@ class ImageReadError(ValueError):
     """A file that cannot be read as the image that the config asks for. The message is 'path: reason'."""
 
 
-def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'uint8') -> Tensor:
+def read_image(
+    path: str | os.PathLike[str], channels: int = 3, dtype: str = 'uint8', data: bytes | None = None
+) -> Tensor:
     """Read a photo, a TIFF or a .npy array.
 
     Photos (everything PIL reads) are turned upright by their EXIF tag and converted to the wanted number of channels:
@@ -40,6 +44,7 @@ def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'ui
         dtype: 'uint8': 8-bit values; 16-bit ones are divided by 257, wider and floating-point files are refused.
             'float32': the values as stored; NaN and infinity are refused. (Of PNGs with several channels of 16 bits
             PIL gives the upper 8 only: keep such data as TIFF or .npy.)
+        data: The file's content, if that has been read; the path is its name then.
 
     Returns:
         (channels, H, W), uint8 or float32.
@@ -48,13 +53,14 @@ def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'ui
         ImageReadError: The file is missing, damaged, or does not hold such an image.
     """
     suffix = Path(path).suffix.lower()
+    source = path if data is None else io.BytesIO(data)
     try:
         if suffix in ARRAY_SUFFIXES:
-            array = _channels_first(np.load(path, allow_pickle=False), channels)
-        elif suffix in TIFF_SUFFIXES and (values := _read_tiff(path)) is not None:
+            array = _channels_first(np.load(source, allow_pickle=False), channels)
+        elif suffix in TIFF_SUFFIXES and (values := _read_tiff(source)) is not None:
             array = _channels_first(values, channels)
         else:
-            array = _read_photo(path, channels)
+            array = _read_photo(source, channels)
         return torch.from_numpy(_as_dtype(_fit_channels(array, channels), dtype))
     # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
     except Exception as error:
@@ -62,17 +68,17 @@ def read_image(path: str | os.PathLike[str], channels: int = 3, dtype: str = 'ui
         raise ImageReadError(f'{os.fspath(path)}: {reason}') from error
 
 
-def _read_tiff(path: str | os.PathLike[str]) -> np.ndarray | None:
+def _read_tiff(source: Source) -> np.ndarray | None:
     """Values of a TIFF as stored; None where they want a conversion of colours (CMYK, palette, white is zero ...)."""
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(source) as file:
         if file.pages.first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
             return file.asarray()
     return None
 
 
-def _read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+def _read_photo(source: Source, channels: int) -> np.ndarray:
     """(C, H, W) of a file that PIL reads."""
-    with Image.open(path) as opened:
+    with Image.open(source) as opened:
         image: Image.Image = opened
         ImageOps.exif_transpose(image, in_place=True)
         if channels in MODES and not has_many_bits(image):
@@ -139,9 +145,9 @@ def _fits_16_bits(array: np.ndarray) -> bool:
     return bool(array.min() >= 0 and array.max() <= 65535)
 
 
-def _read_pending(path: str) -> PendingJPEG | None:
+def _read_pending(path: str, data: bytes | None) -> PendingJPEG | None:
     try:
-        return pending_jpeg(path)
+        return pending_jpeg(path, data)
     except OSError as error:
         raise ImageReadError(f'{path}: {error}') from error
 
@@ -150,7 +156,8 @@ def _read_pending(path: str) -> PendingJPEG | None:
 class LoadImage:
     """Read the image of a sample; see `read_image` for formats and conversions.
 
-    Required key: `img_path`. Added key: `img`, a (channels, H, W) tensor, or with `defer` maybe a `PendingJPEG`.
+    Required key: `img_path`; `img_bytes`, the file's content, is taken if it is there. Added key: `img`, a
+    (channels, H, W) tensor, or with `defer` maybe a `PendingJPEG`.
 
     Args:
         channels: Channels of the result; 3 gives RGB.
@@ -176,12 +183,12 @@ class LoadImage:
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img` to the sample."""
-        path = results['img_path']
+        path, data = results['img_path'], results.pop('img_bytes', None)
         image: Tensor | PendingJPEG | None = self._kept.get(path)
         if image is None and self.defer and len(self._kept) >= self.keep:
-            image = _read_pending(path)
+            image = _read_pending(path, data)
         if image is None:
-            image = read_image(path, self.channels, self.dtype)
+            image = read_image(path, self.channels, self.dtype, data)
             if len(self._kept) < self.keep:
                 self._kept[path] = image
         results['img'] = image

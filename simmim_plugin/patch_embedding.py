@@ -16,7 +16,7 @@ class LinearPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, h*w, D); with `dynamic_img_pad` sides are padded with 0 to multiples of the patch."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         height, width = self.patch_size
         if self.dynamic_img_pad:

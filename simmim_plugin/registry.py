@@ -19,7 +19,7 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
 
 MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'ema', 'head', 'losses', 'pyramid', 'simmim')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'crop', 'loading', 'masking')
-DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels')
+DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels', 'tar_shards')
 HOOKS = _child(
     'hook',
     root.HOOKS,

@@ -24,13 +24,16 @@ def test_every_leaf_states_one_difference_to_vit_b():
         cfg = load_config(str(path))
         heads_differ = cfg.model.head != base.model.head
         masks_differ = cfg.train_dataloader.dataset.pipeline[3] != base.train_dataloader.dataset.pipeline[3]
+        backbones_differ = cfg.model.backbone != base.model.backbone
         same_as_published = path.stem in ('ratio_06', 'mask_simmim')
-        # The document's reading differs in both.
-        assert heads_differ + masks_differ == {'simultaneous': 2}.get(path.stem, 0 if same_as_published else 1), path
-        cfg.model.head, cfg.train_dataloader.dataset.pipeline[3] = {}, {}
-        expected = base.model.to_dict() | {'head': {}}
+        # The document's reading differs in mask and head.
+        expected = {'simultaneous': 2}.get(path.stem, 0 if same_as_published else 1)
+        assert heads_differ + masks_differ + backbones_differ == expected, path
+        cfg.model.head, cfg.model.backbone, cfg.train_dataloader.dataset.pipeline[3] = {}, {}, {}
+        expected = base.model.to_dict() | {'head': {}, 'backbone': {}}
         assert cfg.model.to_dict() == expected
         assert cfg.train_cfg == base.train_cfg and cfg.optim_wrapper == base.optim_wrapper
+        assert backbones_differ == (path.stem == 'absolute_position')
         assert len(path.read_text().split('"""')[2].strip().splitlines()) <= 5  # below the header
 
 

@@ -1,0 +1,14 @@
+"""The published recipe on the images inside tar files (WebDataset's layout): set `data_root` to their folder.
+
+For clusters whose file systems are slow with many files: `tools/prepare_dataset.py IMAGES SMALL --shards-mb 256` writes
+them into SMALL/shards.
+
+Source:   configs/simmim_vit-b_folder.py.
+Command:  tools/dist_train.sh configs/simmim_vit-b_shards.py 8 --cfg-options data_root=/path/to/small/shards
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'simmim_vit-b_folder.py'
+
+train_dataloader = dict(dataset=dict(type='TarShards'))
