@@ -24,6 +24,7 @@ from simmim_plugin.config import datasets_of
 from simmim_plugin.interrupt_hook import EXIT_CODE
 from simmim_plugin.log_processor import batch_size_of
 from simmim_plugin.machine import default_workers
+from simmim_plugin.processes import WAIT, start_process_group
 from simmim_plugin.resume import newest_checkpoint
 
 FEW_ITERATIONS = 10
@@ -160,21 +161,8 @@ def build_runner(cfg: Config) -> Runner:
         raise ValueError(
             'data_root is not set; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
         )
-    if cfg.get('launcher', 'none') != 'none' and not torch.cuda.is_available():
-        if cfg.launcher != 'pytorch':
-            raise ValueError(f'--launcher {cfg.launcher} needs GPUs; without them use tools/dist_train.sh (gloo)')
-        torch.distributed.init_process_group('gloo')
-        wrapper = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
-        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
-    if not torch.cuda.is_available():
-        cfg.sync_bn = None  # PyTorch's works on GPUs only
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if not cfg.get(name):
-            continue
-        if not torch.cuda.is_available():
-            cfg[name].pin_memory = False  # there is no device to pin for; torch would warn
-        if cfg[name].get('num_workers', 0) is None:
-            cfg[name].num_workers = default_workers()
+    start_process_group(cfg)
+    _suit_machine(cfg)
     _check_checkpoint(cfg)
     runner = Runner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
@@ -189,6 +177,20 @@ def build_runner(cfg: Config) -> Runner:
         for warning in schedule_warnings(cfg):
             print_log(warning, 'current', logging.WARNING)
     return runner
+
+
+def _suit_machine(cfg: Config) -> None:
+    """Workers by the cores, and without a GPU nothing that wants one."""
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        cfg.sync_bn = None  # PyTorch's works on GPUs only
+    for loader in (cfg[name] for name in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(name)):
+        if not gpu:
+            loader.pin_memory = False  # there is no device to pin for; torch would warn
+        if loader.get('num_workers', 0) is None:
+            loader.num_workers = default_workers()
+        if loader.get('num_workers'):
+            loader.setdefault('timeout', WAIT)
 
 
 def _check_checkpoint(cfg: Config) -> None:
@@ -223,13 +225,6 @@ def run_training(runner: Runner) -> None:
     runner.train()
     if counter.iterations == 0 and runner.val_loop is not None:
         runner.val_loop.run()
-
-
-def leave_process_group() -> None:
-    """Wait for the other processes, and end the process group: at the interpreter's exit its threads may abort."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def schedule_warnings(cfg: Config) -> list[str]:

@@ -3,13 +3,14 @@
 #   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 # Several machines: NNODES, NODE_RANK and MASTER_ADDR on each, e.g. for the second of two
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 tools/dist_train.sh configs/simmim_vit-b.py 8
+# MAX_RESTARTS=3, with --resume: when a process dies, start all of them again, so many times.
 # SIGTERM and SIGUSR1 have a checkpoint written; the exit code is 75 then: start again with --resume.
 set -euo pipefail
 case "${1:-}" in
--h | --help) sed -n '2,6p' "$0" | cut -c3- && exit ;;
+-h | --help) sed -n '2,7p' "$0" | cut -c3- && exit ;;
 esac
 if [ $# -lt 2 ]; then
-    sed -n '2,6p' "$0" | cut -c3- >&2
+    sed -n '2,7p' "$0" | cut -c3- >&2
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,6 +21,6 @@ python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
 config=$1 gpus=$2
 shift 2
 exec "$python" "$here/torchrun.py" \
-    --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" \
+    --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" --max_restarts "${MAX_RESTARTS:-0}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \
     "${SCRIPT:-$here/train.py}" "$config" "$@" --launcher pytorch

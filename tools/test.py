@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch
+from simmim_plugin import config, launch, processes
 
 EXAMPLE = """example:
   python tools/test.py configs/finetune/vit-b_folder.py work_dirs/vit-b_folder/epoch_100.pth \\
@@ -36,7 +36,7 @@ def main() -> None:
         folders.append(cfg.work_dir)
         for line in run_test(cfg, args.checkpoint, args.amp):
             print(line)
-        launch.leave_process_group()
+        processes.leave_process_group()
 
 
 if __name__ == '__main__':

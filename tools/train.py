@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch
+from simmim_plugin import config, launch, processes
 
 EXAMPLE = """example:
   python tools/train.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
@@ -39,7 +39,7 @@ def main() -> None:
         launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher, args.compile)
         folders.append(cfg.work_dir)
         launch.run_training(launch.build_runner(cfg))
-        launch.leave_process_group()
+        processes.leave_process_group()
 
 
 if __name__ == '__main__':

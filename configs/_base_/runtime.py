@@ -2,7 +2,9 @@
 
 default_scope = 'simmim_plugin'
 env_cfg = dict(
-    cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl', timeout=1800),
 )
 default_hooks = dict(
     runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
