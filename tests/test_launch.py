@@ -151,9 +151,9 @@ def test_prepare_fills_in_the_command_line(tmp_path):
     launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
     assert not cfg.resume and cfg.load_from == 'start.pth'  # nothing to go on from: a first start
     assert cfg.optim_wrapper.on_cpu and cfg.work_dir == str(tmp_path)
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    torch.save({'meta': {'iter': 3}, 'optimizer': {}, 'state_dict': {}}, tmp_path / 'epoch_1.pth')
     launch.prepare(cfg, CONFIG, str(tmp_path), resume='auto')
-    assert cfg.resume and cfg.load_from is None
+    assert cfg.resume and cfg.load_from == str(tmp_path / 'epoch_1.pth')
     with pytest.raises(FileNotFoundError, match=r'--resume nothing.pth'):
         launch.prepare(cfg, CONFIG, str(tmp_path), resume='nothing.pth')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'

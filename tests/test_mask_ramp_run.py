@@ -28,7 +28,7 @@ from mmengine.registry import HOOKS
 @HOOKS.register_module()
 class CountMasks(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        counts = {name: mask.sum((1, 2)).tolist() for name, mask in data_batch.items() if name != 'inputs'}
+        counts = {name: mask.sum((1, 2)).tolist() for name, mask in data_batch.items() if name.startswith('mask')}
         with open(Path(runner.work_dir) / 'counts.txt', 'a') as file:
             file.write(json.dumps([runner.iter, counts]) + '\\n')
 """

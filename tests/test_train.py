@@ -306,7 +306,7 @@ def test_bad_input_gives_one_line(options, message, image_folder, tmp_path):
     assert last[1].startswith('(traceback: ') and 'Traceback' in Path(last[1][12:-1]).read_text()
 
 
-@pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').glob('*.*')))
+@pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.*')))
 def test_help_shows_an_example_from_any_folder(tool, tmp_path):
     command = [sys.executable] if tool.endswith('.py') else ['bash']
     output = run(*command, ROOT / 'tools' / tool, '--help', cwd=tmp_path)

@@ -20,7 +20,7 @@ python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
 [ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python
 config=$1 gpus=$2
 shift 2
-exec "$python" "$here/torchrun.py" \
+exec "$python" "$here/_torchrun.py" \
     --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" --max_restarts "${MAX_RESTARTS:-0}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \
     "${SCRIPT:-$here/train.py}" "$config" "$@" --launcher pytorch

@@ -1,4 +1,4 @@
-"""torchrun, which after SIGTERM or SIGUSR1 lets its processes write a checkpoint and exits with code 75."""
+"""Part of dist_train.sh: torchrun, whose processes may write a checkpoint after SIGTERM or SIGUSR1; its code is 75 then."""
 
 import os
 import signal
