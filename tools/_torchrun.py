@@ -1,4 +1,4 @@
-"""Part of dist_train.sh: torchrun, whose processes may write a checkpoint after SIGTERM or SIGUSR1; its code is 75 then."""
+"""Part of dist_train.sh: torchrun that lets its processes write a checkpoint at SIGTERM and SIGUSR1."""
 
 import os
 import signal
