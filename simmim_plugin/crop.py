@@ -1,18 +1,19 @@
 """Random crops, with JPEGs decoded no larger than the crop wants."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2.functional import resize
 
 from simmim_plugin.jpeg import PendingJPEG, least_size
 from simmim_plugin.loading import ImageReadError, read_image
 from simmim_plugin.registry import TRANSFORMS
 
+TRIES = 10  # torchvision's
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest')
 
 
@@ -53,13 +54,13 @@ class RandomResizedCrop:
             raise ValueError(f'interpolation={interpolation!r} is unknown; choose one of {", ".join(INTERPOLATIONS)}')
         self.size = (sides[0], sides[1])
         self.scale, self.ratio, self.interpolation = tuple(scale), tuple(ratio), interpolation
+        self._log_ratio = torch.tensor(self.ratio).log().tolist()  # rounded as torchvision has it
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Crop and resize `img`."""
         image = results['img']
         size = image.size if isinstance(image, PendingJPEG) else (image.shape[-2], image.shape[-1])
-        whole = torch.empty(1).expand(1, *size)  # its sides are all that is asked of it
-        top, left, height, width = TorchvisionCrop.get_params(whole, list(self.scale), list(self.ratio))
+        top, left, height, width = self._region(*size)
         if isinstance(image, PendingJPEG):
             image = self._decode(image, least_size(size, (height, width), self.size))
             down, across = image.shape[-2] / size[0], image.shape[-1] / size[1]
@@ -69,6 +70,19 @@ class RandomResizedCrop:
         mode = InterpolationMode(self.interpolation)
         results['img'] = resize(image, list(self.size), interpolation=mode, antialias=True).contiguous()
         return results
+
+    def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height, width of a crop, as torchvision's `get_params` draws it, from the same random numbers."""
+        for _ in range(TRIES):
+            area = height * width * torch.empty(1).uniform_(*self.scale).item()
+            ratio = math.exp(torch.empty(1).uniform_(*self._log_ratio).item())
+            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < h <= height and 0 < w <= width:
+                top, left = (int(torch.randint(0, room + 1, (1,)).item()) for room in (height - h, width - w))
+                return top, left, h, w
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])  # the largest in the middle
+        h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+        return (height - h) // 2, (width - w) // 2, h, w
 
     def _decode(self, image: PendingJPEG, least: tuple[int, int]) -> Tensor:
         try:

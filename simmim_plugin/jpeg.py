@@ -3,7 +3,6 @@
 import io
 import math
 import os
-from pathlib import Path
 
 import simplejpeg
 import torch
@@ -58,7 +57,8 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
     if data is None:
-        data = Path(path).read_bytes()
+        with open(path, 'rb', buffering=0) as file:  # much quicker than pathlib
+            data = file.read()
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # whatever it is, `read_image` reads it or says what is wrong

@@ -76,6 +76,24 @@ def test_without_deferring_the_crop_is_torchvisions_own(tmp_path):
         assert (ours(path, 32, seed).int() - expected.int()).abs().max() <= 1  # rounding, by the order in memory
 
 
+@pytest.mark.parametrize(
+    ('size', 'scale', 'ratio'),
+    [
+        ((375, 500), (0.67, 1.0), (3 / 4, 4 / 3)),
+        ((375, 500), (0.05, 0.5), (0.2, 5.0)),  # not every try fits
+        ((30, 500), (0.9, 1.0), (3 / 4, 4 / 3)),  # none does: the largest in the middle
+        ((500, 30), (0.9, 1.0), (3 / 4, 4 / 3)),
+    ],
+)
+def test_regions_are_torchvisions(size, scale, ratio):
+    image, crop = torch.empty(1, *size), RandomResizedCrop(32, scale, ratio)
+    for seed in range(200):
+        torch.manual_seed(seed)
+        expected = transforms.RandomResizedCrop.get_params(image, list(scale), list(ratio))
+        torch.manual_seed(seed)
+        assert crop._region(*size) == tuple(expected), seed
+
+
 def test_decoded_images_are_never_smaller_than_the_crop_wants(tmp_path):
     path = save(tmp_path / 'photo.jpg', (640, 480))
     for least in ((1, 1), (100, 130), (239, 320), (240, 320), (240, 321), (480, 640), (600, 600)):

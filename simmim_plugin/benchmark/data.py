@@ -1,5 +1,6 @@
 """Time of reading images, and of making a batch of them, beside the reference's pipeline and MMPretrain's."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from simmim_plugin.benchmark.timing import in_ms, interleaved
 from simmim_plugin.config import load_config
 from simmim_plugin.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.datasets import PackagePhotos
+from simmim_plugin.sampling import seed_everything
 from simmim_plugin.tokens import largest_count, masked_tokens
 
 SIZES = ((500, 375), (2000, 1500))  # width and height in pixels of the JPEGs
@@ -42,7 +44,7 @@ def write_photos(folder: str | os.PathLike[str], size: tuple[int, int], count: i
 
 def pipelines(config: str) -> dict[str, Callable[[str], Any]]:
     """From a path to a sample: ours as the config has it, the reference's transforms, and MMPretrain's where it is."""
-    ours = Compose(load_config(config).train_pipeline)
+    ours, number = Compose(load_config(config).train_pipeline), itertools.count()
     means = dict(mean=[value / 255 for value in MEAN], std=[value / 255 for value in STD])
     reference = transforms.Compose(
         [
@@ -53,12 +55,16 @@ def pipelines(config: str) -> dict[str, Callable[[str], Any]]:
         ]
     )
 
+    def by_ours(path: str) -> Any:
+        seed_everything(0, 0, next(number))  # as ImageFolder does
+        return ours({'img_path': path})
+
     def by_reference(path: str) -> Any:
         with Image.open(path) as image:
             return reference(image.convert('RGB'))
 
     found: dict[str, Callable[[str], Any]] = {
-        'ours': lambda path: ours({'img_path': path}),
+        'ours': by_ours,
         'torchvision and PIL': by_reference,
     }
     try:
