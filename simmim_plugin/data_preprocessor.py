@@ -55,7 +55,9 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
                 'in_channels of the backbone and channels of LoadImage so that they agree'
             )
         tokens = {} if count is None else {'tokens': masked_tokens(data['mask'], count)}
-        return {**data, **tokens, 'inputs': (inputs.float() - self.mean) / self.std}
+        if inputs.is_floating_point():
+            inputs = inputs.float()
+        return {**data, **tokens, 'inputs': (inputs - self.mean).div_(self.std)}  # integers become float32 on the way
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Back to the units of the stored values: (B, C, H, W) -> (B, C, H, W)."""
