@@ -2,7 +2,7 @@
 
 Source:   configs/simmim_vit-tiny_folder.py, smaller and shorter.
 Command:  make quickstart
-Cost:     under 3 minutes on two CPU cores.
+Cost:     1 to 3 minutes on two CPU cores, in bfloat16 where they have AVX512-BF16 or AMX.
 Expected: masked-pixel loss on the fixed images 1.14 -> 0.45 to 0.53; their visible mean gives 0.57 (README).
 """
 
