@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from simmim_plugin.jpeg import PendingJPEG, least_size
-from simmim_plugin.loading import ImageReadError, read_image
+from simmim_plugin.loading import ImageReadError, printable, read_image
 from simmim_plugin.registry import TRANSFORMS
 
 TRIES = 10  # torchvision's
@@ -90,7 +90,7 @@ class RandomResizedCrop:
         except ValueError:  # a good part of a damaged file may do; if not, `read_image` says what is wrong
             whole = read_image(image.path, data=image.data)
         if (whole.shape[-2], whole.shape[-1]) != image.size:
-            raise ImageReadError(f'{image.path}: it has {tuple(whole.shape)} pixels, not {image.size}')
+            raise ImageReadError(f'{printable(image.path)}: it has {tuple(whole.shape)} pixels, not {image.size}')
         return whole
 
     def __repr__(self) -> str:

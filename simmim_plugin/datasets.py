@@ -12,7 +12,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from simmim_plugin.crop import RandomResizedCrop
-from simmim_plugin.loading import SUFFIXES, ImageReadError, LoadImage
+from simmim_plugin.loading import SUFFIXES, ImageReadError, LoadImage, printable
 from simmim_plugin.registry import DATASETS
 from simmim_plugin.sampling import NumberedIndex, seed_everything
 
@@ -130,7 +130,7 @@ class ImageFolder(BaseDataset):
         if bad > self.max_bad_ratio * max(tried, min(len(self), MIN_TRIED)):
             paths = self.bad_images()
             more = f'\n  ... and {bad - NAMED_BAD_IMAGES} more' if bad > NAMED_BAD_IMAGES else ''
-            listed = '\n'.join(f'  {path}' for path in paths[:NAMED_BAD_IMAGES])
+            listed = '\n'.join(f'  {printable(path)}' for path in paths[:NAMED_BAD_IMAGES])
             mend = 'Remove or repair them, or raise max_bad_ratio of the dataset'
             if bad == tried:
                 mend = 'Not one could be read: the config (channels, dtype of LoadImage) may not fit the images'

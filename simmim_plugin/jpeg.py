@@ -11,6 +11,7 @@ from torch import Tensor
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg')
 COLOURS = ('YCbCr', 'RGB', 'Gray')  # what libjpeg turns into RGB
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # more are taken for a decompression bomb, as Pillow does
 ORIENTATION = 0x0112  # EXIF tag
 APP1, SCAN = 0xE1, 0xDA  # markers: EXIF or XMP data; the pixels
 
@@ -52,7 +53,8 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
         data: Its content, if that has been read.
 
     Returns:
-        None where there is more to do than decoding (turning by the EXIF tag, CMYK), and for what is no good JPEG.
+        None where there is more to do than decoding (turning by the EXIF tag, CMYK), and for what is no good JPEG or
+        larger than `MAX_PIXELS`.
     """
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
@@ -65,7 +67,9 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
         return None
     if _may_be_turned(data) and not _upright(data):
         return None
-    return PendingJPEG(data, os.fspath(path), (height, width)) if colours in COLOURS else None
+    if colours not in COLOURS or height * width > MAX_PIXELS:
+        return None
+    return PendingJPEG(data, os.fspath(path), (height, width))
 
 
 def _may_be_turned(data: bytes) -> bool:

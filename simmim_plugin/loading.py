@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from simmim_plugin.jpeg import PendingJPEG, pending_jpeg
+from simmim_plugin.jpeg import MAX_PIXELS, PendingJPEG, pending_jpeg
 from simmim_plugin.registry import TRANSFORMS
 
 ARRAY_SUFFIXES = ('.npy',)
@@ -50,7 +50,7 @@ def read_image(
         (channels, H, W), uint8 or float32.
 
     Raises:
-        ImageReadError: The file is missing, damaged, or does not hold such an image.
+        ImageReadError: The file is missing, damaged, larger than `MAX_PIXELS`, or does not hold such an image.
     """
     suffix = Path(path).suffix.lower()
     source = path if data is None else io.BytesIO(data)
@@ -65,13 +65,21 @@ def read_image(
     # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise ImageReadError(f'{os.fspath(path)}: {reason}') from error
+        raise ImageReadError(f'{printable(path)}: {reason}') from error
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path for messages; bytes in it that are not UTF-8, which logs could not take, are written as backslashes."""
+    return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def _read_tiff(source: Source) -> np.ndarray | None:
     """Values of a TIFF as stored; None where they want a conversion of colours (CMYK, palette, white is zero ...)."""
     with tifffile.TiffFile(source) as file:
-        if file.pages.first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+        first = file.pages.first
+        if (pixels := first.imagelength * first.imagewidth) > MAX_PIXELS:
+            raise ValueError(f'it claims {pixels:,} pixels, more than {MAX_PIXELS:,}; cut it into smaller images')
+        if first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
             return file.asarray()
     return None
 
@@ -149,7 +157,7 @@ def _read_pending(path: str, data: bytes | None) -> PendingJPEG | None:
     try:
         return pending_jpeg(path, data)
     except OSError as error:
-        raise ImageReadError(f'{path}: {error}') from error
+        raise ImageReadError(f'{printable(path)}: {error}') from error
 
 
 @TRANSFORMS.register_module()

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from simmim_plugin.datasets import ImageFolder
-from simmim_plugin.loading import ImageReadError
+from simmim_plugin.loading import ImageReadError, printable
 from simmim_plugin.registry import DATASETS
 from simmim_plugin.shards import INDEX
 
@@ -90,7 +90,7 @@ class TarShards(ImageFolder):
                 self._open[shard] = os.open(shard, os.O_RDONLY)
             return os.pread(self._open[shard], size, offset)
         except OSError as error:
-            raise ImageReadError(f'{shard}: {error}') from error
+            raise ImageReadError(f'{printable(shard)}: {error}') from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, for processes that are spawned."""
