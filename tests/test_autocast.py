@@ -105,8 +105,8 @@ def test_parts_inside_a_distributed_model(tmp_path):
             wrapper.update_params(model(torch.randn(5, 3)))
         assert model.module.seen == [HALF, FULL, FULL]
     finally:
-        # While gloo's threads still drop a reduction, which wants the interpreter's lock, whoever drops the last reference
-        # to the group would wait for them with that lock held.
+        # Gloo's threads may still be dropping a reduction, which wants the interpreter's lock; whoever drops the last
+        # reference to the group would wait for them with that lock held.
         leave_process_group()
 
 
