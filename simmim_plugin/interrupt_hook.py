@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,7 +69,8 @@ class InterruptHook(Hook):
         """Listen to the signals."""
         loader = runner.train_dataloader
         loader.worker_init_fn = PatientWorker(self.signals, loader.worker_init_fn)
-        self._before = {number: signal.signal(number, self._note) for number in self.signals}
+        if threading.current_thread() is threading.main_thread():  # others cannot listen
+            self._before = {number: signal.signal(number, self._note) for number in self.signals}
         if runner.world_size > 1:
             self._group = dist.new_group(backend='gloo')
 

@@ -1,5 +1,6 @@
 """Random numbers that depend on the iteration alone, so that a resumed training draws what an unbroken one would."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.dist import get_rank
@@ -31,8 +32,9 @@ class IterationSeedHook(Hook):
         self.seed = runner.seed - (get_rank() if different else 0)
         loader = runner.train_dataloader
         sampler = number_samples(loader, self.seed)
-        given = (runner.cfg.get('train_dataloader') or {}).get('sampler') or {}
-        if hasattr(sampler.sampler, 'seed') and given.get('seed') is None:
+        data = runner.cfg.get('train_dataloader')  # built objects, where the runner was made in Python
+        given = (data.get('sampler') or {}).get('seed') if isinstance(data, Mapping) else None
+        if hasattr(sampler.sampler, 'seed') and given is None:
             sampler.sampler.seed = self.seed
 
     def before_train_epoch(self, runner: Any) -> None:

@@ -78,7 +78,11 @@ def test_a_runner_made_in_python_saves_and_resumes_too(tmp_path):
             train_dataloader=DataLoader(samples, batch_size=2),
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            default_hooks=dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1)),
+            default_hooks=dict(
+                checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1),
+                seeds=dict(type='simmim_plugin.IterationSeedHook'),
+                interrupt=dict(type='simmim_plugin.InterruptHook'),
+            ),
             resume=resume,
             experiment_name=f'python_{resume}',
         )
