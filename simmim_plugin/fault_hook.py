@@ -1,6 +1,7 @@
 """Faults in the numbers: steps that were skipped, and losses far above the others."""
 
 import logging
+import math
 import statistics
 from collections import deque
 from pathlib import Path
@@ -65,7 +66,9 @@ class FaultHook(Hook):
         """Keep the iteration's values, and look at them where it is time."""
         loss = (outputs or {}).get('loss')
         if loss is not None:
-            skipped = getattr(runner.optim_wrapper, 'skipped', None)
+            wrapper, skipped = runner.optim_wrapper, None  # None: gradients are accumulated, there was no step
+            if getattr(wrapper, 'skipped', None) is not None:
+                skipped, wrapper.skipped = wrapper.skipped, None
             self._pending.append((runner.iter + 1, skipped, loss.detach(), paths_of(data_batch)))
         due = any(self.every_n_inner_iters(batch_idx, interval) for interval in self.intervals)
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
@@ -78,10 +81,12 @@ class FaultHook(Hook):
         flags = [torch.zeros(()) if skipped is None else skipped for _, skipped, _, _ in pending]
         both = torch.stack([torch.stack([flag.to(loss.device), loss]) for flag, (_, _, loss, _) in zip(flags, pending)])
         spikes = []
-        for (iteration, _, _, paths), (skipped, loss) in zip(pending, both.tolist()):
-            self.in_a_row = self.in_a_row + 1 if skipped else 0
+        for (iteration, flag, _, paths), (skipped, loss) in zip(pending, both.tolist()):
+            if flag is not None:
+                self.in_a_row = self.in_a_row + 1 if skipped else 0
             if skipped:
                 self._note(runner, iteration, loss, paths)
+            if skipped or not math.isfinite(loss):
                 continue
             if len(self.losses) >= ENOUGH and loss > self.spike * (median := statistics.median(self.losses)):
                 spikes.append((loss / median, iteration, loss, median))

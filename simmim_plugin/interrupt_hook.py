@@ -86,7 +86,11 @@ class InterruptHook(Hook):
             signal.signal(number, handler)
 
     def _stop(self, runner: Any) -> None:
-        hook = next(hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook))
+        hook = next((hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook)), None)
+        if hook is None:
+            raise SystemExit(
+                "stopped by a signal; no checkpoint, as default_hooks.checkpoint is no 'SimMIMCheckpointHook'"
+            )
         iterations = runner.iter + 1
         path = hook.save_now(runner, iterations)
         name = self.received.name if self.received else 'A signal of another process'

@@ -86,6 +86,17 @@ def test_accumulated_gradients_are_dropped_together():
         assert weight.item() == pytest.approx(expected)
 
 
+def test_accumulating_iterations_are_no_steps(tmp_path, monkeypatch):
+    """Two of four steps are skipped, each of two iterations: counted twice, not four times."""
+    monkeypatch.setattr('simmim_plugin.optim.AutocastOptimWrapper.__init__', _accumulating)
+    runner = train(tmp_path, samples(dict.fromkeys((2, 4), float('nan'))), max_in_a_row=2)
+    assert runner.message_hub.get_info('skipped_steps') == 2
+
+
+def _accumulating(self, *args, init=AutocastOptimWrapper.__init__, **kwargs):
+    init(self, *args, accumulative_counts=2, **kwargs)
+
+
 def test_spikes_are_told(monkeypatch):
     lines = []
     monkeypatch.setattr('simmim_plugin.fault_hook.print_log', lambda text, *_: lines.append(text))

@@ -20,7 +20,7 @@ shift 3
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 [ "$gpus" -ge "$per_node" ] || per_node=$gpus
-# Without a further --resume: with no checkpoint yet, it starts anew. 75: see InterruptHook.
+# --resume: with no checkpoint yet, it starts anew. 75: stopped by a signal, with a checkpoint (InterruptHook).
 # shellcheck disable=SC2086 (SBATCH_ARGS is a list of words)
 exec sbatch --partition "$partition" --job-name "$name" --gres "gpu:$per_node" --ntasks "$gpus" \
     --ntasks-per-node "$per_node" --cpus-per-task "${CPUS_PER_TASK:-10}" --output "$name-%j.log" --open-mode append \

@@ -1,6 +1,6 @@
 """Another recipe than the published one: a learned absolute position embedding in place of the shared relative bias.
 
-Attention then has no bias, so that PyTorch's fastest kernel takes it everywhere (docs/performance.md).
+Attention then has no bias, and PyTorch chooses its kernel everywhere (docs/performance.md).
 
 Source:   the positions of ViT (arXiv 2010.11929) in configs/simmim_vit-b.py.
 Command:  python tools/ablate.py configs/ablations/absolute_position.py --data-root /path/to/data
