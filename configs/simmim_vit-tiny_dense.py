@@ -1,6 +1,6 @@
 """The small ViT of simmim_vit-tiny_folder.py for detection and segmentation, whose objects are small: set `data_root`.
 
-Source:   simmim_vit-tiny_folder.py; crops from a twentieth of the image, so parts are seen as large as there.
+Source:   simmim_vit-tiny_folder.py; crops of 3 to 30 % of the image, so parts are seen as large as there.
 Command:  python tools/train.py configs/simmim_vit-tiny_dense.py --cfg-options data_root=/path/to/images
 Cost:     not measured.
 Expected: not run.
@@ -9,5 +9,5 @@ Expected: not run.
 _base_ = 'simmim_vit-tiny_folder.py'
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1].scale = (0.05, 1.0)
+train_pipeline[1].scale = (0.03, 0.3)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
