@@ -44,6 +44,7 @@ _MODULE_OF = {
     'ReconstructionLoss': 'losses',
     'ResumableTrainLoop': 'train_loop',
     'SegLabelHook': 'seg_label_hook',
+    'ShardedStrategy': 'sharded',
     'SimMIM': 'simmim',
     'SimMIMCheckpointHook': 'checkpoint_hook',
     'SimMIMDataPreprocessor': 'data_preprocessor',

@@ -11,13 +11,13 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 
 from simmim_plugin.checkpoint import check_fits, fit_checkpoint
 from simmim_plugin.checkpoint_file import NOTE, PART_SUFFIX, tensors_of, whole_file
 from simmim_plugin.config import innermost
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.resume import check_same_training, training_note
+from simmim_plugin.sharded import bare_model
 
 BACKEND = 'simmim_whole'  # name among MMEngine's file backends
 LAST = 'last_checkpoint'  # MMEngine's name of the file that names the last checkpoint
@@ -81,6 +81,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
+        self.meta: dict[str, Any] = {}  # epoch and iteration of the checkpoint being written
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
 
     def before_train(self, runner: Any) -> None:
@@ -113,6 +114,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         path = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('kept_checkpoints', kept)  # whoever goes on from it removes the oldest
         runner.message_hub.update_info('last_ckpt', path)
+        self.meta = dict(meta)
         try:
             runner.save_checkpoint(
                 self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
@@ -136,6 +138,7 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and make the rest plain."""
+        checkpoint['meta'].update(self.meta)  # FlexibleRunner takes every checkpoint for one of an epoch's end
         for name in ('message_hub', 'meta'):
             checkpoint[name] = _to_plain(checkpoint[name])
         cfg = runner.cfg.to_dict()
@@ -145,7 +148,7 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Before anything is used: on `resume` refuse another training, on `load_from` make the weights fit."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         if not runner._resume:
             fit_checkpoint(model, checkpoint)
             return

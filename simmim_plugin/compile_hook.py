@@ -3,9 +3,10 @@
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from torch.distributed.fsdp import FSDPModule
 
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.sharded import bare_model
 from simmim_plugin.simmim import SimMIM
 
 
@@ -21,6 +22,9 @@ class CompileHook(Hook):
         mode: PyTorch's: None, 'reduce-overhead', 'max-autotune' ...
         backend: PyTorch's; its own compiler is 'inductor'.
         fullgraph: One graph or an error. None: True for `SimMIM`, False for models that PyTorch may not follow.
+
+    Raises:
+        ValueError: The model is sharded.
     """
 
     def __init__(self, mode: str | None = None, backend: str = 'inductor', fullgraph: bool | None = None) -> None:
@@ -28,6 +32,8 @@ class CompileHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Compile; PyTorch does the work in the first iteration."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
+        if isinstance(model, FSDPModule):
+            raise ValueError('--compile (CompileHook) does not go with ShardedStrategy; leave one of them out')
         fullgraph = isinstance(model, SimMIM) if self.fullgraph is None else self.fullgraph
         model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph)

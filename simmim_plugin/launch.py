@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import DataLoader
@@ -154,6 +155,8 @@ def check_writable(folder: str) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Start the process group where MMEngine cannot (no GPU), build the runner and its training loop.
 
+    The config's `runner_type` names another one than Runner: FlexibleRunner, with a `strategy`.
+
     Raises:
         ValueError: `data_root` is not set, the data do not fill one batch, or a checkpoint cannot be read.
     """
@@ -164,7 +167,7 @@ def build_runner(cfg: Config) -> Runner:
     start_process_group(cfg)
     _suit_machine(cfg)
     _check_checkpoint(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg)
     if cfg.get('train_dataloader'):
         loader = runner.train_loop.dataloader
         if len(loader) == 0:
@@ -252,10 +255,14 @@ def schedule_warnings(cfg: Config) -> list[str]:
 
 def _report_batch(runner: Runner, loader: DataLoader) -> None:
     counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    scale = runner.auto_scale_lr
+    scale = runner.cfg.get('auto_scale_lr')
     if counts > 1 and scale and scale.get('enable'):
         # MMEngine scales by the batch per step of the data loader; accumulation makes the real one larger.
-        runner.auto_scale_lr = {**scale, 'base_batch_size': scale['base_batch_size'] / counts}
+        scale = {**scale, 'base_batch_size': scale['base_batch_size'] / counts}
+        if isinstance(runner, Runner):
+            runner.auto_scale_lr = scale
+        else:
+            runner.strategy._auto_scale_lr = scale
     batch = batch_size_of(loader)
     print_log(
         f'Total batch {batch * runner.world_size * counts} = {runner.world_size} processes x {batch} images x '

@@ -8,13 +8,13 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 
 from simmim_plugin.datasets import ImageFolder
 from simmim_plugin.masking import SimMIMMaskGenerator
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.sampling import number_samples
 from simmim_plugin.seed_hook import first_iteration
+from simmim_plugin.sharded import bare_model
 
 SCHEDULES = ('linear', 'cosine')
 
@@ -106,7 +106,7 @@ class MaskRatioHook(Hook):
             )
         end = parts[self.argument].ratio if self.end is None else self.end
         self.ramp = Ramp(self.start, end, self.begin, until, self.schedule)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         for generator in generators:
             generator.ramps[self.argument] = self.ramp
             if hasattr(model, 'backbone') and hasattr(model.backbone, 'grid'):

@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
@@ -69,7 +70,7 @@ class AutocastOptimWrapper(OptimWrapper):
             self.optimizer.step(**kwargs)
             return
         if norm is None:
-            norm = nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
+            norm = _whole(nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None]))
         self.skipped = 1 - norm.isfinite().float()
         if getattr(self.optimizer, '_step_supports_amp_scaling', False):  # fused: the device itself looks
             self.optimizer.found_inf = self.skipped
@@ -90,7 +91,7 @@ class AutocastOptimWrapper(OptimWrapper):
         Reading the norm for the log would wait for the device; `keep_grad_norm` leaves that to the hook.
         """
         parameters = self._parameters()
-        norm = self.clip_func(parameters, **self.clip_grad_kwargs) if parameters else None
+        norm = _whole(self.clip_func(parameters, **self.clip_grad_kwargs)) if parameters else None
         if self.keep_grad_norm:
             self.grad_norm = norm
         elif norm is not None:
@@ -104,6 +105,10 @@ class AutocastOptimWrapper(OptimWrapper):
         enabled = device != 'cpu' or self.on_cpu
         with super().optim_context(model), autocast(model, self.parts) if enabled else nullcontext():
             yield
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients
 
 
 def has_bfloat16() -> bool:

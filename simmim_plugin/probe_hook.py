@@ -6,12 +6,12 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from simmim_plugin.config import training_data
 from simmim_plugin.feature_extractor import FeatureExtractor
 from simmim_plugin.probes import TEMPERATURE, K, LabelledFolder, run_probes
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.sharded import whole_model
 
 
 @HOOKS.register_module()
@@ -85,6 +85,6 @@ class ProbeHook(Hook):
         runner.visualizer.add_scalars(flat, runner.epoch + 1)
 
     def _extractor(self, runner: Any) -> FeatureExtractor:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = whole_model(runner)
         pipeline = training_data(runner.cfg).get('pipeline', ())
         return FeatureExtractor.from_model(model, blocks=self.blocks, pipeline=pipeline)

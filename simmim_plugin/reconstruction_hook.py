@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from PIL import Image
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from simmim_plugin.loading import MASKS
 from simmim_plugin.losses import ReconstructionLoss, reconstruction_loss
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.sharded import whole_model
 from simmim_plugin.visualization import pixel_mask, reconstruction_sheet
 
 FIRST_LOSS = 'fixed_loss_at_start'
@@ -118,9 +118,13 @@ class ReconstructionHook(Hook):
         self.out_dir = out_dir
         self.seed = seed
 
-    @master_only
     def before_train(self, runner: Any) -> None:
         """Draw the fixed images, and show the model as it is at the start."""
+        self._draw(runner)
+        self.show(runner, runner.epoch if self.by_epoch else runner.iter)
+
+    @master_only
+    def _draw(self, runner: Any) -> None:
         dataset = runner.train_dataloader.dataset if self.dataset is None else ROOT_DATASETS.build(self.dataset)
         count = min(self.num_measured, max(len(dataset), self.num_images))
         with fixed_seed(self.seed):
@@ -129,15 +133,12 @@ class ReconstructionHook(Hook):
             raise ValueError('ReconstructionHook needs masks; add SimMIMMaskGenerator to the pipeline of the data')
         names = [key for key in ('inputs', *MASKS) if key in samples[0]]
         self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in names}
-        self.show(runner, runner.epoch if self.by_epoch else runner.iter)
 
-    @master_only
     def after_train_epoch(self, runner: Any) -> None:
         """Every `interval` epochs and after the last."""
         if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
             self.show(runner, runner.epoch + 1)
 
-    @master_only
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
@@ -159,8 +160,10 @@ class ReconstructionHook(Hook):
         )
 
     def show(self, runner: Any, step: int) -> None:
-        """Measure, log and draw."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        """Measure, log and draw, in the first process; all must call it."""
+        model = whole_model(runner)
+        if not is_main_process():
+            return
         inputs, predicted = self._predict(model)
         masks = {name: pixel_mask(self.batch[name], model.head.patch_size) for name in MASKS if name in self.batch}
         masks = {name: mask.to(inputs.device) for name, mask in masks.items()}

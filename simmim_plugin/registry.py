@@ -40,6 +40,7 @@ OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'schedules')
 LOOPS = _child('loop', root.LOOPS, 'train_loop')
+STRATEGIES = _child('strategy', root.STRATEGIES, 'sharded')
 # Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
 for _name in (
     'DATA_SAMPLERS',

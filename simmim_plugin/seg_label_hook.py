@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.sharded import bare_model
 
 
 @HOOKS.register_module()
@@ -25,7 +25,7 @@ class SegLabelHook(Hook):
         Raises:
             ValueError: A mask has a value that is neither a class nor the head's `ignore_index`.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         head = model.decode_head
         for sample in (data_batch or {}).get('data_samples', ()):
             if 'gt_sem_seg' not in sample:  # images to predict alone

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
 
 from simmim_plugin.checkpoint import check_fits
 from simmim_plugin.checkpoint_file import load_file, tensors_of
 from simmim_plugin.launch import autocast_parts, build_runner
 from simmim_plugin.metrics import BalancedAccuracy, draw_confusion
 from simmim_plugin.optim import autocast
+from simmim_plugin.sharded import bare_model
 
 
 def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False) -> list[str]:
@@ -41,7 +41,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     if cfg.model.get('backbone'):
         cfg.model.backbone.init_cfg = None  # the checkpoint holds everything
     runner = build_runner(cfg)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = bare_model(runner)
     check_fits(model.state_dict(), state, complete=True)
     model.load_state_dict(state)
     with autocast(model, parts) if amp else nullcontext():
