@@ -2,11 +2,11 @@
 
     python tests/soak.py IMAGES OUT --minutes 30 --seed 0
 
-Every image is slowed down, so that memory can be watched over a long time at little load. Some files are broken and some
-images hold a NaN all the time. In the first third nothing else happens; then, at random moments, a process or
-everything is killed, stopped, told to leave, a worker killed, or a bit of the newest checkpoint flipped. Writes soak.json
-and soak.png: what happened, memory over time, and whether the weights, the optimiser and the history are bit by bit
-those of the undisturbed training.
+Every image is slowed down, so that memory can be watched over a long time at little load. Some files are broken and
+some images hold a NaN all the time. In the first third nothing else happens; then, at random moments, a process or
+everything is killed, a process stopped, a worker killed, a signal sent, or a bit of the newest checkpoint flipped.
+Writes soak.json and soak.png: what happened, memory over time, and how many tensors of weights and optimiser were
+compared with those of the undisturbed training: any difference is an error.
 """
 
 import argparse
