@@ -194,6 +194,8 @@ def _suit_machine(cfg: Config) -> None:
             loader.num_workers = default_workers()
         if loader.get('num_workers'):
             loader.setdefault('timeout', WAIT)
+        else:
+            loader.persistent_workers, loader.prefetch_factor = False, None  # PyTorch refuses them without workers
 
 
 def _check_checkpoint(cfg: Config) -> None:

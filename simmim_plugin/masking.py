@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from simmim_plugin.mask_ramp import Ramp
 
 PUBLISHED_RATIO, PUBLISHED_UNIT = 0.6, 32
+LARGEST_GRID = 2**24  # patches of an image
+LARGEST_ALPHA = 10  # beyond, the ratios are 0 or 1 for any size but the reference
 
 
 @dataclass
@@ -174,7 +176,7 @@ class SimMIMMaskGenerator:
         patch = self.model_patch_size
         _check_share(ratio_name, ratio, f'the usual value is {usual}')
         if not isinstance(unit, int) or unit < 1 or unit % patch:
-            near = max(1, int(unit // patch)) * patch if isinstance(unit, int | float) else 2 * patch
+            near = max(1, int(unit // patch)) * patch if isinstance(unit, int) else 2 * patch
             raise ValueError(
                 f'{unit_name}={unit!r} must be a positive multiple of model_patch_size={patch}, e.g. {near}'
             )
@@ -186,7 +188,13 @@ class SimMIMMaskGenerator:
                 f'image of {size[0]} x {size[1]} px: both sides must be positive multiples of '
                 f'model_patch_size={patch}; resize or crop before SimMIMMaskGenerator'
             )
-        return size[0] // patch, size[1] // patch
+        grid = size[0] // patch, size[1] // patch
+        if math.prod(grid) > LARGEST_GRID:
+            raise ValueError(
+                f'image of {size[0]} x {size[1]} px: more than {LARGEST_GRID:,} patches of model_patch_size={patch}; '
+                'is input_size in pixels?'
+            )
+        return grid
 
     def __repr__(self) -> str:
         parts = ', '.join(
@@ -225,9 +233,9 @@ def _checked_adapt(adapt: Mapping[str, Any]) -> dict[str, Any]:
     alpha = adapt.get('alpha', 0.5)
     if min(reference) < 1:
         raise ValueError(f'adapt.reference={adapt["reference"]} must be a positive number of pixels, e.g. 224')
-    if not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
+    if not isinstance(alpha, int | float) or not 0 <= alpha <= LARGEST_ALPHA:
         raise ValueError(
-            f'adapt.alpha={alpha!r} must be a number and not negative; 0 keeps the ratio, 1 the visible tokens'
+            f'adapt.alpha={alpha!r} must be a number in [0, {LARGEST_ALPHA}]; 0 keeps the ratio, 1 the visible tokens'
         )
     return dict(reference=reference, alpha=alpha)
 

@@ -293,7 +293,7 @@ def test_packed_masks_are_tensors_apart_from_each_other():
         (dict(global_=dict(ratio=0.5, unit=-16)), r'^global_.unit=-16 must be a positive multiple'),
         (dict(local=dict(ratio=0.5, unit=32, region_ratio=0)), r'^local.region_ratio=0 is outside \(0, 1\]'),
         (dict(local=dict(ratio=0.5, unit=32, region_ratio=1.5)), r'^local.region_ratio=1.5 is outside .* 1 is the who'),
-        (dict(adapt=dict(alpha=-1)), r'^adapt.alpha=-1 must be a number and not negative; 0 keeps the ratio'),
+        (dict(adapt=dict(alpha=-1)), r'^adapt.alpha=-1 must be a number in .0, 10.; 0 keeps the ratio'),
         (dict(adapt=dict(reference=0)), r'^adapt.reference=0 must be a positive number of pixels, e.g. 224'),
         (dict(adapt=dict(reference=(224, -1))), r'^adapt.reference=\(224, -1\) must be'),
         (dict(adapt=dict(reference=(1, 2, 3))), r'^adapt.reference=\(1, 2, 3\) must be one side or \(height, width\)'),

@@ -1,4 +1,4 @@
-"""Sharded training (FSDP) of two gloo processes: the losses of data-parallel training, and checkpoints that are alike."""
+"""Sharded training (FSDP) of two gloo processes: losses and checkpoints are those of data-parallel training."""
 
 import json
 import subprocess
