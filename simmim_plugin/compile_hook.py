@@ -3,10 +3,9 @@
 from typing import Any
 
 from mmengine.hooks import Hook
-from torch.distributed.fsdp import FSDPModule
 
 from simmim_plugin.registry import HOOKS
-from simmim_plugin.sharded import bare_model
+from simmim_plugin.sharded import bare_model, is_sharded
 from simmim_plugin.simmim import SimMIM
 
 
@@ -33,7 +32,7 @@ class CompileHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Compile; PyTorch does the work in the first iteration."""
         model = bare_model(runner)
-        if isinstance(model, FSDPModule):
+        if is_sharded(model):
             raise ValueError('--compile (CompileHook) does not go with ShardedStrategy; leave one of them out')
         fullgraph = isinstance(model, SimMIM) if self.fullgraph is None else self.fullgraph
         model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph)

@@ -74,13 +74,11 @@ class ShardedStrategy(DDPStrategy):
 
     def optim_state_dict(self) -> dict[str, Any]:
         """The optimiser's state as `Optimizer.state_dict` gives it, in the first process. All must call it."""
-        state = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=_whole())
+        state: Any = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=_whole())
         if not state:
             return {}
-        numbers = {
-            name: i for i, name in enumerate(name for group in state['param_groups'] for name in group['params'])
-        }
-        return _renamed(state, numbers)
+        names = [name for group in state['param_groups'] for name in group['params']]
+        return _renamed(state, {name: i for i, name in enumerate(names)})
 
     def load_model_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = False, **kwargs: Any) -> None:
         """Give every process its part of whole weights."""
@@ -141,13 +139,18 @@ def bare_model(runner: Any) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process has a part of the model only."""
+    return isinstance(model, FSDPModule)
+
+
 def whole_model(runner: Any) -> Any:
     """A model with the weights in training that a process can use alone: the bare one, or of a sharded one a copy.
 
     All processes must call it.
     """
     model = bare_model(runner)
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return model
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     device = next(model.parameters()).device

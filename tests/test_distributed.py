@@ -33,6 +33,16 @@ def gloo_environment() -> dict[str, str]:
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PORT': str(port)}
 
 
+def assert_same_gradients(still, one, many):
+    """Of three checkpoints: without a step, and after a step of plain SGD at rate 1 in two ways."""
+    assert many.keys() == one.keys()
+    for name in one:
+        gradients = [(still[name] - state[name]).double() for state in (one, many)]
+        scale = gradients[0].abs().max().clamp_min(1e-6)
+        assert ((gradients[0] - gradients[1]).abs().max() / scale).item() < 1e-3, name
+        assert gradients[0].any(), name
+
+
 @pytest.mark.slow
 def test_averaged_gradient_of_processes_is_that_of_the_joint_batch(image_folder, tmp_path):
     config = tmp_path / 'one_step.py'
@@ -55,15 +65,30 @@ def test_averaged_gradient_of_processes_is_that_of_the_joint_batch(image_folder,
     for processes in (2, 4):
         many, log = step(f'with_{processes}', processes, 12 // processes)
         assert f'Total batch 12 = {processes} processes x {12 // processes} images x 1 accumulated' in log
-        assert many.keys() == one.keys()
-        for name in one:
-            gradients = [(still[name] - state[name]).double() for state in (one, many)]
-            scale = gradients[0].abs().max().clamp_min(1e-6)
-            assert ((gradients[0] - gradients[1]).abs().max() / scale).item() < 1e-3, name
-            assert gradients[0].any(), name
+        assert_same_gradients(still, one, many)
         assert (
             log.count('at the start ->') == 1 and (tmp_path / f'with_{processes}/reconstructions/epoch_1.png').exists()
         )
+
+    accumulated, log = step('accumulated', 1, 4, 'optim_wrapper.accumulative_counts=3')
+    assert 'Total batch 12 = 1 processes x 4 images x 3 accumulated; 3 iterations per epoch' in log
+    assert_same_gradients(still, one, accumulated)
+
+    # Two machines, as two launchers on the loopback address.
+    environment = gloo_environment()
+    command = ['bash', ROOT / 'tools/dist_train.sh', config, '1', '--work-dir', tmp_path / 'nodes', '--cfg-options']
+    command = [str(word) for word in (*command, f'data_root={image_folder}', 'train_dataloader.batch_size=6')]
+    launchers = [
+        subprocess.Popen(
+            command, env={**environment, 'NNODES': '2', 'NODE_RANK': rank}, cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in ('1', '0')
+    ]  # fmt: skip
+    outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
+    assert 'Total batch 12 = 2 processes x 6 images' in outputs[1]
+    assert_same_gradients(still, one, load_file(tmp_path / 'nodes/epoch_1.pth')['state_dict'])
 
 
 @pytest.mark.slow

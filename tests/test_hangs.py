@@ -107,6 +107,20 @@ def ends(process, tmp_path):
     return (tmp_path / 'log').read_text()
 
 
+def test_nothing_listens_beyond_loopback(job):
+    process, ranks = job()
+    everybody = [process.pid, *ranks, *(worker for rank in ranks for worker in children_of(rank))]
+    sockets = {os.readlink(link) for pid in everybody for link in Path(f'/proc/{pid}/fd').iterdir() if link.exists()}
+    listening = []
+    for table in ('tcp', 'tcp6'):
+        for line in Path(f'/proc/net/{table}').read_text().splitlines()[1:]:
+            address, state, inode = (line.split()[i] for i in (1, 3, 9))
+            if state == '0A' and f'socket:[{inode}]' in sockets:
+                listening.append(address.split(':')[0])
+    loopback = {'0100007F', '00000000000000000000000001000000', '0000000000000000FFFF00000100007F'}
+    assert len(listening) >= 3 and set(listening) <= loopback, listening  # the store, and gloo in each process
+
+
 def test_a_process_that_is_killed(job, tmp_path):
     process, ranks = job()
     os.kill(ranks[1], signal.SIGKILL)

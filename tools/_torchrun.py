@@ -1,12 +1,18 @@
-"""Part of dist_train.sh: torchrun that lets its processes write a checkpoint at SIGTERM and SIGUSR1."""
+"""Part of dist_train.sh: torchrun that lets its processes write a checkpoint at SIGTERM and SIGUSR1.
 
+On one machine it listens on the loopback address only; torchrun's store of addresses listens on all of them.
+"""
+
+import ipaddress
 import os
 import signal
+import socket
 import sys
 from types import FrameType
 
-from torch.distributed import run
+from torch.distributed import TCPStore, run
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.rendezvous import RendezvousInfo, static_tcp_rendezvous
 
 ANNOUNCE = (signal.SIGTERM, signal.SIGUSR1)
 END = (signal.SIGINT, signal.SIGHUP)
@@ -20,8 +26,32 @@ def hand_on(number: int, frame: FrameType | None) -> None:
     raise SignalException(f'got {signal.Signals(number).name}', signal.Signals(number))
 
 
+class Rendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
+    """torchrun's, with a store that listens on the master's address where that is a loopback one."""
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Start the store in the first launcher; torchrun's method connects the others to it."""
+        if is_loopback(self.master_addr):
+            names = [name for _, name in socket.if_nameindex() if name.startswith('lo')]
+            os.environ.setdefault('GLOO_SOCKET_IFNAME', names[0])  # else where the machine's name leads
+            if self.rank == 0 and self._store is None:
+                with socket.create_server((self.master_addr, self.master_port)) as listener:
+                    number = listener.detach()
+                self._store = TCPStore(
+                    self.master_addr, self.master_port, self.world_size, True, self.timeout, multi_tenant=True,
+                    master_listen_fd=number,
+                )  # fmt: skip
+        return super().next_rendezvous()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, or the name of one, leads to this machine only."""
+    return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
+
+
 def main() -> None:
     """Run torchrun with the arguments of the command line."""
+    static_tcp_rendezvous.StaticTCPRendezvous = Rendezvous  # type: ignore[misc]
     os.environ['TORCHELASTIC_SIGNALS_TO_HANDLE'] = 'SIGQUIT'  # torchrun's own handlers take every signal anew
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', SECONDS)
     for number in (*ANNOUNCE, *END):
