@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test quickstart test test-fast lint types lock clean
+.PHONY: help setup setup-test quickstart test test-fast test-originals lint types lock clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,22 @@ test: setup-test  ## All tests (two threads)
 test-fast: setup-test  ## The tests not marked slow
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests -m 'not slow'
 
+# The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
+ORIGINALS := .venv-originals
+CORE := reference backbone head losses masking simmim ema sampling checkpoint pretrained faults resume train
+$(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
+	grep -v '^onedl-' requirements/lock.txt > $(ORIGINALS)/lock.txt
+	grep -E '^(pytest|pytest-timeout|iniconfig|pluggy|hypothesis|sortedcontainers)==' requirements/lock-test.txt \
+		>> $(ORIGINALS)/lock.txt
+	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps -r $(ORIGINALS)/lock.txt
+	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
+		-r requirements/originals.txt -e .
+	@touch $@
+
+test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
+	OMP_NUM_THREADS=2 $(ORIGINALS)/bin/python -m pytest $(CORE:%=tests/test_%.py)
+
 lint: setup-test  ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +83,4 @@ lock: | $(VENV)/bin/python  ## Write the lock files anew
 	mv requirements/lock-test.tmp requirements/lock-test.txt
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ORIGINALS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
