@@ -71,7 +71,8 @@ def job(image_folder, tmp_path):
     yield start
     for process in started:
         if process.poll() is None:
-            process.kill()
+            process.terminate()  # killed, it would leave its processes behind
+            process.wait(60)
 
 
 def until(happened, tmp_path):
