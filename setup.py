@@ -1,9 +1,11 @@
 """Metadata of simmim_plugin. OpenMMLab packages are extras: a hard requirement would overwrite the ones a user has."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'simmim_plugin/__init__.py').read_text(encoding='utf-8'))[1]
@@ -24,6 +26,21 @@ EXTRAS = {
     'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
 }
 
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into the wheel, where OpenMMLab's packages have them (`.mim`)."""
+
+    def run(self) -> None:
+        """Copy them after the package."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, 'simmim_plugin', '.mim')
+            for name in ('configs', 'tools'):
+                ignored = shutil.ignore_patterns('__pycache__')
+                shutil.copytree(ROOT / name, target / name, dirs_exist_ok=True, ignore=ignored)
+            shutil.copy(ROOT / 'model-index.yml', target)
+
+
 setup(
     name='simmim_plugin',
     version=VERSION,
@@ -31,6 +48,8 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    cmdclass=dict(build_py=BuildWithConfigs),
+    entry_points=dict(console_scripts=['simmim = simmim_plugin.cli:main']),
     packages=find_packages(include=['simmim_plugin', 'simmim_plugin.*']),
     package_data={'simmim_plugin': ['py.typed']},
     python_requires='>=3.10',

@@ -38,6 +38,7 @@ _MODULE_OF = {
     'MaskRatioHook': 'mask_ramp',
     'PackagePhotos': 'datasets',
     'ProbeHook': 'probe_hook',
+    'ProgressHook': 'progress_hook',
     'PackSimMIMInputs': 'loading',
     'RandomResizedCrop': 'crop',
     'ReconstructionHook': 'reconstruction_hook',

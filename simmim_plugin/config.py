@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from simmim_plugin.classes import fill_in_classes
 from simmim_plugin.registry import SCOPE
+from simmim_plugin.shipped import find_config
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
 RUNNER_KEYS = {
@@ -48,13 +49,14 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     data, see `fill_in_data`.
 
     Args:
-        path: The config file.
+        path: The config file, or the name of one that comes with the package, such as `finetune/vit-b_folder.py`.
         options: Dotted keys and values, from `mmengine.config.DictAction`.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: A key is unknown and looks misspelt, or names no place in the config.
     """
+    path = find_config(path)
     if not os.path.isfile(path):
         near = sorted(str(p) for p in Path(path).parent.glob('*.py')) if Path(path).parent.is_dir() else []
         raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){_did_you_mean(path, near)}')

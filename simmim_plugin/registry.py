@@ -29,6 +29,7 @@ HOOKS = _child(
     'interrupt_hook',
     'mask_ramp',
     'probe_hook',
+    'progress_hook',
     'reconstruction_hook',
     'runtime_info_hook',
     'seed_hook',

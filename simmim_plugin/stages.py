@@ -21,8 +21,7 @@ from simmim_plugin.config import add_cfg_options, apply_options, load_config, tr
 from simmim_plugin.curves import read_scalars
 from simmim_plugin.launch import check_writable
 from simmim_plugin.machine import hardware
-
-TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+from simmim_plugin.shipped import CONFIGS, TOOLS
 
 
 @dataclass
@@ -200,7 +199,7 @@ def add_pretraining(parser: argparse.ArgumentParser, config: str, options_for: s
     """Add `--pretrain`, which is that config of configs/ by default, and `--cfg-options`, whose values are for it."""
     parser.add_argument(
         '--pretrain',
-        default=str(TOOLS.parent / 'configs' / config),
+        default=str(CONFIGS / config),
         help=f'pretraining config (configs/{config})',
     )
     add_cfg_options(parser, options_for)

@@ -1,0 +1,1 @@
+"""Commands of `simmim` that are no tool of tools/."""

@@ -1,0 +1,111 @@
+"""`simmim doctor`: what is installed, what the machine has, and the command that mends what is wrong."""
+
+import argparse
+import importlib
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from simmim_plugin import __version__
+from simmim_plugin.machine import default_workers, hardware
+from simmim_plugin.optim import has_bfloat16
+
+MM = "pip install 'simmim_plugin[mm]'"
+# Module -> distributions that may bring it, what it is for, and what installs it.
+PARTS = {
+    'mmengine': (('onedl-mmengine', 'mmengine'), 'everything', MM),
+    'mmcv': (('onedl-mmcv', 'mmcv', 'mmcv-lite'), 'MMPretrain, MMDetection, MMSegmentation', MM),
+    'mmpretrain': (('onedl-mmpretrain', 'mmpretrain'), 'pretraining and classification', MM),
+    'mmdet': (('onedl-mmdetection', 'mmdet'), 'detection', "pip install 'simmim_plugin[det]'"),
+    'mmseg': (('onedl-mmsegmentation', 'mmsegmentation'), 'segmentation', "pip install 'simmim_plugin[seg]'"),
+    'mmcv.ops': ((), "MMDetection: MMCV's compiled operators", (
+        'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv==2.3.6 '
+        '(15 to 22 minutes on two cores; FORCE_CUDA=1 for GPUs)'
+    )),
+    'skimage': (('scikit-image',), 'the quickstart', "pip install 'simmim_plugin[photos]'"),
+    'transformers': (('transformers',), 'Hugging Face checkpoints', "pip install 'simmim_plugin[hf]'"),
+    'pyarrow': (('pyarrow',), 'features as .parquet', "pip install 'simmim_plugin[parquet]'"),
+    'onnxscript': (('onnxscript',), 'ONNX export', "pip install 'simmim_plugin[onnx]'"),
+}  # fmt: skip
+NEEDED = ('mmengine', 'mmcv', 'mmpretrain')
+
+
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def parts() -> list[tuple[str, str, str, str]]:
+    """(module, what is installed or why it cannot be used, what for, the command that mends it or '') of each part."""
+    lines = []
+    for module, (names, purpose, command) in PARTS.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001 (whatever a package raises while it is imported is told)
+            reason = 'not installed' if isinstance(error, ModuleNotFoundError) and not installed(names) else str(error)
+            lines.append((module, reason.splitlines()[0] if reason else type(error).__name__, purpose, command))
+            continue
+        told = ', '.join(f'{name} {number}' for name, number in installed(names).items()) or 'there'
+        lines.append((module, told, purpose, ''))
+    return lines
+
+
+def conflicts() -> list[tuple[str, str]]:
+    """(what does not go together, the command that mends it) of the known ones."""
+    found = []
+    for module, (names, _, _) in PARTS.items():
+        both = installed(names)
+        if len(both) > 1:
+            drop = [name for name in both if not name.startswith('onedl-')]
+            found.append((
+                f'{" and ".join(both)} both bring {module} and overwrite each other',
+                f'pip uninstall -y {" ".join(drop)}; pip install --force-reinstall --no-deps {names[0]}',
+            ))  # fmt: skip
+    numbers = installed(('transformers', 'onedl-mmpretrain', 'mmpretrain', 'torch', 'torchvision'))
+    major = int(numbers['transformers'].split('.')[0]) if 'transformers' in numbers else 0
+    if major >= 5 and 'onedl-mmpretrain' in numbers:
+        found.append(('MMPretrain 1.3.6 cannot be imported beside transformers 5', "pip install 'transformers<5'"))
+    if major >= 4 and 'mmpretrain' in numbers:
+        found.append(
+            ('mmpretrain 1.2.0 cannot be imported beside a newer transformers', 'pip uninstall -y transformers')
+        )
+    if 'torchvision' not in numbers:
+        found.append(('torchvision is missing', 'pip install torchvision'))
+    else:
+        try:
+            importlib.import_module('torchvision')
+        except RuntimeError as error:
+            found.append((
+                f'torchvision {numbers["torchvision"]} is of another PyTorch than {torch.__version__} ({error})',
+                f'pip install --force-reinstall torch==={torch.__version__.split("+")[0]} torchvision',
+            ))  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Print it; exit code 1 if something that is needed is missing or does not go together."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.parse_args()
+    gpus = torch.cuda.device_count()
+    print(f'simmim_plugin {__version__}, Python {platform.python_version()}, {hardware()}')
+    print(f'GPUs: {", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) if gpus else "none"}')
+    print(
+        f'bfloat16 on the processor: {"yes" if has_bfloat16() else "no"}; workers of a data loader: {default_workers()}'
+    )
+    print(f'C++ compiler (for --compile on processors): {shutil.which("c++") or "none; install g++"}')
+    lines, wrong = parts(), conflicts()
+    width = max(len(module) for module, *_ in lines)
+    for module, told, purpose, command in lines:
+        print(f'  {module:{width}}  {told}  ({purpose})' + (f'\n  {"":{width}}  mend: {command}' if command else ''))
+    for what, command in wrong:
+        print(f'conflict: {what}\n  mend: {command}')
+    sys.exit(1 if wrong or any(command and module in NEEDED for module, _, _, command in lines) else 0)

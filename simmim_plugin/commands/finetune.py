@@ -1,0 +1,134 @@
+"""`simmim finetune DATA --checkpoint FILE`: classification without a config; the one that it stands for is written."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from simmim_plugin import launch
+from simmim_plugin.architecture import ARCH_KEYS, ARCHS
+from simmim_plugin.checkpoint_file import NOTE, load_file
+from simmim_plugin.commands import training
+from simmim_plugin.config import load_config
+from simmim_plugin.datasets import ImageFolder
+from simmim_plugin.shipped import CONFIGS
+
+EXAMPLE = """example:
+  simmim finetune flowers/ --checkpoint runs/first/epoch_60.pth --out runs/flowers
+
+DATA has train/ and val/, each with a folder per class. The config is written to OUT/config.py. Few labels, other data,
+other recipes: edit a copy of it and use `simmim train`. Detection and segmentation: configs/detection, segmentation."""
+SMALL = 128  # px; below, crops and flips alone, as in vit-tiny_folder.py
+# Config that is inherited, epochs, and the places of the sizes in its pipelines.
+RECIPES = {
+    True: ('finetune/vit-tiny_folder.py', 20, ('[1].size = {size}', '[1].size = {edge}', '[2].crop_size = {size}')),
+    False: ('finetune/vit-b_folder.py', 100, ('[1].scale = {size}', '[1].scale = {edge}', '[2].crop_size = {size}')),
+}
+EDGE = 256 / 224  # shorter side of a test image to the side of its crop
+
+TEXT = '''"""Written by `simmim finetune`; everything else is inherited.
+
+Command:  simmim train {path} --work-dir {out}
+"""
+
+_base_ = {base!r}
+
+data_root = {data!r}
+load_from = {checkpoint!r}
+randomness = dict(seed={seed})
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **{arch}), img_size={size}, patch_size={patch}),
+    head=dict(in_channels={width}),
+)
+train_pipeline = _base_.train_dataloader.dataset.pipeline
+train_pipeline{train_size}
+test_pipeline = _base_.val_dataloader.dataset.pipeline
+test_pipeline{test_edge}
+test_pipeline{test_size}
+train_dataloader = dict(batch_size={batch}, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+param_scheduler = [
+    dict(
+        type='simmim_plugin.WarmupCosineLR', warmup={warmup}, end={epochs}, floor_ratio=2e-4, convert_to_iter_based=True
+    )
+]
+train_cfg = dict(max_epochs={epochs})
+custom_hooks = [dict(type='simmim_plugin.ProgressHook')]
+'''
+
+
+def main() -> None:
+    """Parse the command line, write the config, and train."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('data', metavar='DATA', help='folder with train/ and val/')
+    parser.add_argument('--checkpoint', required=True, help='of a pretraining; its architecture is read from it')
+    parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
+    training.add_arguments(parser, f'100; below {SMALL} px: 20')
+    args = parser.parse_args()
+    with launch.one_line_errors():
+        out = Path(args.out or 'work_dirs/finetune').resolve()
+        path = prepare(args, out)
+        training.start('finetune', path, args)
+
+
+def prepare(args: argparse.Namespace, out: Path) -> Path:
+    """Choose what was not given, say it, and write the config.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileNotFoundError: No such checkpoint or data.
+        ValueError: A number is out of range, or the checkpoint is not of this package.
+    """
+    training.check_arguments(args)
+    backbone = _backbone(args.checkpoint)
+    arch = backbone.get('arch', 'base')
+    arch = ARCHS[arch] if isinstance(arch, str) else {key: arch[key] for key in ARCH_KEYS}
+    patch, size = backbone.get('patch_size', 16), args.img_size or backbone.get('img_size', 224)
+    if size < patch or size % patch:
+        near = max(1, size // patch) * patch
+        raise ValueError(f"--img-size {size} must be a multiple of the checkpoint's patches of {patch} px, e.g. {near}")
+    recipe, epochs, places = RECIPES[size < SMALL]
+    epochs = args.epochs or epochs
+    cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
+    images = len(ImageFolder(str(Path(args.data, 'train'))))
+    stated = cfg.auto_scale_lr.base_batch_size
+    if args.batch_size is not None:
+        fit = training.Fit(args.batch_size)
+    else:
+        cfg.model.backbone = Config(dict(cfg.model.backbone, arch=arch, img_size=size, patch_size=patch))
+        fit = training.fitting_batch(cfg, size, images, args.devices, stated)
+    sizes = [place.format(size=size, edge=round(size * EDGE)) for place in places]
+    text = TEXT.format(
+        path=out / 'config.py', out=out, base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
+        checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, size=size, patch=patch,
+        width=arch['embed_dims'], train_size=sizes[0], test_edge=sizes[1], test_size=sizes[2], batch=fit.batch,
+        warmup=max(1, epochs // 5), epochs=epochs,
+    )  # fmt: skip
+    path = training.write_config(text, out, args.resume)
+    rate, total = cfg.optim_wrapper.optimizer.lr, fit.batch * args.devices
+    classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())
+    print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
+    training.tell(images, fit, args.devices, rate * total / stated, f'{rate:g} x {total} / {stated}', epochs)
+    return path
+
+
+def _backbone(checkpoint: str) -> dict[str, Any]:
+    note = load_file(checkpoint).get(NOTE)
+    if note is None:
+        raise ValueError(
+            f'checkpoint {checkpoint!r} carries no config; convert it first: simmim convert {checkpoint} NEW.pth '
+            '--to plugin'
+        )
+    backbone = note['model']['backbone']
+    if backbone.get('in_channels', 3) != 3:
+        raise ValueError(
+            f'checkpoint {checkpoint!r} is of images with {backbone["in_channels"]} channels, which `simmim finetune` '
+            'has no recipe for; write a config (docs/finetune.md)'
+        )
+    return backbone

@@ -1,0 +1,105 @@
+"""`simmim pretrain DATA`: pretraining without a config; the one that it stands for is written."""
+
+import argparse
+from pathlib import Path
+
+from simmim_plugin import launch
+from simmim_plugin.architecture import ARCHS
+from simmim_plugin.commands import training
+from simmim_plugin.config import load_config
+from simmim_plugin.datasets import ImageFolder
+from simmim_plugin.shipped import CONFIGS
+
+EXAMPLE = """example:
+  simmim pretrain photos/ --arch tiny --out runs/first                        (a processor)
+  simmim pretrain photos/ --arch base --epochs 100 --devices 8 --out runs/b   (8 GPUs)
+
+The config is written to OUT/config.py: to change more than this command has, edit a copy and use `simmim train`."""
+
+# Arch -> config that is inherited, side of images and of patches in pixels, epochs, total batch of the rate.
+TINY = ('simmim_vit-tiny_folder.py', 64, 8, 60)
+OTHERS = ('simmim_vit-b_folder.py', 224, 16, 100)
+
+TEXT = '''"""Written by `simmim pretrain`; everything else is inherited.
+
+Command:  simmim train {path} --work-dir {out}
+"""
+
+_base_ = {base!r}
+
+data_root = {data!r}
+randomness = dict(seed={seed})
+model = dict(backbone=dict({arch}img_size={size}, patch_size={patch}))
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].size = {size}
+train_pipeline[3].update(mask_patch_size={unit}, model_patch_size={patch})
+train_dataloader = dict(batch_size={batch}, dataset=dict(pipeline=train_pipeline))
+param_scheduler = [
+    dict(type='LinearWarmupLR', start_factor=0.005, end={warmup}, convert_to_iter_based=True),
+{then}]
+train_cfg = dict(max_epochs={epochs})
+custom_hooks = [dict(type='ReconstructionHook', interval={interval}), dict(type='ProgressHook')]
+default_hooks = dict(checkpoint=dict(interval={interval}))
+'''
+
+
+def main() -> None:
+    """Parse the command line, write the config, and train."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('data', metavar='DATA', help='folder of images, searched recursively')
+    parser.add_argument('--arch', default='base', choices=('tiny', *ARCHS), help='size of the ViT (base)')
+    parser.add_argument('--img-size', type=int, help='side of the crops in pixels (224; tiny: 64)')
+    parser.add_argument('--patch-size', type=int, help='side of the patches (16; huge: 14; tiny: 8)')
+    training.add_arguments(parser, '100; tiny: 60; published: 800')
+    args = parser.parse_args()
+    with launch.one_line_errors():
+        out = Path(args.out or f'work_dirs/pretrain_{args.arch}').resolve()
+        path = prepare(args, out)
+        training.start('pretrain', path, args)
+
+
+def prepare(args: argparse.Namespace, out: Path) -> Path:
+    """Choose what was not given, say it, and write the config.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileNotFoundError: No images.
+        ValueError: A number is out of range.
+    """
+    training.check_arguments(args)
+    tiny = args.arch == 'tiny'
+    base, size, patch, epochs = TINY if tiny else OTHERS
+    size, epochs = args.img_size or size, args.epochs or epochs
+    patch = args.patch_size or (14 if args.arch == 'huge' else patch)
+    if patch < 1 or size < patch or size % patch:
+        near = max(1, size // max(1, patch)) * patch
+        raise ValueError(f'--img-size {size} must be a multiple of --patch-size {patch}, e.g. {near}')
+    images = len(ImageFolder(args.data))
+    values = dict(
+        path=out / 'config.py', out=out, base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
+        arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
+        warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
+    )  # fmt: skip
+    warmup = values['warmup']
+    if epochs == warmup:
+        values['then'] = ''
+    elif tiny:
+        rest = f'begin={warmup}, end={epochs}, convert_to_iter_based=True'
+        values['then'] = f"    dict(type='CosineAnnealingLR', {rest}),\n"
+    else:
+        values['then'] = f"    dict(type='MultiStepLR', milestones=[{max(1, epochs * 7 // 8)}], gamma=0.1),\n"
+    cfg = load_config(str(CONFIGS / base), {'data_root': args.data})
+    if args.batch_size is not None:
+        fit = training.Fit(args.batch_size)
+    else:
+        cfg.model.backbone.update(dict(img_size=size, patch_size=patch, **({} if tiny else {'arch': args.arch})))
+        fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
+    total, stated = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
+    rate = cfg.optim_wrapper.optimizer.lr
+    path = training.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
+    training.tell(images, fit, args.devices, rate * total / stated, f'{rate:g} x {total} / {stated}', epochs)
+    return path

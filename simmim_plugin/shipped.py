@@ -1,0 +1,37 @@
+"""Where the configs and tools are: beside the package in a checkout, inside it in an installed wheel."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+_BESIDE = Path(__file__).resolve().parents[1]
+# OpenMMLab's place for them in a wheel; setup.py puts them there.
+ROOT = _BESIDE if (_BESIDE / 'tools' / 'train.py').is_file() else Path(__file__).resolve().parent / '.mim'
+CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
+
+
+def find_config(path: str | os.PathLike[str]) -> str:
+    """The file of a config: the path itself, or where there is none of that name, the one that comes with the package.
+
+    Args:
+        path: Such as `configs/simmim_vit-b.py`, or `simmim_vit-b.py` and `finetune/vit-b_folder.py`.
+
+    Returns:
+        A path; the given one if there is no such config here either.
+    """
+    given = os.fspath(path)
+    if not os.path.isabs(given) and not os.path.isfile(given):
+        for place in (ROOT / given, CONFIGS / given):
+            if place.is_file() and place.resolve().is_relative_to(CONFIGS):
+                return str(place)
+    return given
+
+
+def run_tool(name: str) -> None:
+    """Run the main function of a script of tools/, with the command line in `sys.argv`."""
+    spec = importlib.util.spec_from_file_location(f'simmim_tool_{Path(name).stem}', TOOLS / name)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f'{TOOLS / name} does not exist')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()

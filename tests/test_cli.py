@@ -1,0 +1,158 @@
+"""The command line `simmim`: what it writes, says and starts; the wheel that carries it."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from mmengine.config import Config
+from test_train import run
+
+from simmim_plugin import cli, shipped
+from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.commands import doctor, training
+from simmim_plugin.config import load_config
+
+SIMMIM = (sys.executable, '-c', 'from simmim_plugin.cli import main; main()')
+
+
+@pytest.fixture
+def labelled(image_folder, tmp_path):
+    """train/ and val/ with two classes of six images each."""
+    for part in ('train', 'val'):
+        (tmp_path / 'labelled').mkdir(exist_ok=True)
+        (tmp_path / 'labelled' / part).symlink_to(image_folder)
+    return tmp_path / 'labelled'
+
+
+def test_every_command_has_a_help_with_its_own_name(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', list(sys.argv))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            cli.main([name, '--help'])
+        assert end.value.code == 0 and f'usage: simmim {name} ' in capsys.readouterr().out
+    cli.main([])
+    told = capsys.readouterr().out
+    assert all(f'simmim {name} ' in told for name in cli.COMMANDS)
+    with pytest.raises(SystemExit, match="no command 'pretrian', but quickstart, pretrain"):
+        cli.main(['pretrian'])
+
+
+def test_configs_that_come_with_the_package_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('configs/simmim_vit-b.py', 'simmim_vit-b.py', 'finetune/vit-b_in1k.py'):
+        assert Path(shipped.find_config(name)).is_file()
+        assert load_config(name).filename.startswith(str(shipped.CONFIGS))
+    Path('simmim_vit-b.py').write_text('a = 1')
+    assert shipped.find_config('simmim_vit-b.py') == 'simmim_vit-b.py'  # one's own comes first
+    for name in ('setup.py', '../setup.py', 'configs/../setup.py'):
+        assert shipped.find_config(name) == name
+
+
+@pytest.mark.slow
+def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path):
+    common = ('--epochs', 2, '--batch-size', 4)
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a', cwd=tmp_path)
+    assert 'batch:   1 x 4 = 4 images\nrate:    0.000188 = 0.0015 x 4 / 32\nlength:  2 epochs of 3 iterations' in told
+    assert f'{shipped.TOOLS}/dist_train.sh {tmp_path}/a/config.py 1 --work-dir {tmp_path}/a' in told
+    assert 'at the start ->' in told and (tmp_path / 'a/reconstructions/epoch_2.png').exists()
+
+    checkpoint = tmp_path / 'a/epoch_2.pth'
+    told = run(*SIMMIM, 'finetune', labelled, '--checkpoint', checkpoint, *common, '--out', tmp_path / 'b')
+    assert 'classes: 2, the folders of' in told and 'accuracy/top1' in told
+    log = next((tmp_path / 'b').glob('*/*.log')).read_text()
+    assert 'tensors of load_from' in log
+    assert load_file(tmp_path / 'b/epoch_2.pth')['state_dict']['head.fc.weight'].shape == (2, 192)
+
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', '--epochs', 3, '--out', tmp_path / 'a', ok=False)
+    assert 'is of a training with other settings; give those again, or another --out' in told
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a', '--resume')
+    assert 'resumed epoch: 2' in told
+
+
+@pytest.mark.parametrize(
+    ('arch', 'size', 'patch', 'unit'),
+    [('tiny', None, 8, 16), ('small', 96, 16, 32), ('base', 64, 16, 32), ('huge', 56, 14, 28)],
+)
+def test_written_config_of_each_size(image_folder, tmp_path, monkeypatch, capsys, arch, size, patch, unit):
+    monkeypatch.setattr(sys, 'argv', [])
+    options = [] if size is None else ['--img-size', str(size)]
+    batch = ['--batch-size', '2'] if arch == 'huge' else []
+    cli.main(
+        ['pretrain', str(image_folder), '--arch', arch, *options, *batch, '--dry-run', '--out', str(tmp_path / 'x')]
+    )
+    cfg = Config.fromfile(tmp_path / 'x/config.py')
+    size = size or (64 if arch == 'tiny' else 224)
+    backbone, (crop, generator) = cfg.model.backbone, cfg.train_dataloader.dataset.pipeline[1:4:2]
+    assert (backbone.img_size, backbone.patch_size, crop.size) == (size, patch, size)
+    assert (generator.mask_patch_size, generator.model_patch_size) == (unit, patch)
+    assert cfg.train_dataloader.batch_size == (2 if arch == 'huge' else 1)  # of 12 images, ten iterations
+    assert 'dist_train.sh' in capsys.readouterr().out
+
+
+def test_batch_that_fits(monkeypatch):
+    cfg = load_config('simmim_vit-b.py')
+    cfg.model.backbone.arch = dict(embed_dims=64, num_layers=2, num_heads=2, feedforward_channels=128)
+    sizes = {}
+    for free in (0.05, 0.1, 0.2, 10.0):
+        monkeypatch.setattr(training, 'free_memory', lambda free=free: free * 1e9)
+        sizes[free] = training.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
+    assert sizes[0.05].batch < sizes[0.1].batch < sizes[0.2].batch <= sizes[10.0].batch == 32
+    assert all(fit.gigabytes <= 0.8 * fit.free for fit in sizes.values())
+    assert training.fitting_batch(cfg, 224, images=170, devices=2, largest=2048).batch == 8  # ten iterations at least
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--img-size', '225'], '--img-size 225 must be a multiple of --patch-size 16, e.g. 224'),
+        (['--epochs', '0'], '--epochs 0 must be positive'),
+        (['--batch-size', '-1'], '--batch-size -1 must be positive'),
+    ],
+)
+def test_bad_numbers_are_named(image_folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr(sys, 'argv', [])
+    with pytest.raises(SystemExit, match=message):
+        cli.main(['pretrain', str(image_folder), *words, '--out', str(tmp_path / 'x')])
+    assert not (tmp_path / 'x/config.py').exists()
+
+
+def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
+    assert doctor.conflicts() == []
+    versions = {'onedl-mmengine': '0.10.12', 'mmengine': '0.10.7', 'transformers': '5.1', 'onedl-mmpretrain': '1.3.6'}
+    monkeypatch.setattr(doctor, 'installed', lambda names: {n: versions[n] for n in names if n in versions})
+    told = dict(doctor.conflicts())
+    assert told['onedl-mmengine and mmengine both bring mmengine and overwrite each other'].startswith(
+        'pip uninstall -y mmengine;'
+    )
+    assert "pip install 'transformers<5'" in told.values() and 'pip install torchvision' in told.values()
+    monkeypatch.setitem(doctor.PARTS, 'no_such_module', ((), 'nothing', 'pip install it'))
+    assert ('no_such_module', 'not installed', 'nothing', 'pip install it') in doctor.parts()
+    monkeypatch.setattr(sys, 'argv', ['simmim doctor'])
+    with pytest.raises(SystemExit) as end:
+        doctor.main()
+    assert end.value.code == 1 and 'mend: pip install it' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_wheel_works_from_an_empty_folder(image_folder, tmp_path):
+    """Unpacked, with nothing of the checkout in reach, as `pip install` would leave it."""
+    build = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, ROOT]
+    subprocess.run([str(word) for word in build], check=True, cwd=tmp_path, capture_output=True)
+    (wheel,) = tmp_path.glob('simmim_plugin-*.whl')
+    site = tmp_path / 'site'
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+        file.extractall(site)
+    assert {'simmim_plugin/.mim/configs/simmim_vit-b.py', 'simmim_plugin/.mim/model-index.yml'} <= set(names)
+    assert {'simmim_plugin/py.typed', 'simmim_plugin/.mim/tools/dist_train.sh'} <= set(names)
+    (tmp_path / 'empty').mkdir()
+    start = f'import sys; sys.path.insert(0, {str(site)!r}); from simmim_plugin.cli import main; main()'
+    common = ('--arch', 'tiny', '--epochs', 1, '--batch-size', 4, '--out', 'out')
+    told = run(sys.executable, '-c', start, 'pretrain', image_folder, *common, cwd=tmp_path / 'empty')
+    assert 'at the start ->' in told and str(site / 'simmim_plugin/.mim/tools/dist_train.sh') in told
+    told = run(sys.executable, '-c', start, 'print-config', 'simmim_vit-b.py', cwd=tmp_path / 'empty')
+    assert "arch='base'" in told

@@ -1,0 +1,28 @@
+"""Print a config with all that it inherits, as one Python file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simmim_plugin import config, launch
+
+EXAMPLE = """example:
+  python tools/print_config.py configs/ablations/ratio_03.py
+  python tools/print_config.py configs/simmim_vit-b.py --cfg-options model.backbone.arch=small > mine.py"""
+
+
+def main() -> None:
+    """Parse the command line and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    config.add_cfg_options(parser)
+    args = parser.parse_args()
+    with launch.one_line_errors():
+        print(config.load_config(args.config, args.cfg_options).pretty_text, end='')
+
+
+if __name__ == '__main__':
+    main()
