@@ -103,6 +103,9 @@ def prepare(
     """
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(config_path).stem)
     check_writable(cfg.work_dir)
+    given = Path(config_path).resolve()
+    if given.parent == Path(cfg.work_dir).resolve():  # where MMEngine would write all of the config under its name
+        object.__setattr__(cfg, '_filename', str(given.with_stem(f'{given.stem}_full')))
     cfg.launcher = launcher
     if resume == 'auto':
         newest = newest_checkpoint(cfg.work_dir)

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from simmim_plugin import launch
 from simmim_plugin.architecture import ARCH_KEYS, ARCHS
 from simmim_plugin.checkpoint_file import NOTE, load_file
@@ -22,7 +20,7 @@ other recipes: edit a copy of it and use `simmim train`. Detection and segmentat
 SMALL = 128  # px; below, crops and flips alone, as in vit-tiny_folder.py
 # Config that is inherited, epochs, and the places of the sizes in its pipelines.
 RECIPES = {
-    True: ('finetune/vit-tiny_folder.py', 20, ('[1].size = {size}', '[1].size = {edge}', '[2].crop_size = {size}')),
+    True: ('finetune/vit-tiny_folder.py', 20, ('[1].size = {size}', '[1].size = {edge}', '[2].size = {size}')),
     False: ('finetune/vit-b_folder.py', 100, ('[1].scale = {size}', '[1].scale = {edge}', '[2].crop_size = {size}')),
 }
 EDGE = 256 / 224  # shorter side of a test image to the side of its crop
@@ -101,7 +99,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     if args.batch_size is not None:
         fit = training.Fit(args.batch_size)
     else:
-        cfg.model.backbone = Config(dict(cfg.model.backbone, arch=arch, img_size=size, patch_size=patch))
+        cfg.model.backbone = dict(cfg.model.backbone, arch=arch, img_size=size, patch_size=patch)
         fit = training.fitting_batch(cfg, size, images, args.devices, stated)
     sizes = [place.format(size=size, edge=round(size * EDGE)) for place in places]
     text = TEXT.format(
