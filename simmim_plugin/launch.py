@@ -214,7 +214,12 @@ def _check_checkpoint(cfg: Config) -> None:
                 'it as checkpoint of model.backbone.init_cfg'
             )
         cfg.load_from = source
-        load_file(source)
+        meta = load_file(source).get('meta')
+        if cfg.get('resume') and isinstance(meta, Mapping) and 'config' in meta:
+            raise ValueError(
+                f"checkpoint {source!r} has a program as its meta['config'], which MMEngine would run; no training of "
+                'today writes such. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
+            )
 
 
 class _Counter(Hook):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from mmengine.config import Config
 
 CLASSIFIER = 'configs/finetune/vit-tiny_folder.py'
 PRETRAINING = 'configs/simmim_vit-tiny_folder.py'
@@ -59,8 +60,8 @@ def words(image_folder, tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize('name', COMMANDS)
-def test_no_tool_runs_it(name, words, tmp_path, monkeypatch):
+def message_of(name, words, monkeypatch):
+    """The error that a command ends with."""
     tool, *arguments = COMMANDS[name]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'argv', [tool, *(word.format(**words) for word in arguments)])
@@ -72,13 +73,30 @@ def test_no_tool_runs_it(name, words, tmp_path, monkeypatch):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    first = str(end.value).splitlines()[0]
+    return str(end.value).splitlines()[0]
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_no_tool_runs_it(name, words, tmp_path, monkeypatch):
+    told = message_of(name, words, monkeypatch)
     assert re.match(
-        r'error: .*(holds Python objects \(.*open\), which are refused|no checkpoint in .* can be read)', first
+        r'error: .*(holds Python objects \(.*open\), which are refused|no checkpoint in .* can be read)', told
     )
     assert not (tmp_path / 'run').exists()
 
 
 def test_it_would_run(words, tmp_path):
     torch.load(words['evil'], weights_only=False)
+    assert (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', ['resume a file', 'resume a folder'])
+def test_a_config_in_a_checkpoint_is_not_run(name, words, tmp_path, monkeypatch):
+    """MMEngine runs the text in meta['config'] when it resumes; such a file holds nothing but tensors and strings."""
+    program = f'open({str(tmp_path / "run")!r}, "w")'
+    meta = dict(iter=1, epoch=1, config=program)
+    torch.save(dict(state_dict={'w': torch.ones(2)}, meta=meta, optimizer={}, message_hub={}), words['evil'])
+    assert "has a program as its meta['config']" in message_of(name, words, monkeypatch)
+    assert not (tmp_path / 'run').exists()
+    Config.fromstring(program, '.py')
     assert (tmp_path / 'run').exists()
