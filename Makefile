@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test quickstart test test-fast test-originals lint types lock clean
+.PHONY: help setup setup-test quickstart test test-fast test-originals lint types docs lock clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,13 @@ lint: setup-test  ## ruff: lint and format
 types: setup-test  ## mypy
 	$(BIN)/mypy simmim_plugin tools
 
+$(VENV)/.setup-docs: requirements/lock-docs.txt $(VENV)/.setup-test
+	$(PIP_INSTALL) -r requirements/lock-docs.txt
+	@touch $@
+
+docs: $(VENV)/.setup-docs  ## The documentation as a site: build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
 # Universal locks (Python 3.10 and up). Changes against the resolver's answer, both needed:
 #   torch===X takes exactly PyPI's build where a local `X+cpu` wheel also matches (torchvision does not load on that);
 #   opencv-python-headless serves for opencv-python, which wants libGL.
@@ -81,6 +88,11 @@ lock: | $(VENV)/bin/python  ## Write the lock files anew
 		requirements/lock.txt requirements/lock-test.txt
 	grep -vxFf requirements/lock.txt requirements/lock-test.txt | sort -u > requirements/lock-test.tmp
 	mv requirements/lock-test.tmp requirements/lock-test.txt
+	$(BIN)/uv pip compile setup.py -c requirements/pins.txt -c requirements/lock.txt -c requirements/lock-test.txt --extra docs \
+		--universal --python-version 3.11 --no-annotate --no-header --quiet -o requirements/lock-docs.tmp
+	sed -E 's/[=; ].*//' requirements/lock.txt requirements/lock-test.txt | sed 's/.*/^&==/' \
+		| grep -vf - requirements/lock-docs.tmp > requirements/lock-docs.txt
+	rm requirements/lock-docs.tmp
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) $(ORIGINALS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

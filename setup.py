@@ -23,6 +23,7 @@ EXTRAS = {
     'hf': ['transformers>=4.40,<5'],
     'parquet': ['pyarrow'],
     'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
+    'docs': ['sphinx', 'myst-parser', 'furo'],
     'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
 }
 

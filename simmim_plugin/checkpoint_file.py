@@ -74,7 +74,7 @@ def load_file(path: str | os.PathLike[str], map_location: str = 'cpu', objects: 
             (`KNOWN_OBJECTS`: configs, histories, NumPy values) and refuse others; 'ignore': of any class.
 
     Returns:
-        The content; of a .safetensors file `{'state_dict': tensors}`, and its config as `simmim_plugin` if it has one.
+        The content; of a .safetensors file a dict with `state_dict`, and its config as `simmim_plugin` if it has one.
 
     Raises:
         FileNotFoundError: There is no such file.

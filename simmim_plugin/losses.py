@@ -88,8 +88,8 @@ def focal_frequency_loss(error: Tensor, alpha: float = 1.0, weight: Tensor | Non
 
     Args:
         error: (B, C, H, W), prediction minus target (the Fourier transform is linear).
-        alpha: Exponent of the weight, |spectrum of the error|^alpha over its largest value in each channel; no gradient
-            flows through it.
+        alpha: Exponent of the weight, `abs(spectrum of the error) ** alpha` over its largest value in each channel; no
+            gradient flows through it.
         weight: Use this, (B, C, H, W), instead.
 
     Returns:

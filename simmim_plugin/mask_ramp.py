@@ -48,7 +48,7 @@ class MaskRatioHook(Hook):
     Args:
         start: Ratio up to iteration `begin`.
         end: Ratio from iteration `until` on. None: the one in the generator's config.
-        argument: Which one: 'mask_ratio', 'local.ratio' or 'global_.ratio'.
+        argument: Which one: `mask_ratio`, `local.ratio` or `global_.ratio`.
         begin: First iteration of the ramp.
         until: Its last iteration. None: the last one of the training.
         schedule: 'linear' or 'cosine' (slow at both ends).

@@ -25,7 +25,7 @@ class TarShards(ImageFolder):
     resuming and the record of bad images are those of `ImageFolder`. Paths are `<tar file>/<name in it>`.
 
     Args:
-        data_root: Folder with *.tar files, not compressed. `shards.json`, if there is one, tells how many images each
+        data_root: Folder with `.tar` files, not compressed. `shards.json`, if there is one, tells how many images each
             must have.
         kwargs: See `ImageFolder`.
 
