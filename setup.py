@@ -66,6 +66,7 @@ setup(
         'tifffile',
         'imagecodecs',
         'matplotlib',
+        'tensorboard',
         'tqdm',
     ],
     extras_require=EXTRAS,

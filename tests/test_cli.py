@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import run
 
 from simmim_plugin import cli, shipped
@@ -59,6 +60,12 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
     assert 'batch:   1 x 4 = 4 images\nrate:    0.000188 = 0.0015 x 4 / 32\nlength:  2 epochs of 3 iterations' in told
     assert f'{shipped.TOOLS}/dist_train.sh {tmp_path}/a/config.py 1 --work-dir {tmp_path}/a' in told
     assert 'at the start ->' in told and (tmp_path / 'a/reconstructions/epoch_2.png').exists()
+
+    (events,) = (tmp_path / 'a').rglob('events.out.tfevents.*')
+    curves = EventAccumulator(str(events)).Reload().Tags()
+    assert {'fixed/loss', 'fixed/loss_visible_mean'} <= set(curves['scalars']) and curves['images'] == [
+        'reconstruction'
+    ]
 
     checkpoint = tmp_path / 'a/epoch_2.pth'
     told = run(*SIMMIM, 'finetune', labelled, '--checkpoint', checkpoint, *common, '--out', tmp_path / 'b')

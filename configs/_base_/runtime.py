@@ -16,7 +16,7 @@ default_hooks = dict(
     interrupt=dict(type='InterruptHook'),
 )
 custom_hooks = [dict(type='ReconstructionHook', interval=10)]
-visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 log_processor = dict(type='SimMIMLogProcessor')
 log_level = 'INFO'
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -12,7 +12,11 @@ env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
 )
 sync_bn = 'torch'  # batch-norm over all processes
-visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+visualizer = dict(
+    type='SegLocalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+    name='visualizer',
+)
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor', by_epoch=False)
 log_level = 'INFO'
 load_from = None
