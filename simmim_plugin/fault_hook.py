@@ -74,6 +74,12 @@ class FaultHook(Hook):
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self._look(runner)
 
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint have the count of all skipped steps."""
+        if self._pending and 'message_hub' in checkpoint:
+            self._look(runner)
+            checkpoint['message_hub'] = runner.message_hub.state_dict()
+
     def _look(self, runner: Any) -> None:
         pending, self._pending = self._pending, []
         if not pending:

@@ -15,12 +15,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from datetime import date
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from test_distributed import gloo_environment
@@ -28,9 +26,11 @@ from test_hangs import children_of
 from test_survival import same
 
 from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.machine import hardware
 
 ROOT = Path(__file__).parents[1]
 IMAGES, BROKEN, POISONED_EACH = 800, 8, 97
+SAMPLE_SECONDS = 5  # between two looks at memory
 FAULTS = ('kill a process', 'kill all', 'stop a process', 'kill a worker', 'SIGTERM', 'SIGUSR1', 'damage a checkpoint')
 CONFIG = """
 _base_ = {base!r}
@@ -100,13 +100,13 @@ def start(out: Path, name: str, epochs: int, seconds: float) -> subprocess.Popen
     )  # fmt: skip
 
 
-def memory(pid: int) -> float:
+def memory(pid: int) -> int:
     """Resident memory of a process, MB; 0 if it is gone."""
     try:
         pages = int(Path(f'/proc/{pid}/statm').read_text().split()[1])
     except OSError:
-        return 0.0
-    return pages * os.sysconf('SC_PAGE_SIZE') / 1e6
+        return 0
+    return round(pages * os.sysconf('SC_PAGE_SIZE') / 1e6)
 
 
 def below(pid: int) -> list[int]:
@@ -117,10 +117,9 @@ def below(pid: int) -> list[int]:
         return []
 
 
-def iterations(out: Path) -> int:
-    """The last iteration in the log."""
-    lines = [line for line in (out / 'soak.log').read_text(errors='replace').splitlines() if 'Epoch(train)' in line]
-    return len(lines)
+def lines_of_training(out: Path) -> int:
+    """Lines of the log with a loss, of all starts."""
+    return (out / 'soak.log').read_text(errors='replace').count('Epoch(train)')
 
 
 def do(fault: str, process: subprocess.Popen, out: Path, moments: random.Random) -> None:
@@ -168,13 +167,14 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
     while (now := time.monotonic()) < end:
         time.sleep(1)
         ranks = below(process.pid)
-        samples.append(
-            dict(
-                second=round(now - begin, 1), launcher=memory(process.pid), processes=[memory(pid) for pid in ranks],
-                workers=[memory(pid) for rank in ranks for pid in below(rank)],
-            )
-        )  # fmt: skip
-        if waiting is not None and iterations(out) > waiting[0] + 1:
+        if not samples or now - begin >= samples[-1]['second'] + SAMPLE_SECONDS:
+            samples.append(
+                dict(
+                    second=round(now - begin), launcher=memory(process.pid), processes=[memory(pid) for pid in ranks],
+                    workers=[memory(pid) for rank in ranks for pid in below(rank)],
+                )
+            )  # fmt: skip
+        if waiting is not None and lines_of_training(out) > waiting[0] + 1:
             faults[-1]['seconds_until_it_trains_again'] = round(now - waiting[1])
             waiting, next_fault = None, now + moments.uniform(20, 90)
         if process.poll() is not None:
@@ -183,7 +183,7 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
         elif waiting is None and now > next_fault and end - now > 60 and all(below(rank) for rank in ranks) and ranks:
             left = left or moments.sample(FAULTS, len(FAULTS))
             fault = left.pop()
-            waiting = iterations(out), now
+            waiting = lines_of_training(out), now
             do(fault, process, out, moments)
             faults.append(dict(second=round(now - begin), fault=fault))
             print(f'{now - begin:5.0f} s: {fault}', flush=True)
@@ -237,7 +237,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     prepare(args.images, out)
-    result = dict(date=str(date.today()), python=sys.version.split()[0], torch=torch.__version__)
+    result = dict(date=str(date.today()), machine=hardware())
     result |= soak(out, args.minutes, args.seed)
     result['compared'] = compare(out)
     (out / 'soak.json').write_text(json.dumps(result))

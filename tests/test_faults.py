@@ -10,6 +10,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, default_collate
 
 from simmim_plugin import SimMIM
+from simmim_plugin.checkpoint_file import load_file
+from simmim_plugin.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.fault_hook import FaultHook, TooManySkippedStepsError
 from simmim_plugin.optim import AutocastOptimWrapper
 
@@ -91,6 +93,17 @@ def test_accumulating_iterations_are_no_steps(tmp_path, monkeypatch):
     monkeypatch.setattr('simmim_plugin.optim.AutocastOptimWrapper.__init__', _accumulating)
     runner = train(tmp_path, samples(dict.fromkeys((2, 4), float('nan'))), max_in_a_row=2)
     assert runner.message_hub.get_info('skipped_steps') == 2
+
+
+def test_a_checkpoint_between_two_looks_has_the_count(tmp_path, monkeypatch):
+    def save(hook, runner, batch_idx, **kwargs):
+        if batch_idx == 4:
+            hook.save_now(runner, 5)
+
+    monkeypatch.setattr(SimMIMCheckpointHook, 'after_train_iter', save)
+    train(tmp_path, samples(dict.fromkeys((1, 3, 6), float('nan'))), interval=100)
+    for name, count in (('iter_5', 2), ('epoch_1', 3)):
+        assert load_file(tmp_path / f'{name}.pth')['message_hub']['runtime_info']['skipped_steps'] == count
 
 
 def _accumulating(self, *args, init=AutocastOptimWrapper.__init__, **kwargs):
