@@ -81,7 +81,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
-        self.meta: dict[str, Any] = {}  # epoch and iteration of the checkpoint being written
+        self.meta: dict[str, Any] | None = None  # epoch and iteration, while `_save` writes
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
 
     def before_train(self, runner: Any) -> None:
@@ -124,6 +124,8 @@ class SimMIMCheckpointHook(CheckpointHook):
         except OSError as error:
             before = f'; {self.last_ckpt} is whole, go on from it with --resume' if self.last_ckpt else ''
             raise OSError(error.errno, f'checkpoint {path} cannot be written ({error.strerror}){before}') from error
+        finally:
+            self.meta = None
         self.kept, self.last_ckpt = kept, path
         if is_main_process():
             with whole_file(Path(runner.work_dir, LAST)) as part:
@@ -138,7 +140,8 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and make the rest plain."""
-        checkpoint['meta'].update(self.meta)  # FlexibleRunner takes every checkpoint for one of an epoch's end
+        # FlexibleRunner counts one more than there was; others save after a validation, when the counters are right.
+        checkpoint['meta'].update(self.meta or dict(epoch=runner.epoch, iter=runner.iter))
         for name in ('message_hub', 'meta'):
             checkpoint[name] = _to_plain(checkpoint[name])
         cfg = runner.cfg.to_dict()

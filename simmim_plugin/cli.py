@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     'visualize': ('draw patch features, similarity and attention', 'visualize_features.py', ()),
     'browse': ('draw the crops and masks of a config, before training', 'visualize_masks.py', ()),
     'curves': ('draw the curves of runs', 'analyze_logs.py', ()),
+    'statistics': ('mean and standard deviation of your images', 'compute_mean_std.py', ()),
     'print-config': ('print a config with all it inherits', 'print_config.py', ()),
     'convert': ('checkpoints from and to other projects', 'convert_checkpoint.py', ()),
     'export': ('write a backbone as ONNX', 'export_onnx.py', ()),

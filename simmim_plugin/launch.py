@@ -114,6 +114,8 @@ def prepare(
         if not os.path.isfile(resume):
             raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
         cfg.resume, cfg.load_from = True, resume
+    if isinstance(cfg.get('resume'), str):  # FlexibleRunner would read it unchecked
+        cfg.resume, cfg.load_from = True, cfg.resume
     if amp and cfg.get('optim_wrapper'):
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
@@ -151,7 +153,7 @@ def check_writable(folder: str) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f'work_dir={folder!r} is not writable ({error.strerror}); choose another with --work-dir'
+            f'work_dir={folder!r} is not writable ({error.strerror}); choose another with --work-dir (simmim: --out)'
         ) from error
 
 
@@ -169,6 +171,8 @@ def build_runner(cfg: Config) -> Runner:
         )
     start_process_group(cfg)
     _suit_machine(cfg)
+    if cfg.get('strategy') and cfg.get('sync_bn'):  # FlexibleRunner looks for it there
+        cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     _check_checkpoint(cfg)
     runner = RUNNERS.build(cfg)
     if cfg.get('train_dataloader'):

@@ -7,17 +7,20 @@ from pathlib import Path
 import torch
 
 
-def default_workers() -> int:
+def default_workers(processes: int | None = None) -> int:
     """Worker processes of a data loader where the config has None: one per core of this training process.
 
     The cores are Slurm's per task, else those that the machine lets us use, shared by torchrun's processes. At most 16;
     without a GPU at most 2, as the training needs the cores itself.
+
+    Args:
+        processes: That share the cores; None: torchrun's on this machine.
     """
     if 'SLURM_CPUS_PER_TASK' in os.environ:
         cores = int(os.environ['SLURM_CPUS_PER_TASK'])
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        cores //= int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+        cores //= processes or int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
     return max(1, min(cores, 16 if torch.cuda.is_available() else 2))
 
 
@@ -31,3 +34,18 @@ def hardware() -> str:
     if torch.cuda.is_available():
         name = f'{torch.cuda.get_device_name()}, {name}'
     return f'{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}'
+
+
+def free_memory() -> float:
+    """Bytes that are free on the GPU, or that this process may still take of the machine's memory."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0])
+    table = Path('/proc/meminfo')
+    if table.is_file():  # free, or holding copies of files
+        free = 1024.0 * int(next(line.split()[1] for line in table.read_text().splitlines() if 'MemAvailable' in line))
+    else:
+        free = float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')) / 2
+    limit, used = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory.current')
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != 'max':  # a container
+        free = min(free, float(limit.read_text()) - float(used.read_text()))
+    return free

@@ -18,6 +18,7 @@ class ProgressHook(Hook):
     Elsewhere nothing changes. Warnings and errors still come through.
     """
 
+    bar: tqdm | None = None
     priority = 'LOW'  # before ReconstructionHook's summary, after the loss has been read for the log
 
     def before_train(self, runner: Any) -> None:
@@ -41,6 +42,12 @@ class ProgressHook(Hook):
             if losses is not None and len(losses.data[0]):
                 self.bar.set_postfix(epoch=runner.epoch + 1, loss=f'{losses.data[0][-1]:.4f}', refresh=False)
             self.bar.update()
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Print the metrics above the bar."""
+        if self.bar is not None:
+            told = ', '.join(f'{k} {v:.4g}' for k, v in (metrics or {}).items() if isinstance(v, float | int))
+            self.bar.write(f'epoch {runner.epoch}: {told}', file=sys.stderr)
 
     def after_train(self, runner: Any) -> None:
         """End the bar, and let the log be seen again."""

@@ -4,9 +4,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-_BESIDE = Path(__file__).resolve().parents[1]
-# OpenMMLab's place for them in a wheel; setup.py puts them there.
-ROOT = _BESIDE if (_BESIDE / 'tools' / 'train.py').is_file() else Path(__file__).resolve().parent / '.mim'
+_INSIDE = Path(__file__).resolve().parent / '.mim'  # OpenMMLab's place for them in a wheel; setup.py puts them there
+ROOT = _INSIDE if _INSIDE.is_dir() else Path(__file__).resolve().parents[1]
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
 
 

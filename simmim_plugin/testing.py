@@ -38,6 +38,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = cfg.auto_scale_lr = None
     cfg.load_from, cfg.resume = None, False
+    cfg.runner_type, cfg.strategy = 'Runner', None  # whatever shards the training
     if cfg.model.get('backbone'):
         cfg.model.backbone.init_cfg = None  # the checkpoint holds everything
     runner = build_runner(cfg)

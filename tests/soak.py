@@ -174,9 +174,14 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
                     workers=[memory(pid) for rank in ranks for pid in below(rank)],
                 )
             )  # fmt: skip
+        if waiting is not None and now > waiting[1] + 300:
+            kill_all(process)
+            raise SystemExit(f'it did not train again within 300 s after {faults[-1]}, see {out}/soak.log')
         if waiting is not None and lines_of_training(out) > waiting[0] + 1:
             faults[-1]['seconds_until_it_trains_again'] = round(now - waiting[1])
             waiting, next_fault = None, now + moments.uniform(20, 90)
+        if process.poll() is not None and not faults:
+            raise SystemExit(f'it ended ({process.returncode}) before any fault, see {out}/soak.log')
         if process.poll() is not None:
             faults[-1]['exit_code'] = process.returncode
             process, starts = start(out, 'soak', 100_000, 0.05), starts + 1
@@ -188,9 +193,12 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
             faults.append(dict(second=round(now - begin), fault=fault))
             print(f'{now - begin:5.0f} s: {fault}', flush=True)
     process.terminate()
-    return dict(
-        minutes=minutes, seed=seed, starts=starts, faults=faults, exit_code_at_the_end=process.wait(), memory=samples
-    )
+    if process.wait() != 75:
+        raise SystemExit(f'exit code {process.returncode} after SIGTERM, see {out}/soak.log')
+    quiet = [sum(s['processes']) for s in samples if minutes * 10 < s['second'] < minutes * 20]
+    if max(quiet) > 1.05 * quiet[0]:
+        raise SystemExit(f'memory grew in the second half of the quiet part: {quiet[0]} -> {max(quiet)} MB')
+    return dict(minutes=minutes, seed=seed, starts=starts, faults=faults, memory=samples)
 
 
 def compare(out: Path) -> dict:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from simmim_plugin import SimMIM
@@ -93,3 +94,39 @@ def test_a_runner_made_in_python_saves_and_resumes_too(tmp_path):
     resumed = runner(2, True)
     resumed.train()
     assert resumed.iter == 4 and len(resumed.message_hub.get_scalar('train/loss').data[0]) == 4
+
+
+class Scores(BaseMetric):
+    """Better each time but the third."""
+
+    scores = iter(())
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {'score': next(Scores.scores)}
+
+
+class WithPrediction(SimMIM):
+    def val_step(self, data):
+        return [0]
+
+
+@pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
+def test_the_best_checkpoint_and_the_one_rewritten_after_it_say_where_they_are(kind, tmp_path):
+    """MMEngine writes the last checkpoint again when a validation was the best, whatever the interval is."""
+    Scores.scores = iter((1.0, 2.0, 1.5, 3.0, 2.5))
+    data = DataLoader([dict(inputs=torch.rand(3, 64, 64), mask=torch.ones(4, 4)) for _ in range(4)], batch_size=2)
+    kind(
+        model=WithPrediction(backbone=TINY), work_dir=str(tmp_path), train_dataloader=data, val_dataloader=data,
+        train_cfg=dict(by_epoch=True, max_epochs=5, val_interval=1), val_cfg=dict(), val_evaluator=[Scores()],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), experiment_name=f'best_{kind.__name__}',
+        default_hooks=dict(
+            checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=3, save_best='score', rule='greater')
+        ),
+    ).train()  # fmt: skip
+    found = {path.stem: load_file(path)['meta'] for path in tmp_path.glob('*.pth')}
+    assert {name: (meta['epoch'], meta['iter']) for name, meta in found.items()} == {
+        'epoch_3': (3, 6), 'best_score_epoch_4': (4, 8), 'epoch_4': (4, 8), 'epoch_5': (5, 10),
+    }  # fmt: skip

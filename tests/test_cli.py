@@ -1,13 +1,17 @@
 """The command line `simmim`: what it writes, says and starts; the wheel that carries it."""
 
+import importlib
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import run
 
@@ -76,8 +80,28 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
 
     told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', '--epochs', 3, '--out', tmp_path / 'a', ok=False)
     assert 'is of a training with other settings; give those again, or another --out' in told
-    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a', '--resume')
+    common = ('--epochs', 2, '--resume')  # the batch is that of the first start
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
     assert 'resumed epoch: 2' in told
+
+
+def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path, monkeypatch):
+    """At 224 px, and of a converted checkpoint: absolute positions, no LayerScale, a list for the size."""
+    backbone = dict(
+        arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64), img_size=[224, 224],
+        patch_size=16, layer_scale_init_value=0.0, use_abs_pos_embed=True, use_shared_rel_pos_bias=False,
+    )  # fmt: skip
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'simmim_plugin': {'model': {'backbone': backbone}}}, path)
+    monkeypatch.setattr(sys, 'argv', [])
+    cli.main(['finetune', str(labelled), '--checkpoint', str(path), '--dry-run', '--out', str(tmp_path / 'out')])
+    cfg = load_config(str(tmp_path / 'out/config.py'))
+    written = cfg.model.backbone
+    assert (written.img_size, written.layer_scale_init_value, written.use_abs_pos_embed) == (224, 0.0, True)
+    assert not written.use_rel_pos_bias and written.arch == backbone['arch'] and cfg.model.head.in_channels == 32
+    train, test = (cfg[f'{part}_dataloader'].dataset.pipeline for part in ('train', 'test'))
+    assert (train[1].scale, test[1].scale, test[2].crop_size) == (224, 256, 224)
+    MODELS.build({**cfg.model, '_scope_': 'mmpretrain'})
 
 
 @pytest.mark.parametrize(
@@ -104,12 +128,23 @@ def test_batch_that_fits(monkeypatch):
     cfg = load_config('simmim_vit-b.py')
     cfg.model.backbone.arch = dict(embed_dims=64, num_layers=2, num_heads=2, feedforward_channels=128)
     sizes = {}
-    for free in (0.05, 0.1, 0.2, 10.0):
+    for free in (0.02, 0.05, 10.0):
         monkeypatch.setattr(training, 'free_memory', lambda free=free: free * 1e9)
         sizes[free] = training.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
-    assert sizes[0.05].batch < sizes[0.1].batch < sizes[0.2].batch <= sizes[10.0].batch == 32
+    assert sizes[0.02].batch < sizes[0.05].batch < sizes[10.0].batch == 32
     assert all(fit.gigabytes <= 0.8 * fit.free for fit in sizes.values())
     assert training.fitting_batch(cfg, 224, images=170, devices=2, largest=2048).batch == 8  # ten iterations at least
+    monkeypatch.setattr(training, 'free_memory', lambda: 1e6)
+    with pytest.raises(ValueError, match=r'a step of one image needs about 0\.0 GB, .* take a smaller --arch'):
+        training.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
+
+
+def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path, monkeypatch):
+    (tmp_path / 'config.py').write_text('mine = 1')
+    monkeypatch.setattr(sys, 'argv', [])
+    with pytest.raises(SystemExit, match='was not written by simmim and is left alone'):
+        cli.main(['pretrain', str(image_folder), '--arch', 'tiny', '--out', str(tmp_path)])
+    assert (tmp_path / 'config.py').read_text() == 'mine = 1'
 
 
 @pytest.mark.parametrize(
@@ -118,6 +153,7 @@ def test_batch_that_fits(monkeypatch):
         (['--img-size', '225'], '--img-size 225 must be a multiple of --patch-size 16, e.g. 224'),
         (['--epochs', '0'], '--epochs 0 must be positive'),
         (['--batch-size', '-1'], '--batch-size -1 must be positive'),
+        (['--batch-size', '13'], '--batch-size 13 on 1 devices is more than the 12 images; at most 12'),
     ],
 )
 def test_bad_numbers_are_named(image_folder, tmp_path, monkeypatch, words, message):
@@ -131,7 +167,16 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
     assert doctor.conflicts() == []
     versions = {'onedl-mmengine': '0.10.12', 'mmengine': '0.10.7', 'transformers': '5.1', 'onedl-mmpretrain': '1.3.6'}
     monkeypatch.setattr(doctor, 'installed', lambda names: {n: versions[n] for n in names if n in versions})
-    told = dict(doctor.conflicts())
+    real = importlib.import_module
+
+    def refuse(name):
+        if name == 'mmpretrain.models':
+            raise TypeError('NoneType takes no arguments')
+        return real(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(doctor.importlib, 'import_module', refuse)
+        told = dict(doctor.conflicts())
     assert told['onedl-mmengine and mmengine both bring mmengine and overwrite each other'].startswith(
         'pip uninstall -y mmengine;'
     )
@@ -147,7 +192,10 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
 @pytest.mark.slow
 def test_wheel_works_from_an_empty_folder(image_folder, tmp_path):
     """Unpacked, with nothing of the checkout in reach, as `pip install` would leave it."""
-    build = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, ROOT]
+    source = tmp_path / 'source'  # a copy: a build in the checkout would pack what an earlier one left in build/
+    ignored = shutil.ignore_patterns('.*', 'build', '*.egg-info', 'work_dirs', 'docs', 'tests')
+    shutil.copytree(ROOT, source, ignore=ignored)
+    build = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, source]
     subprocess.run([str(word) for word in build], check=True, cwd=tmp_path, capture_output=True)
     (wheel,) = tmp_path.glob('simmim_plugin-*.whl')
     site = tmp_path / 'site'

@@ -10,6 +10,8 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 
+from simmim_plugin import cli
+
 CLASSIFIER = 'configs/finetune/vit-tiny_folder.py'
 PRETRAINING = 'configs/simmim_vit-tiny_folder.py'
 DATA = ('--cfg-options', 'data_root={images}', 'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0')
@@ -82,6 +84,13 @@ def test_no_tool_runs_it(name, words, tmp_path, monkeypatch):
     assert re.match(
         r'error: .*(holds Python objects \(.*open\), which are refused|no checkpoint in .* can be read)', told
     )
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_command_line_does_not_run_it_either(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    with pytest.raises(SystemExit, match=r'holds Python objects \(.*open\), which are refused'):
+        cli.main(['finetune', str(words['labelled']), '--checkpoint', str(words['evil']), '--out', str(words['out'])])
     assert not (tmp_path / 'run').exists()
 
 

@@ -35,7 +35,8 @@ class Rendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
             names = [name for _, name in socket.if_nameindex() if name.startswith('lo')]
             os.environ.setdefault('GLOO_SOCKET_IFNAME', names[0])  # else where the machine's name leads
             if self.rank == 0 and self._store is None:
-                with socket.create_server((self.master_addr, self.master_port)) as listener:
+                family = socket.AF_INET6 if ':' in self.master_addr else socket.AF_INET
+                with socket.create_server((self.master_addr, self.master_port), family=family) as listener:
                     number = listener.detach()
                 self._store = TCPStore(
                     self.master_addr, self.master_port, self.world_size, True, self.timeout, multi_tenant=True,
@@ -45,8 +46,11 @@ class Rendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, or the name of one, leads to this machine only."""
-    return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
+    """Whether an address leads to this machine only. A name may lead elsewhere from other machines."""
+    try:
+        return address == 'localhost' or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def main() -> None:

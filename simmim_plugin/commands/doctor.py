@@ -14,6 +14,7 @@ from simmim_plugin.machine import default_workers, hardware
 from simmim_plugin.optim import has_bfloat16
 
 MM = "pip install 'simmim_plugin[mm]'"
+ORIGINALS = "pip install 'simmim_plugin[openmmlab]'"  # where some are: the forks would overwrite them
 # Module -> distributions that may bring it, what it is for, and what installs it.
 PARTS = {
     'mmengine': (('onedl-mmengine', 'mmengine'), 'everything', MM),
@@ -47,12 +48,20 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 def parts() -> list[tuple[str, str, str, str]]:
     """(module, what is installed or why it cannot be used, what for, the command that mends it or '') of each part."""
     lines = []
+    originals = installed(('mmengine', 'mmcv-lite', 'mmcv', 'mmpretrain'))
     for module, (names, purpose, command) in PARTS.items():
         try:
             importlib.import_module(module)
         except Exception as error:  # noqa: BLE001 (whatever a package raises while it is imported is told)
             reason = 'not installed' if isinstance(error, ModuleNotFoundError) and not installed(names) else str(error)
-            lines.append((module, reason.splitlines()[0] if reason else type(error).__name__, purpose, command))
+            lines.append(
+                (
+                    module,
+                    reason.splitlines()[0] if reason else type(error).__name__,
+                    purpose,
+                    ORIGINALS if originals and command == MM else command,
+                )
+            )
             continue
         told = ', '.join(f'{name} {number}' for name, number in installed(names).items()) or 'there'
         lines.append((module, told, purpose, ''))
@@ -65,19 +74,21 @@ def conflicts() -> list[tuple[str, str]]:
     for module, (names, _, _) in PARTS.items():
         both = installed(names)
         if len(both) > 1:
-            drop = [name for name in both if not name.startswith('onedl-')]
+            keep = next(name for name in names if name in both)
+            drop = [name for name in both if name != keep]
             found.append((
                 f'{" and ".join(both)} both bring {module} and overwrite each other',
-                f'pip uninstall -y {" ".join(drop)}; pip install --force-reinstall --no-deps {names[0]}',
+                f'pip uninstall -y {" ".join(drop)}; pip install --force-reinstall --no-deps {keep}=={both[keep]}',
             ))  # fmt: skip
     numbers = installed(('transformers', 'onedl-mmpretrain', 'mmpretrain', 'torch', 'torchvision'))
-    major = int(numbers['transformers'].split('.')[0]) if 'transformers' in numbers else 0
-    if major >= 5 and 'onedl-mmpretrain' in numbers:
-        found.append(('MMPretrain 1.3.6 cannot be imported beside transformers 5', "pip install 'transformers<5'"))
-    if major >= 4 and 'mmpretrain' in numbers:
-        found.append(
-            ('mmpretrain 1.2.0 cannot be imported beside a newer transformers', 'pip uninstall -y transformers')
-        )
+    pretrain = next((name for name in ('onedl-mmpretrain', 'mmpretrain') if name in numbers), None)
+    if pretrain and 'transformers' in numbers:
+        try:
+            importlib.import_module('mmpretrain.models')
+        except Exception as error:  # noqa: BLE001 (it is a TypeError today)
+            mend = "pip install 'transformers<5'" if pretrain.startswith('onedl') else 'pip uninstall -y transformers'
+            told = f'{pretrain} {numbers[pretrain]} cannot be imported beside transformers {numbers["transformers"]}'
+            found.append((f'{told} ({error})', mend))
     if 'torchvision' not in numbers:
         found.append(('torchvision is missing', 'pip install torchvision'))
     else:

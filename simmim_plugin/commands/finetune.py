@@ -27,7 +27,7 @@ EDGE = 256 / 224  # shorter side of a test image to the side of its crop
 
 TEXT = '''"""Written by `simmim finetune`; everything else is inherited.
 
-Command:  simmim train {path} --work-dir {out}
+Command:  {command}
 """
 
 _base_ = {base!r}
@@ -36,7 +36,7 @@ data_root = {data!r}
 load_from = {checkpoint!r}
 randomness = dict(seed={seed})
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, **{arch}), img_size={size}, patch_size={patch}),
+    backbone=dict(arch=dict(_delete_=True, **{arch}), **{settings}),
     head=dict(in_channels={width}),
 )
 train_pipeline = _base_.train_dataloader.dataset.pipeline
@@ -44,9 +44,10 @@ train_pipeline{train_size}
 test_pipeline = _base_.val_dataloader.dataset.pipeline
 test_pipeline{test_edge}
 test_pipeline{test_size}
-train_dataloader = dict(batch_size={batch}, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(batch_size={batch}, num_workers=None, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=None, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
 param_scheduler = [
     dict(
         type='simmim_plugin.WarmupCosineLR', warmup={warmup}, end={epochs}, floor_ratio=2e-4, convert_to_iter_based=True
@@ -88,6 +89,15 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     arch = backbone.get('arch', 'base')
     arch = ARCHS[arch] if isinstance(arch, str) else {key: arch[key] for key in ARCH_KEYS}
     patch, size = backbone.get('patch_size', 16), args.img_size or backbone.get('img_size', 224)
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f'{args.checkpoint!r} was trained at {size} px (height, width); give one side by --img-size')
+    size = sides.pop()
+    settings = dict(
+        img_size=size, patch_size=patch, layer_scale_init_value=backbone.get('layer_scale_init_value', 0.1),
+        use_abs_pos_embed=backbone.get('use_abs_pos_embed', False),
+        use_rel_pos_bias=backbone.get('use_shared_rel_pos_bias', True) or backbone.get('use_rel_pos_bias', False),
+    )  # fmt: skip
     if size < patch or size % patch:
         near = max(1, size // patch) * patch
         raise ValueError(f"--img-size {size} must be a multiple of the checkpoint's patches of {patch} px, e.g. {near}")
@@ -96,15 +106,14 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
     images = len(ImageFolder(str(Path(args.data, 'train'))))
     stated = cfg.auto_scale_lr.base_batch_size
-    if args.batch_size is not None:
-        fit = training.Fit(args.batch_size)
-    else:
-        cfg.model.backbone = dict(cfg.model.backbone, arch=arch, img_size=size, patch_size=patch)
+    fit = training.given_batch(args, out, images)
+    if fit is None:
+        cfg.model.backbone = dict(cfg.model.backbone, arch=arch, **settings)
         fit = training.fitting_batch(cfg, size, images, args.devices, stated)
     sizes = [place.format(size=size, edge=round(size * EDGE)) for place in places]
     text = TEXT.format(
-        path=out / 'config.py', out=out, base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
-        checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, size=size, patch=patch,
+        command=training.command_of(out), base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
+        checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, settings=settings,
         width=arch['embed_dims'], train_size=sizes[0], test_edge=sizes[1], test_size=sizes[2], batch=fit.batch,
         warmup=max(1, epochs // 5), epochs=epochs,
     )  # fmt: skip

@@ -22,7 +22,7 @@ OTHERS = ('simmim_vit-b_folder.py', 224, 16, 100)
 
 TEXT = '''"""Written by `simmim pretrain`; everything else is inherited.
 
-Command:  simmim train {path} --work-dir {out}
+Command:  {command}
 """
 
 _base_ = {base!r}
@@ -33,7 +33,8 @@ model = dict(backbone=dict({arch}img_size={size}, patch_size={patch}))
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].size = {size}
 train_pipeline[3].update(mask_patch_size={unit}, model_patch_size={patch})
-train_dataloader = dict(batch_size={batch}, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size={batch}, num_workers=None, dataset=dict(pipeline=train_pipeline))
+optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
 param_scheduler = [
     dict(type='LinearWarmupLR', start_factor=0.005, end={warmup}, convert_to_iter_based=True),
 {then}]
@@ -80,7 +81,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         raise ValueError(f'--img-size {size} must be a multiple of --patch-size {patch}, e.g. {near}')
     images = len(ImageFolder(args.data))
     values = dict(
-        path=out / 'config.py', out=out, base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
+        command=training.command_of(out), base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
         arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
         warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip
@@ -93,9 +94,8 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     else:
         values['then'] = f"    dict(type='MultiStepLR', milestones=[{max(1, epochs * 7 // 8)}], gamma=0.1),\n"
     cfg = load_config(str(CONFIGS / base), {'data_root': args.data})
-    if args.batch_size is not None:
-        fit = training.Fit(args.batch_size)
-    else:
+    fit = training.given_batch(args, out, images)
+    if fit is None:
         cfg.model.backbone.update(dict(img_size=size, patch_size=patch, **({} if tiny else {'arch': args.arch})))
         fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     total, stated = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from simmim_plugin.benchmark.counters import saved_bytes
 from simmim_plugin.config import load_config
 from simmim_plugin.launch import FEW_ITERATIONS, check_writable
-from simmim_plugin.machine import default_workers
-from simmim_plugin.optim import has_bfloat16
+from simmim_plugin.machine import default_workers, free_memory
 from simmim_plugin.registry import build_part
-from simmim_plugin.shipped import TOOLS, run_tool
+from simmim_plugin.shipped import ROOT, TOOLS, run_tool
 from simmim_plugin.simmim import SimMIM
 
+WRITTEN = '"""Written by `simmim'  # how our configs begin
 SHARE_OF_MEMORY = 0.8  # of what is free
 STATE_BYTES = 16  # per parameter: weight, gradient, two moments of AdamW
-SMALLEST_PROCESSOR_BATCH = 32
+LARGEST_ON_PROCESSORS = 32  # images per process
 
 
 @dataclass
@@ -63,13 +63,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f'--devices {args.devices}: this machine has {gpus} GPUs')
 
 
-def free_memory() -> float:
-    """Bytes that are free on the GPU, or on the machine."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0])
-    return float(os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
-
-
 class Loss(nn.Module):
     """A backbone, or SimMIM, as a function of images and masks that has a gradient."""
 
@@ -98,39 +91,70 @@ def fitting_batch(cfg: Config, size: int, images: int, devices: int, largest: in
     """
     pretraining = str(cfg.model.type).rsplit('.', maxsplit=1)[-1] == 'SimMIM'
     model = Loss(build_part(cfg.model if pretraining else cfg.model.backbone))
-    inputs = torch.zeros(1, cfg.model.backbone.get('in_channels', 3), size, size)
+    inputs = torch.zeros(2, cfg.model.backbone.get('in_channels', 3), size, size)
     side = size // cfg.model.backbone.patch_size
-    mask = (torch.arange(side**2) < 0.6 * side**2).reshape(1, side, side)
+    mask = (torch.arange(side**2) < 0.6 * side**2).reshape(1, side, side).to(torch.uint8)
     gpu = torch.cuda.is_available()
     with torch.autocast('cpu', torch.bfloat16, enabled=gpu):
-        image_bytes = saved_bytes(model, inputs, mask.to(torch.uint8))
-    state = STATE_BYTES * sum(x.numel() for x in model.parameters())
+        kept = [saved_bytes(model, inputs[:n], mask.expand(n, -1, -1)) for n in (1, 2)]
+    image_bytes = kept[1] - kept[0]  # without what does not grow with the batch
+    state = STATE_BYTES * sum(x.numel() for x in model.parameters()) + max(0, kept[0] - image_bytes)
     shares = 1 if gpu else devices  # the processes of a machine without GPUs share its memory
     free = free_memory() / shares
-    fits = int(max(1, (SHARE_OF_MEMORY * free - state) / image_bytes))
+    fits = int((SHARE_OF_MEMORY * free - state) / image_bytes)
+    if fits < 1:
+        raise ValueError(
+            f'a step of one image needs about {(state + image_bytes) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free '
+            'per process: take a smaller --arch or --img-size, or give --batch-size to try nevertheless'
+        )
     if not gpu:
-        largest = min(largest, SMALLEST_PROCESSOR_BATCH * devices)
+        largest = min(largest, LARGEST_ON_PROCESSORS * devices)
     batch = max(1, min(fits, largest // devices, images // devices // FEW_ITERATIONS))
     batch = 1 << (batch.bit_length() - 1)
     return Fit(batch, (state + batch * image_bytes) / 1e9, free / 1e9)
 
 
+def given_batch(args: argparse.Namespace, out: Path, images: int) -> Fit | None:
+    """The batch that was asked for: now, or when the training that goes on was started; None: there is none.
+
+    Raises:
+        ValueError: There are not so many images.
+    """
+    batch, path = args.batch_size, out / 'config.py'
+    if batch is None and args.resume and path.is_file():
+        batch = Config.fromfile(path).train_dataloader.batch_size
+    if batch is not None and batch * args.devices > images:
+        raise ValueError(
+            f'--batch-size {batch} on {args.devices} devices is more than the {images} images; at most '
+            f'{max(1, images // args.devices)}'
+        )
+    return None if batch is None else Fit(batch)
+
+
 def write_config(text: str, out: Path, resume: bool) -> Path:
-    """Write the config into the work dir.
+    """Write the config into the work dir, in the place of one that was written and never trained.
 
     Raises:
         ValueError: There is another one, or the folder cannot be written.
     """
     check_writable(str(out))
     path = out / 'config.py'
-    if path.is_file() and path.read_text(encoding='utf-8') != text and (resume or list(out.glob('*.pth'))):
+    old = path.read_text(encoding='utf-8') if path.is_file() else text
+    if old != text and not old.startswith(WRITTEN):
+        raise ValueError(f'{path} was not written by simmim and is left alone; choose another --out')
+    if old != text and (resume or list(out.glob('*.pth'))):
         raise ValueError(
-            f'{path} is of a training with other settings; give those again, or another --out. To change it by hand: '
-            f'simmim train {path} --work-dir {out} --resume'
+            f'{path} is of a training with other settings; give those again, or another --out. To go on with that file '
+            f'as it is: simmim train {shlex.join([str(path), "--work-dir", str(out)])} --resume'
         )
     path.write_text(text, encoding='utf-8')
     load_config(str(path))
     return path
+
+
+def command_of(out: Path) -> str:
+    """The command that trains the config in a work dir."""
+    return shlex.join(['simmim', 'train', str(out / 'config.py'), '--work-dir', str(out)]).replace('\\', '\\\\')
 
 
 def tell(images: int, fit: Fit, devices: int, rate: float, rule: str, epochs: int) -> None:
@@ -139,19 +163,19 @@ def tell(images: int, fit: Fit, devices: int, rate: float, rule: str, epochs: in
     room = '' if fit.gigabytes is None else f'; a step needs about {fit.gigabytes:.1f} of {fit.free:.1f} GB'
     print(f'batch:   {devices} x {fit.batch} = {total} images{room}')
     print(f'rate:    {rate:.3g} = {rule}')
+    workers = default_workers(devices)
     print(
-        f'length:  {epochs} epochs of {images // total} iterations over {images:,} images, {default_workers()} worker'
-        f'{"s" if default_workers() > 1 else ""} per process'
+        f'length:  {epochs} epochs of {images // total} iterations over {images:,} images, {workers} worker'
+        f'{"s" if workers > 1 else ""} per process'
     )
 
 
 def start(command: str, path: Path, args: argparse.Namespace) -> None:
     """Say how to do the same with the scripts, and do it."""
     flags = ['--work-dir', str(path.parent), *['--resume'] * args.resume]
-    if not torch.cuda.is_available() and has_bfloat16():
-        flags.append('--amp')
     script = ['bash', str(TOOLS / 'dist_train.sh'), str(path), str(args.devices), *flags]
-    print(f'the same: {shlex.join(script[1:])}', flush=True)
+    own = (ROOT / '.venv/bin/python').absolute() == Path(sys.executable).absolute()  # which the script takes by itself
+    print(f'the same: {"" if own else f"PYTHON={shlex.quote(sys.executable)} "}{shlex.join(script[1:])}', flush=True)
     if args.dry_run:
         return
     if args.devices > 1:
