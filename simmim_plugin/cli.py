@@ -1,5 +1,6 @@
 """The command line `simmim`: pretraining and fine-tuning without a config, and every tool by a short name."""
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f'simmim_plugin {__version__}')
         return
     if words[0] not in COMMANDS:
-        sys.exit(f'error: simmim has no command {words[0]!r}, but {", ".join(COMMANDS)}')
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        sys.exit(f'error: simmim has no command {words[0]!r}{hint} It has: {", ".join(COMMANDS)}')
     _, place, first = COMMANDS[words[0]]
     sys.argv = [f'simmim {words[0]}', *first, *words[1:]]
     if place.endswith('.py'):

@@ -110,6 +110,8 @@ def prepare(
     if resume == 'auto':
         newest = newest_checkpoint(cfg.work_dir)
         cfg.resume, cfg.load_from = newest is not None, newest or cfg.get('load_from')
+        if newest is None and os.environ.get('RANK', '0') == '0':
+            print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting anew')
     elif resume is not None:
         if not os.path.isfile(resume):
             raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')

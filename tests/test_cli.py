@@ -42,7 +42,7 @@ def test_every_command_has_a_help_with_its_own_name(capsys, monkeypatch):
     cli.main([])
     told = capsys.readouterr().out
     assert all(f'simmim {name} ' in told for name in cli.COMMANDS)
-    with pytest.raises(SystemExit, match="no command 'pretrian', but quickstart, pretrain"):
+    with pytest.raises(SystemExit, match="no command 'pretrian'; did you mean 'pretrain'\\? It has: quickstart"):
         cli.main(['pretrian'])
 
 
@@ -79,7 +79,10 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
     assert load_file(tmp_path / 'b/epoch_2.pth')['state_dict']['head.fc.weight'].shape == (2, 192)
 
     told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', '--epochs', 3, '--out', tmp_path / 'a', ok=False)
-    assert 'is of a training with other settings; give those again, or another --out' in told
+    assert 'holds checkpoints of a training: go on with it by --resume' in told
+    other = ('--epochs', 3, '--resume', '--out', tmp_path / 'a')
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *other, ok=False)
+    assert 'is of a training with other settings: ' in told and 'end=2' in told and 'end=3' in told
     common = ('--epochs', 2, '--resume')  # the batch is that of the first start
     told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
     assert 'resumed epoch: 2' in told
@@ -151,6 +154,7 @@ def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path, monkeyp
     ('words', 'message'),
     [
         (['--img-size', '225'], '--img-size 225 must be a multiple of --patch-size 16, e.g. 224'),
+        (['--img-size', '0'], '--img-size 0 must be a multiple of --patch-size 16, e.g. 16'),
         (['--epochs', '0'], '--epochs 0 must be positive'),
         (['--batch-size', '-1'], '--batch-size -1 must be positive'),
         (['--batch-size', '13'], '--batch-size 13 on 1 devices is more than the 12 images; at most 12'),

@@ -119,4 +119,6 @@ def main() -> None:
         print(f'  {module:{width}}  {told}  ({purpose})' + (f'\n  {"":{width}}  mend: {command}' if command else ''))
     for what, command in wrong:
         print(f'conflict: {what}\n  mend: {command}')
+    if not wrong and not any(command for *_, command in lines):
+        print('Nothing is missing. (MMPretrain prints "Could not import OneDL" for a package that is of no use here.)')
     sys.exit(1 if wrong or any(command and module in NEEDED for module, _, _, command in lines) else 0)

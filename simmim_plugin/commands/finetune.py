@@ -85,10 +85,16 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         ValueError: A number is out of range, or the checkpoint is not of this package.
     """
     training.check_arguments(args)
+    for part in ('train', 'val'):
+        if not Path(args.data, part).is_dir():
+            raise FileNotFoundError(
+                f'DATA {args.data!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
+            )
     backbone = _backbone(args.checkpoint)
     arch = backbone.get('arch', 'base')
     arch = ARCHS[arch] if isinstance(arch, str) else {key: arch[key] for key in ARCH_KEYS}
-    patch, size = backbone.get('patch_size', 16), args.img_size or backbone.get('img_size', 224)
+    patch, size = backbone.get('patch_size', 16), args.img_size
+    size = backbone.get('img_size', 224) if size is None else size
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise ValueError(f'{args.checkpoint!r} was trained at {size} px (height, width); give one side by --img-size')

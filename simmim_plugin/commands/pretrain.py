@@ -74,11 +74,18 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     training.check_arguments(args)
     tiny = args.arch == 'tiny'
     base, size, patch, epochs = TINY if tiny else OTHERS
-    size, epochs = args.img_size or size, args.epochs or epochs
-    patch = args.patch_size or (14 if args.arch == 'huge' else patch)
+    if args.arch == 'huge':
+        patch = 14
+    if args.patch_size is not None:
+        patch = args.patch_size
+    if args.img_size is not None:
+        size = args.img_size
+    epochs = args.epochs or epochs
     if patch < 1 or size < patch or size % patch:
         near = max(1, size // max(1, patch)) * patch
         raise ValueError(f'--img-size {size} must be a multiple of --patch-size {patch}, e.g. {near}')
+    if not Path(args.data).is_dir():
+        raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     images = len(ImageFolder(args.data))
     values = dict(
         command=training.command_of(out), base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,

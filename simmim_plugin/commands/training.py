@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -142,10 +143,15 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     old = path.read_text(encoding='utf-8') if path.is_file() else text
     if old != text and not old.startswith(WRITTEN):
         raise ValueError(f'{path} was not written by simmim and is left alone; choose another --out')
-    if old != text and (resume or list(out.glob('*.pth'))):
+    trained = bool(list(out.glob('*.pth')))
+    if trained and not resume:
+        raise ValueError(f'{out} holds checkpoints of a training: go on with it by --resume, or choose another --out')
+    if old != text and trained:
+        lines = [(a, b) for a, b in zip_longest(old.splitlines(), text.splitlines(), fillvalue='') if a != b]
         raise ValueError(
-            f'{path} is of a training with other settings; give those again, or another --out. To go on with that file '
-            f'as it is: simmim train {shlex.join([str(path), "--work-dir", str(out)])} --resume'
+            f'{path} is of a training with other settings: {lines[0][0].strip()!r} there, {lines[0][1].strip()!r} now; '
+            'give those again, or another --out. To go on with the file as it is, longer if you raise its max_epochs: '
+            f'{command_of(out)} --resume'
         )
     path.write_text(text, encoding='utf-8')
     load_config(str(path))
