@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, 1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
         sys.exit(f'error: simmim has no command {words[0]!r}{hint} It has: {", ".join(COMMANDS)}')
     _, place, first = COMMANDS[words[0]]
     sys.argv = [f'simmim {words[0]}', *first, *words[1:]]

@@ -23,7 +23,6 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Start the bar."""
-        self.bar = None
         if not (is_main_process() and sys.stderr.isatty()):
             return
         self.handlers = [

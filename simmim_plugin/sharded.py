@@ -36,8 +36,8 @@ class ShardedStrategy(DDPStrategy):
     rounding, and so are the checkpoints: one whole file with the same names, from which one process or a data-parallel
     training can go on, and the other way round. With one process nothing is sharded.
 
-    MMEngine's own `FSDPStrategy` wraps the first version of FSDP; on PyTorch 2.1 and up it cannot read its optimiser
-    state again.
+    MMEngine's own `FSDPStrategy` wraps the first version of FSDP, whose functions it calls as they were before PyTorch
+    2.1.
 
     Args:
         layers: Names of the classes of modules that are gathered on their own; the rest is gathered as a whole.

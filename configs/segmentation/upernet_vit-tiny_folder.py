@@ -7,7 +7,7 @@ Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/de
 Command:  python tools/train.py configs/segmentation/upernet_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
               load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
 Cost:     not measured.
-Expected: a few iterations run; not trained to the end yet.
+Expected: see upernet_vit-tiny_facade.py.
 """
 
 _base_ = ['upernet_vit-b_folder.py', '../_base_/vit_tiny.py']

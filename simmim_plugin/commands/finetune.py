@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from simmim_plugin import launch
 from simmim_plugin.architecture import ARCH_KEYS, ARCHS
 from simmim_plugin.checkpoint_file import NOTE, load_file
 from simmim_plugin.commands import training
@@ -67,11 +66,7 @@ def main() -> None:
     parser.add_argument('--checkpoint', required=True, help='of a pretraining; its architecture is read from it')
     parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
     training.add_arguments(parser, f'100; below {SMALL} px: 20')
-    args = parser.parse_args()
-    with launch.one_line_errors():
-        out = Path(args.out or 'work_dirs/finetune').resolve()
-        path = prepare(args, out)
-        training.start('finetune', path, args)
+    training.run('finetune', parser.parse_args(), 'work_dirs/finetune', prepare)
 
 
 def prepare(args: argparse.Namespace, out: Path) -> Path:
@@ -111,11 +106,10 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     epochs = args.epochs or epochs
     cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
     images = len(ImageFolder(str(Path(args.data, 'train'))))
-    stated = cfg.auto_scale_lr.base_batch_size
     fit = training.given_batch(args, out, images)
     if fit is None:
         cfg.model.backbone = dict(cfg.model.backbone, arch=arch, **settings)
-        fit = training.fitting_batch(cfg, size, images, args.devices, stated)
+        fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     sizes = [place.format(size=size, edge=round(size * EDGE)) for place in places]
     text = TEXT.format(
         command=training.command_of(out), base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
@@ -124,10 +118,9 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         warmup=max(1, epochs // 5), epochs=epochs,
     )  # fmt: skip
     path = training.write_config(text, out, args.resume)
-    rate, total = cfg.optim_wrapper.optimizer.lr, fit.batch * args.devices
     classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())
     print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
-    training.tell(images, fit, args.devices, rate * total / stated, f'{rate:g} x {total} / {stated}', epochs)
+    training.tell(cfg, images, fit, args.devices, epochs)
     return path
 
 

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from simmim_plugin import launch
 from simmim_plugin.architecture import ARCHS
 from simmim_plugin.commands import training
 from simmim_plugin.config import load_config
@@ -16,7 +15,7 @@ EXAMPLE = """example:
 
 The config is written to OUT/config.py: to change more than this command has, edit a copy and use `simmim train`."""
 
-# Arch -> config that is inherited, side of images and of patches in pixels, epochs, total batch of the rate.
+# Config that is inherited, side of images and of patches in pixels, epochs.
 TINY = ('simmim_vit-tiny_folder.py', 64, 8, 60)
 OTHERS = ('simmim_vit-b_folder.py', 224, 16, 100)
 
@@ -55,10 +54,7 @@ def main() -> None:
     parser.add_argument('--patch-size', type=int, help='side of the patches (16; huge: 14; tiny: 8)')
     training.add_arguments(parser, '100; tiny: 60; published: 800')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        out = Path(args.out or f'work_dirs/pretrain_{args.arch}').resolve()
-        path = prepare(args, out)
-        training.start('pretrain', path, args)
+    training.run('pretrain', args, f'work_dirs/pretrain_{args.arch}', prepare)
 
 
 def prepare(args: argparse.Namespace, out: Path) -> Path:
@@ -105,8 +101,6 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     if fit is None:
         cfg.model.backbone.update(dict(img_size=size, patch_size=patch, **({} if tiny else {'arch': args.arch})))
         fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
-    total, stated = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
-    rate = cfg.optim_wrapper.optimizer.lr
     path = training.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
-    training.tell(images, fit, args.devices, rate * total / stated, f'{rate:g} x {total} / {stated}', epochs)
+    training.tell(cfg, images, fit, args.devices, epochs)
     return path

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.benchmark.counters import saved_bytes
 from simmim_plugin.config import load_config
-from simmim_plugin.launch import FEW_ITERATIONS, check_writable
+from simmim_plugin.launch import FEW_ITERATIONS, check_writable, one_line_errors
 from simmim_plugin.machine import default_workers, free_memory
 from simmim_plugin.registry import build_part
 from simmim_plugin.shipped import ROOT, TOOLS, run_tool
@@ -163,12 +164,13 @@ def command_of(out: Path) -> str:
     return shlex.join(['simmim', 'train', str(out / 'config.py'), '--work-dir', str(out)]).replace('\\', '\\\\')
 
 
-def tell(images: int, fit: Fit, devices: int, rate: float, rule: str, epochs: int) -> None:
-    """Say in three lines what is going to happen."""
+def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
+    """Say in three lines what is going to happen; the rate and what it is stated for are those of the config."""
     total = fit.batch * devices
+    rate, stated = cfg.optim_wrapper.optimizer.lr, cfg.auto_scale_lr.base_batch_size
     room = '' if fit.gigabytes is None else f'; a step needs about {fit.gigabytes:.1f} of {fit.free:.1f} GB'
     print(f'batch:   {devices} x {fit.batch} = {total} images{room}')
-    print(f'rate:    {rate:.3g} = {rule}')
+    print(f'rate:    {rate * total / stated:.3g} = {rate:g} x {total} / {stated}')
     workers = default_workers(devices)
     print(
         f'length:  {epochs} epochs of {images // total} iterations over {images:,} images, {workers} worker'
@@ -176,8 +178,22 @@ def tell(images: int, fit: Fit, devices: int, rate: float, rule: str, epochs: in
     )
 
 
-def start(command: str, path: Path, args: argparse.Namespace) -> None:
-    """Say how to do the same with the scripts, and do it."""
+def run(
+    command: str, args: argparse.Namespace, folder: str, prepare: Callable[[argparse.Namespace, Path], Path]
+) -> None:
+    """Write the config, say how to do the same with the scripts, and train.
+
+    Args:
+        command: Its name.
+        args: Of the command line; `out` is None for `folder`.
+        folder: The default of `out`.
+        prepare: Writes the config for the arguments into a folder, and gives its path.
+    """
+    with one_line_errors():
+        _start(command, prepare(args, Path(args.out or folder).resolve()), args)
+
+
+def _start(command: str, path: Path, args: argparse.Namespace) -> None:
     flags = ['--work-dir', str(path.parent), *['--resume'] * args.resume]
     script = ['bash', str(TOOLS / 'dist_train.sh'), str(path), str(args.devices), *flags]
     own = (ROOT / '.venv/bin/python').absolute() == Path(sys.executable).absolute()  # which the script takes by itself
