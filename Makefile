@@ -81,7 +81,7 @@ UV_COMPILE = $(BIN)/uv pip compile setup.py -c requirements/pins.txt --universal
 lock: | $(VENV)/bin/python  ## Write the lock files anew
 	$(BIN)/python -m pip install --disable-pip-version-check uv
 	$(UV_COMPILE) --extra mm --extra photos -o requirements/lock.txt
-	$(UV_COMPILE) --extra mm --extra photos --extra det --extra seg --extra hf --extra parquet --extra onnx \
+	$(UV_COMPILE) --extra mm --extra photos --extra det --extra seg --extra hf --extra parquet --extra onnx --extra demo \
 		--extra dev -c requirements/lock.txt \
 		-o requirements/lock-test.txt
 	sed -i -E -e 's/^torch==/torch===/' -e 's/^opencv-python==/opencv-python-headless==/' \

@@ -23,8 +23,10 @@ EXTRAS = {
     'hf': ['transformers>=4.40,<5'],
     'parquet': ['pyarrow'],
     'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
+    'demo': ['gradio>=6'],
     'docs': ['sphinx', 'myst-parser', 'furo'],
-    'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel'],
+    'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel', 'playwright', 'wandb',
+            'mlflow-skinny>=3'],
 }
 
 

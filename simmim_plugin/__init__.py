@@ -5,7 +5,9 @@ MMEngine, MMPretrain, MMDetection and MMSegmentation. In Python, import them fro
 `from simmim_plugin import SimMIMViT`.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 try:
@@ -13,13 +15,15 @@ try:
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
-    raise ModuleNotFoundError(
+    _MESSAGE = (
         'simmim_plugin needs MMEngine, which is not installed here. In a checkout run `make setup` and use '
         '.venv/bin/python; '
         "elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the originals, "
-        "`pip install 'simmim_plugin[openmmlab]'`.",
-        name=error.name,
-    ) from error
+        "`pip install 'simmim_plugin[openmmlab]'`."
+    )
+    if Path(sys.argv[0]).stem == 'simmim':  # the command line, whose module lies in here
+        sys.exit(f'error: {_MESSAGE}')
+    raise ModuleNotFoundError(_MESSAGE, name=error.name) from error
 
 __version__ = '0.1.0'
 
@@ -35,6 +39,7 @@ _MODULE_OF = {
     'IterationSeedHook': 'seed_hook',
     'LinearWarmupLR': 'schedules',
     'LoadImage': 'loading',
+    'MLflowVisBackend': 'mlflow_backend',
     'MaskRatioHook': 'mask_ramp',
     'PackagePhotos': 'datasets',
     'ProbeHook': 'probe_hook',

@@ -15,7 +15,7 @@ from simmim_plugin.blocks import Block
 from simmim_plugin.checkpoint import NOTE, check_fits
 from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.features import _block_numbers, _checked_device
+from simmim_plugin.features import block_numbers, checked_device
 from simmim_plugin.loading import read_image
 from simmim_plugin.reconstruct import reading_arguments, transform_arguments
 from simmim_plugin.registry import SCOPE, build_part
@@ -58,7 +58,7 @@ class FeatureExtractor:
         blocks: int | Sequence[int] | str | None = None,
         kinds: Sequence[str] = ('pooled',),
     ) -> None:
-        _checked_device(device)
+        checked_device(device)
         path = os.fspath(checkpoint)
         saved = load_file(checkpoint)
         if NOTE not in saved:
@@ -123,7 +123,7 @@ class FeatureExtractor:
             raise ValueError(f'--kinds {" ".join(map(str, kinds))}: choose some of {" ".join(KINDS)}')
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
         wanted = (blocks,) if isinstance(blocks, int) else (count,) if blocks is None else blocks
-        self.blocks = tuple(_block_numbers(wanted, count))
+        self.blocks = tuple(block_numbers(wanted, count))
         self.size = _checked_size(self.backbone.img_size if size is None else size, self.backbone.patch_size)
 
     @property

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -18,7 +18,7 @@ from simmim_plugin.blocks import Block
 from simmim_plugin.checkpoint import load_pretrained
 from simmim_plugin.loading import read_image
 from simmim_plugin.reconstruct import reading_arguments
-from simmim_plugin.visualization import PANEL_PX, check_picture_name, draw_table, to_display
+from simmim_plugin.visualization import PANEL_PX, check_picture_name, draw_table, enlarge, mark_patch, to_display
 from simmim_plugin.windows import has_windows
 
 COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root scale')
@@ -141,7 +141,7 @@ def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, in
     scale = math.ceil(PANEL_PX / image.shape[2])
     patch = scale * image.shape[1] // maps[0].features.shape[0]  # side of a patch in the sheet
     shown = to_display(image[None].float(), image[None].float())[0].permute(1, 2, 0)  # (H, W, 3)
-    photo = _mark(_enlarge(shown.numpy(), scale), query, patch)
+    photo = mark_patch(enlarge(shown.numpy(), scale), query, patch)
     rows, captions = [], []
     for (features, heads), name in zip(maps, names):
         if heads is None:
@@ -150,28 +150,12 @@ def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, in
         low, most = min(float(near.min()), LEAST_SIMILAR), float(attention.max())
         near = (near - low) / (1 - low)
         similar, attended = (
-            _mark(_enlarge(matplotlib.colormaps[colours](values.numpy())[..., :3], patch), query, patch)
+            mark_patch(enlarge(matplotlib.colormaps[colours](values.numpy())[..., :3], patch), query, patch)
             for colours, values in (('viridis', near), ('inferno', (attention / most).sqrt()))
         )
-        rows.append(np.stack((photo, _enlarge(pca_rgb(features).numpy(), patch), similar, attended)))
+        rows.append(np.stack((photo, enlarge(pca_rgb(features).numpy(), patch), similar, attended)))
         captions.append(f'{name};  similarity {low:.2f} ... 1,  attention 0 ... {100 * most:.2g} %')
     return draw_table(np.stack(rows), COLUMNS, captions)
-
-
-def _enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
-    """(h, w, 3) in [0, 1] -> (h * factor, w * factor, 3) uint8; nearest, so that a patch stays a square."""
-    return (picture * 255).round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
-
-
-def _mark(tile: np.ndarray, query: tuple[int, int], patch: int) -> np.ndarray:
-    """Draw a red frame with a white rim around the patch, seen on any ground; the patch itself stays free."""
-    picture = Image.fromarray(tile)
-    top, left = (patch * index for index in query)
-    line = max(1, tile.shape[1] // 200)
-    for reach, colour, width in ((3 * line, 'white', line), (2 * line, 'red', 2 * line)):
-        box = (left - reach, top - reach, left + patch - 1 + reach, top + patch - 1 + reach)
-        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=width)
-    return np.asarray(picture)
 
 
 def input_size(image: Sequence[int], size: int | Sequence[int] | None, backbone: SimMIMViT) -> tuple[int, int]:
@@ -227,11 +211,9 @@ def draw_features(
         ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
     """
     check_picture_name(out)
-    model, pipeline = load_pretrained(checkpoint, _checked_device(device))
-    backbone = model.backbone
-    if not isinstance(backbone, SimMIMViT):
-        raise ValueError(f'checkpoint {os.fspath(checkpoint)!r} holds a {type(backbone).__name__}, not a SimMIMViT')
-    numbers = _block_numbers(blocks, backbone.num_layers)
+    model, pipeline = load_pretrained(checkpoint, checked_device(device))
+    backbone = checked_backbone(model, checkpoint)
+    numbers = block_numbers(blocks, backbone.num_layers)
     reading = reading_arguments(pipeline)
     stored = [read_image(path, **reading) for path in images]
     sizes = [input_size(image.shape[1:], size, backbone) for image in stored]
@@ -259,7 +241,16 @@ def draw_features(
     Image.fromarray(np.concatenate(padded)).save(out)
 
 
-def _checked_device(device: str) -> str:
+def checked_backbone(model: Any, checkpoint: str | os.PathLike[str]) -> SimMIMViT:
+    """The model's backbone; ValueError, naming the checkpoint, where it is of another kind."""
+    if not isinstance(model.backbone, SimMIMViT):
+        kind = type(model.backbone).__name__
+        raise ValueError(f'checkpoint {os.fspath(checkpoint)!r} holds a {kind}, not a SimMIMViT')
+    return model.backbone
+
+
+def checked_device(device: str) -> str:
+    """The name of a device; ValueError where it cannot be used."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
@@ -277,7 +268,7 @@ def block_arguments(words: Sequence[str] | None) -> Any:
     return 'all' if list(words) == ['all'] else [int(word) if word.isdecimal() else word for word in words]
 
 
-def _block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
+def block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
     """Rising numbers from 1."""
     if blocks == 'all':
         return list(range(1, count + 1))

@@ -1,7 +1,7 @@
 """Reconstruct image files with a pretrained model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,11 +77,8 @@ def reconstruct_files(
         raise ValueError(
             f'--size {size[0]} {size[1]}: sides must be multiples of the patch, {patch} px; try --size {near}'
         )
-    if mask is not None and model.head.normalize_target:
-        raise ValueError(
-            f'--mask {os.fspath(mask)}: this model predicts patches normalised by their own mean and std '
-            '(normalize_target), which a hidden patch does not tell; use a model without'
-        )
+    if mask is not None:
+        check_fills_holes(model, f'--mask {os.fspath(mask)}')
     generator = None if mask is not None else _generator(pipeline, patch, size, mask_ratio)
     rows, losses = [], []
     with fixed_seed(seed):
@@ -93,13 +90,9 @@ def reconstruct_files(
             elif generator is not None:
                 drawn = generator({})
                 masks = {name: torch.from_numpy(drawn[name])[None] for name in MASKS if name in drawn}
-            data = model.data_preprocessor(dict(inputs=_fit(image, size)[None], **masks))
-            predicted = model.reconstruct(data['inputs'], data['mask'])
-            pixels = {name: pixel_mask(data[name], patch) for name in masks}
-            losses.append(masked_loss(model, predicted, data['inputs'], pixels['mask']))
-            pixels['filled'] = pixels['mask'] if mask is None else holes.to(predicted)
-            denormalize = model.data_preprocessor.denormalize
-            rows.append({'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels})
+            row, loss = reconstruct_image(model, fit_image(image, size), masks, None if mask is None else holes)
+            rows.append(row)
+            losses.append(loss)
     captions = [f'{os.path.basename(path)}  masked-pixel loss {loss:.3f}' for path, loss in zip(images, losses)]
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     parts = (joined['mask_local'], joined['mask_global']) if 'mask_local' in joined else None
@@ -109,6 +102,40 @@ def reconstruct_files(
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     Image.fromarray(sheet).save(out)
     return losses
+
+
+@torch.no_grad()
+def reconstruct_image(
+    model: Any, image: torch.Tensor, masks: Mapping[str, torch.Tensor], filled: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Hide parts of one image and predict them.
+
+    Args:
+        model: A `SimMIM` in evaluation mode.
+        image: (C, H, W) in the units of the stored values.
+        masks: `mask`, or also `mask_local` and `mask_global`, (1, h, w) over the patches, 1 = masked.
+        filled: Pixels that a composite shall take from the prediction, (1, 1, H, W). None: the masked ones.
+
+    Returns:
+        `inputs` and `predicted`, (1, C, H, W) in the units of the image; the masks and `filled`, (1, 1, H, W) over the
+        pixels; and the masked-pixel loss.
+    """
+    data = model.data_preprocessor(dict(inputs=image[None], **masks))
+    predicted = model.reconstruct(data['inputs'], data['mask'])
+    pixels = {name: pixel_mask(data[name], model.backbone.patch_size) for name in masks}
+    loss = masked_loss(model, predicted, data['inputs'], pixels['mask'])
+    pixels['filled'] = pixels['mask'] if filled is None else filled.to(predicted)
+    denormalize = model.data_preprocessor.denormalize
+    return {'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels}, loss
+
+
+def check_fills_holes(model: Any, asked: str) -> None:
+    """Raise ValueError, naming what was asked for, where a model cannot tell the colours of a hidden patch."""
+    if model.head.normalize_target:
+        raise ValueError(
+            f'{asked}: this model predicts patches normalised by their own mean and std (normalize_target), which a '
+            'hidden patch does not tell; use a model without'
+        )
 
 
 def _generator(
@@ -145,7 +172,7 @@ def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tupl
             f'--mask {os.fspath(path)} has {mask.shape[1]} x {mask.shape[2]} px, the image {image_size[0]} x '
             f'{image_size[1]} (height x width); they must agree'
         )
-    holes = (_fit((mask > WHITE).float(), size) >= 0.5).float()[None]
+    holes = (fit_image((mask > WHITE).float(), size) >= 0.5).float()[None]
     if not holes.any():
         raise ValueError(
             f'--mask {os.fspath(path)} hides nothing at {size[0]} x {size[1]} px: paint what shall be hidden white, '
@@ -154,8 +181,8 @@ def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tupl
     return holes
 
 
-def _fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize to cover (height, width) and crop the centre."""
+def fit_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize (C, H, W) to cover (height, width), bilinear, and crop the centre."""
     scale = max(size[0] / image.shape[1], size[1] / image.shape[2])
     cover = [max(side, round(scale * length)) for side, length in zip(size, image.shape[1:])]
     return TF.center_crop(TF.resize(image, cover, antialias=True), list(size))

@@ -42,12 +42,12 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_
 PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'schedules')
 LOOPS = _child('loop', root.LOOPS, 'train_loop')
 STRATEGIES = _child('strategy', root.STRATEGIES, 'sharded')
+VISBACKENDS = _child('vis_backend', root.VISBACKENDS, 'mlflow_backend')
 # Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
 for _name in (
     'DATA_SAMPLERS',
     'OPTIMIZERS',
     'VISUALIZERS',
-    'VISBACKENDS',
     'EVALUATOR',
     'MODEL_WRAPPERS',
 ):

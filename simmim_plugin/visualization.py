@@ -159,3 +159,19 @@ def draw_table(
                 x = GAP_PX + k * n * (width + GAP_PX) / len(texts)
                 draw.text((x, top + height + caption_px / 2), text, 'black', font, anchor='lm')
     return np.asarray(sheet)
+
+
+def enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
+    """(h, w, 3) in [0, 1] -> (h * factor, w * factor, 3) uint8; nearest, so that a patch stays a square."""
+    return (picture * 255).round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+
+
+def mark_patch(tile: np.ndarray, query: tuple[int, int], patch: int) -> np.ndarray:
+    """Draw a red frame with a white rim around the patch, seen on any ground; the patch itself stays free."""
+    picture = Image.fromarray(tile)
+    top, left = (patch * index for index in query)
+    line = max(1, tile.shape[1] // 200)
+    for reach, colour, width in ((3 * line, 'white', line), (2 * line, 'red', 2 * line)):
+        box = (left - reach, top - reach, left + patch - 1 + reach, top + patch - 1 + reach)
+        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=width)
+    return np.asarray(picture)

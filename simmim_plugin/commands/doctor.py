@@ -30,6 +30,7 @@ PARTS = {
     'transformers': (('transformers',), 'Hugging Face checkpoints', "pip install 'simmim_plugin[hf]'"),
     'pyarrow': (('pyarrow',), 'features as .parquet', "pip install 'simmim_plugin[parquet]'"),
     'onnxscript': (('onnxscript',), 'ONNX export', "pip install 'simmim_plugin[onnx]'"),
+    'gradio': (('gradio',), 'the demo page', "pip install 'simmim_plugin[demo]'"),
 }  # fmt: skip
 NEEDED = ('mmengine', 'mmcv', 'mmpretrain')
 

@@ -1,0 +1,66 @@
+"""`simmim demo CHECKPOINT`: a page on this machine to look at a pretrained model with images of one's own."""
+
+import argparse
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from simmim_plugin import launch
+
+EXAMPLE = """example:
+  simmim demo work_dirs/quickstart/epoch_10.pth                 then open the address that it prints
+  simmim demo runs/first/epoch_100.pth scan.tif --port 8000
+
+The page is served to this machine alone (127.0.0.1). Ctrl+C ends it."""
+
+
+def main() -> None:
+    """Parse the command line, and serve until it is interrupted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='of a pretraining; its config is read from it')
+    parser.add_argument('image', metavar='IMAGE', nargs='?', help='the first image (a photo of scikit-learn)')
+    parser.add_argument('--port', type=int, help='of 127.0.0.1 (the first free one from 7860)')
+    parser.add_argument('--open', action='store_true', help='also open the page in your browser')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
+    args = parser.parse_args()
+    with launch.one_line_errors():
+        if importlib.util.find_spec('gradio') is None:
+            raise ModuleNotFoundError("simmim demo needs gradio: pip install 'simmim_plugin[demo]'", name='gradio')
+        warnings.filterwarnings(
+            'ignore', message='.*HTTP_422', module='gradio'
+        )  # it asks for an old name of Starlette's
+        os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
+        from simmim_plugin import demo_page
+        from simmim_plugin.explorer import Explorer
+
+        explorer = Explorer(args.checkpoint, args.device)
+        page = demo_page.Page(explorer, os.path.basename(args.checkpoint), first_image(explorer, args.image))
+        _, address, _ = demo_page.serve(page, args.port, args.open, prevent_thread_lock=True)
+        print(f'{address}   (Ctrl+C ends it)', flush=True)
+        page.blocks.block_thread()
+
+
+def first_image(explorer: Any, given: str | None) -> str | None:
+    """The image to begin with; a photo of scikit-learn if none is given and the model takes such.
+
+    Args:
+        explorer: An `Explorer`.
+        given: A file.
+
+    Raises:
+        ValueError: The given file is no image of the model's kind.
+    """
+    if given is not None:
+        explorer.read(given)
+        return given
+    spec = importlib.util.find_spec('sklearn')
+    photo = Path(spec.origin).parent / 'datasets/images/china.jpg'
+    try:
+        explorer.read(photo)
+    except ValueError:  # such as one of four channels
+        return None
+    return str(photo)

@@ -1,0 +1,61 @@
+"""Weights & Biases and MLflow, by one line of config each, without a network (TensorBoard: test_cli.py)."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+from test_train import SMALL, run, scalars
+
+pytestmark = pytest.mark.slow
+
+LEAF = """_base_ = {base!r}
+visualizer = dict(vis_backends=[*_base_.visualizer.vis_backends, dict({backend})])
+"""
+
+
+CONFIG = ROOT / 'configs/simmim_vit-tiny_folder.py'
+
+
+def train(images, tmp_path, *options, backend=None):
+    """One epoch, into `run`."""
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(LEAF.format(base=str(CONFIG), backend=backend))
+    command = (sys.executable, ROOT / 'tools/train.py', leaf if backend else CONFIG, '--work-dir', tmp_path / 'run')
+    run(*command, '--cfg-options', f'data_root={images}', *SMALL, 'train_cfg.max_epochs=1', *options)
+
+
+def test_weights_and_biases(image_folder, tmp_path):
+    pytest.importorskip('wandb')
+    backend = "type='WandbVisBackend', init_kwargs=dict(mode='offline', project='a')"
+    train(image_folder, tmp_path, backend=backend)
+    (log,) = (tmp_path / 'run').rglob('run-*.wandb')
+    content = log.read_bytes()
+    for name in (b'fixed/loss_visible_mean', b'base_lr', b'img_s'):
+        assert name in content
+    assert len(list(log.parent.rglob('reconstruction_*.png'))) == 2  # before and after the epoch
+
+
+def test_mlflow(image_folder, tmp_path, monkeypatch):
+    pytest.importorskip('mlflow')
+    monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')  # a database wants all of mlflow, not the skinny one
+    backend = f"type='simmim_plugin.MLflowVisBackend', tracking_uri='file:{tmp_path}/store'"
+    train(image_folder, tmp_path, backend=backend)
+    (curve,) = (tmp_path / 'store').rglob('metrics/loss')
+    told = [float(line.split()[1]) for line in curve.read_text().splitlines()]
+    assert told == pytest.approx([line['loss'] for line in scalars(tmp_path / 'run')], rel=1e-6)
+    pictures = sorted(path.name for path in (tmp_path / 'store').rglob('reconstruction_*.png'))
+    assert pictures == ['reconstruction_0.png', 'reconstruction_1.png']
+
+
+def test_mlflow_goes_into_a_database_by_default(tmp_path):
+    from simmim_plugin import MLflowVisBackend
+
+    assert MLflowVisBackend(str(tmp_path))._tracking_uri == f'sqlite:///{tmp_path}/mlflow.db'
+
+
+def test_another_tracker_by_the_command_line(image_folder, tmp_path, monkeypatch):
+    """One option, in place of TensorBoard."""
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    train(image_folder, tmp_path, 'visualizer.vis_backends.1.type=WandbVisBackend')
+    assert list((tmp_path / 'run').rglob('run-*.wandb')) and not list((tmp_path / 'run').rglob('events.out*'))
