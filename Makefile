@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test quickstart test test-fast test-originals lint types docs lock clean
+.PHONY: help setup setup-test quickstart test test-fast test-originals test-oldest test-newest lint types docs lock clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,25 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
 	OMP_NUM_THREADS=2 $(ORIGINALS)/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
+# The oldest versions that setup.py admits, and the newest there are, each in an environment of its own, without MMCV's
+# operators. uv resolves both.
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
+UV_INSTALL = $(BIN)/uv pip install --quiet --python
+$(OLDEST)/.setup $(NEWEST)/.setup: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
+	$(PYTHON) -m venv $(@D)
+	$(UV_INSTALL) $(@D)/bin/python setuptools==80.9.0 wheel
+	$(UV_INSTALL) $(@D)/bin/python --no-build-isolation $(if $(filter $(OLDEST),$(@D)),--resolution lowest-direct) \
+		-e '.[mm,photos]' pytest pytest-timeout hypothesis
+	@touch $@
+
+test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that setup.py admits
+	OMP_NUM_THREADS=2 $(OLDEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
+
+test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
+	OMP_NUM_THREADS=2 $(NEWEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
+
 lint: setup-test  ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -95,4 +114,4 @@ lock: | $(VENV)/bin/python  ## Write the lock files anew
 	rm requirements/lock-docs.tmp
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) $(ORIGINALS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ORIGINALS) $(OLDEST) $(NEWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     'reconstruct': ("draw what a model makes of an image's hidden parts", 'reconstruct.py', ()),
     'features': ('features of a folder of images, as .npz or .parquet', 'extract_features.py', ()),
     'visualize': ('draw patch features, similarity and attention', 'visualize_features.py', ()),
+    'sample': ('small data sets to try all this with, no download', 'simmim_plugin.commands.sample', ()),
     'demo': ('a page to try masks on images and look at features', 'simmim_plugin.commands.demo', ()),
     'browse': ('draw the crops and masks of a config, before training', 'visualize_masks.py', ()),
     'curves': ('draw the curves of runs', 'analyze_logs.py', ()),

@@ -65,6 +65,8 @@ def read_image(
     # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
+        if isinstance(error, IsADirectoryError):
+            reason = 'a folder; give image files'
         raise ImageReadError(f'{printable(path)}: {reason}') from error
 
 

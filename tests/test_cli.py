@@ -82,7 +82,7 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
     assert 'holds checkpoints of a training: go on with it by --resume' in told
     other = ('--epochs', 3, '--resume', '--out', tmp_path / 'a')
     told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *other, ok=False)
-    assert 'is of a training with other settings: ' in told and 'end=2' in told and 'end=3' in told
+    assert "other settings: 'epochs, warmup = 2, 1' there, 'epochs, warmup = 3, 1' now" in told
     common = ('--epochs', 2, '--resume')  # the batch is that of the first start
     told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
     assert 'resumed epoch: 2' in told
@@ -124,7 +124,24 @@ def test_written_config_of_each_size(image_folder, tmp_path, monkeypatch, capsys
     assert (backbone.img_size, backbone.patch_size, crop.size) == (size, patch, size)
     assert (generator.mask_patch_size, generator.model_patch_size) == (unit, patch)
     assert cfg.train_dataloader.batch_size == (2 if arch == 'huge' else 1)  # of 12 images, ten iterations
-    assert 'dist_train.sh' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert 'dist_train.sh' in told
+    assert ('(few images: 10 iterations per epoch at least)' in told) == (arch != 'huge')
+
+
+def test_the_way_to_a_config_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    cli.main(['print-config', 'simmim_vit-b.py', '--path'])
+    assert capsys.readouterr().out == f'{ROOT}/configs/simmim_vit-b.py\n'
+
+
+def test_without_mmengine_the_command_line_says_what_to_install(tmp_path):
+    (tmp_path / 'simmim.py').write_text(
+        'import sys\nsys.modules["mmengine"] = None\nfrom simmim_plugin.cli import main\nmain()\n'
+    )
+    told = run(sys.executable, tmp_path / 'simmim.py', 'doctor', ok=False)
+    assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
 
 
 def test_batch_that_fits(monkeypatch):

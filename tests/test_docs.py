@@ -7,7 +7,7 @@ from conftest import ROOT
 
 # Not of this project: a name to be replaced, and a file of MMSegmentation.
 OTHERS = ('configs/ablations/LEAF.py', 'configs/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py')
-PAGES = [ROOT / 'README.md', ROOT / 'README.zh.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'README.zh.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

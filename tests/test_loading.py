@@ -152,6 +152,10 @@ def test_bad_files_are_named(rgb, tmp_path):
     for name, reason in reasons.items():
         with pytest.raises(ImageReadError, match=rf'{name}: .*{reason}'):
             read_image(tmp_path / name)
+    for name in ('folder', 'folder.tif', 'folder.npy', 'folder.jpg'):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ImageReadError, match=rf'{name}: a folder; give image files'):
+            read_image(tmp_path / name)
 
 
 def test_transform_keeps_decoded_images(rgb, tmp_path):

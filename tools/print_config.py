@@ -18,10 +18,12 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file')
+    parser.add_argument('--path', action='store_true', help='print where its file is instead, to inherit from')
     config.add_cfg_options(parser)
     args = parser.parse_args()
     with launch.one_line_errors():
-        print(config.load_config(args.config, args.cfg_options).pretty_text, end='')
+        cfg = config.load_config(args.config, args.cfg_options)
+        print(cfg.filename if args.path else cfg.pretty_text, end='\n' if args.path else '')
 
 
 if __name__ == '__main__':

@@ -47,12 +47,13 @@ train_dataloader = dict(batch_size={batch}, num_workers=None, dataset=dict(pipel
 val_dataloader = dict(num_workers=None, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
+epochs, warmup = {epochs}, {warmup}
 param_scheduler = [
     dict(
-        type='simmim_plugin.WarmupCosineLR', warmup={warmup}, end={epochs}, floor_ratio=2e-4, convert_to_iter_based=True
+        type='simmim_plugin.WarmupCosineLR', warmup=warmup, end=epochs, floor_ratio=2e-4, convert_to_iter_based=True
     )
 ]
-train_cfg = dict(max_epochs={epochs})
+train_cfg = dict(max_epochs=epochs)
 custom_hooks = [dict(type='simmim_plugin.ProgressHook')]
 '''
 

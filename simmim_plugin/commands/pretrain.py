@@ -34,10 +34,11 @@ train_pipeline[1].size = {size}
 train_pipeline[3].update(mask_patch_size={unit}, model_patch_size={patch})
 train_dataloader = dict(batch_size={batch}, num_workers=None, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
+epochs, warmup = {epochs}, {warmup}
 param_scheduler = [
-    dict(type='LinearWarmupLR', start_factor=0.005, end={warmup}, convert_to_iter_based=True),
+    dict(type='LinearWarmupLR', start_factor=0.005, end=warmup, convert_to_iter_based=True),
 {then}]
-train_cfg = dict(max_epochs={epochs})
+train_cfg = dict(max_epochs=epochs)
 custom_hooks = [dict(type='ReconstructionHook', interval={interval}), dict(type='ProgressHook')]
 default_hooks = dict(checkpoint=dict(interval={interval}))
 '''
@@ -88,14 +89,12 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
         warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip
-    warmup = values['warmup']
-    if epochs == warmup:
+    if epochs == values['warmup']:
         values['then'] = ''
     elif tiny:
-        rest = f'begin={warmup}, end={epochs}, convert_to_iter_based=True'
-        values['then'] = f"    dict(type='CosineAnnealingLR', {rest}),\n"
+        values['then'] = "    dict(type='CosineAnnealingLR', begin=warmup, end=epochs, convert_to_iter_based=True),\n"
     else:
-        values['then'] = f"    dict(type='MultiStepLR', milestones=[{max(1, epochs * 7 // 8)}], gamma=0.1),\n"
+        values['then'] = "    dict(type='MultiStepLR', milestones=[max(1, epochs * 7 // 8)], gamma=0.1),\n"
     cfg = load_config(str(CONFIGS / base), {'data_root': args.data})
     fit = training.given_batch(args, out, images)
     if fit is None:

@@ -35,11 +35,13 @@ class Fit:
         batch: Images per process.
         gigabytes: What a step of it needs, by arithmetic; None where the batch was given.
         free: What is free, GB.
+        by_images: Whether the number of images is why it is not larger.
     """
 
     batch: int
     gigabytes: float | None = None
     free: float | None = None
+    by_images: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser, epochs: str) -> None:
@@ -111,9 +113,10 @@ def fitting_batch(cfg: Config, size: int, images: int, devices: int, largest: in
         )
     if not gpu:
         largest = min(largest, LARGEST_ON_PROCESSORS * devices)
-    batch = max(1, min(fits, largest // devices, images // devices // FEW_ITERATIONS))
+    by_images = images // devices // FEW_ITERATIONS
+    batch = max(1, min(fits, largest // devices, by_images))
     batch = 1 << (batch.bit_length() - 1)
-    return Fit(batch, (state + batch * image_bytes) / 1e9, free / 1e9)
+    return Fit(batch, (state + batch * image_bytes) / 1e9, free / 1e9, by_images < min(fits, largest // devices))
 
 
 def given_batch(args: argparse.Namespace, out: Path, images: int) -> Fit | None:
@@ -151,7 +154,7 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
         lines = [(a, b) for a, b in zip_longest(old.splitlines(), text.splitlines(), fillvalue='') if a != b]
         raise ValueError(
             f'{path} is of a training with other settings: {lines[0][0].strip()!r} there, {lines[0][1].strip()!r} now; '
-            'give those again, or another --out. To go on with the file as it is, longer if you raise its max_epochs: '
+            'give those again, or another --out. To go on with the file as it is, longer if you raise its epochs: '
             f'{command_of(out)} --resume'
         )
     path.write_text(text, encoding='utf-8')
@@ -169,7 +172,8 @@ def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
     total = fit.batch * devices
     rate, stated = cfg.optim_wrapper.optimizer.lr, cfg.auto_scale_lr.base_batch_size
     room = '' if fit.gigabytes is None else f'; a step needs about {fit.gigabytes:.1f} of {fit.free:.1f} GB'
-    print(f'batch:   {devices} x {fit.batch} = {total} images{room}')
+    why = f' (few images: {FEW_ITERATIONS} iterations per epoch at least)' if fit.by_images else ''
+    print(f'batch:   {devices} x {fit.batch} = {total} images{why}{room}')
     print(f'rate:    {rate * total / stated:.3g} = {rate:g} x {total} / {stated}')
     workers = default_workers(devices)
     print(
