@@ -60,16 +60,16 @@ test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals
 	OMP_NUM_THREADS=2 $(ORIGINALS)/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
 # The oldest versions that setup.py admits, and the newest there are, each in an environment of its own, without MMCV's
-# operators. uv resolves both.
+# operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 UV_INSTALL = $(BIN)/uv pip install --quiet --python
 $(OLDEST)/.setup $(NEWEST)/.setup: setup.py | $(VENV)/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
 	$(PYTHON) -m venv $(@D)
-	$(UV_INSTALL) $(@D)/bin/python setuptools==80.9.0 wheel
-	$(UV_INSTALL) $(@D)/bin/python --no-build-isolation $(if $(filter $(OLDEST),$(@D)),--resolution lowest-direct) \
-		-e '.[mm,photos]' pytest pytest-timeout hypothesis
+	$(UV_INSTALL) $(@D)/bin/python $(if $(filter $(OLDEST),$(@D)),--resolution lowest-direct) \
+		-e '.[mm,photos]' \
+		$$(sed -nE 's/^((pytest|pytest-timeout|hypothesis)==[^ ]*)( ; python_full_version >= .*)?$$/\1/p' requirements/lock-test.txt)
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that setup.py admits

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
         "elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the originals, "
         "`pip install 'simmim_plugin[openmmlab]'`."
     )
-    if Path(sys.argv[0]).stem == 'simmim':  # the command line, whose module lies in here
+    if [Path(word).name for word in sys.argv[:1]] == ['simmim']:  # the command line, whose module lies in here
         sys.exit(f'error: {_MESSAGE}')
     raise ModuleNotFoundError(_MESSAGE, name=error.name) from error
 

@@ -30,6 +30,9 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     'convert': ('checkpoints from and to other projects', 'convert_checkpoint.py', ()),
     'export': ('write a backbone as ONNX', 'export_onnx.py', ()),
     'prepare': ('shrink a folder of large photos once; tar files', 'prepare_dataset.py', ()),
+    'transfer': ('what pretraining is worth: classification, against training from scratch', 'transfer.py', ()),
+    'transfer-dense': ('the same for detection and segmentation', 'transfer_dense.py', ()),
+    'ablate': ('several pretrainings side by side, judged by fine-tuning and k-NN', 'ablate.py', ()),
     'benchmark': ("speed beside other packages' models and pipelines", 'benchmark.py', ()),
     'doctor': ('versions, devices, what is missing and the command that mends it', 'simmim_plugin.commands.doctor', ()),
 }  # fmt: skip
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _, place, first = COMMANDS[words[0]]
     sys.argv = [f'simmim {words[0]}', *first, *words[1:]]
     if place.endswith('.py'):
-        run_tool(place)
+        run_tool(place, {f'python tools/{script} ': f'simmim {name} ' for name, (_, script, _) in COMMANDS.items()})
     else:
         import_module(place).main()
 

@@ -3,19 +3,23 @@
 import base64
 import io
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 import numpy as np
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from torch import Tensor
 
 from simmim_plugin.explorer import Explorer
 from simmim_plugin.loading import SUFFIXES
 
 MAX_UPLOAD = 64  # MB
+HOSTS = ('127.0.0.1', 'localhost')  # names of this machine; localhost behind a forwarded port
 BEGIN = 'Upload an image to begin.'
 SIMILARITY = 'similarity to the clicked patch'
-TITLE = '# What the model makes of an image\n{name}: {height} x {width} px, patches of {patch} px'
+TITLE = '# What the model makes of an image\n{name}: {height} x {width} px, patches of {patch} px. {more}'
 # A brush over the patches: Gradio's ImageEditor stays empty (6.17) when its picture is set while the page loads.
 # value: picture, a URL; cells, a string of 0 and 1, one per patch, row by row, or empty.
 BRUSH_HTML = '<span>or paint over what shall be hidden</span> <button>clear</button><canvas></canvas>'
@@ -27,8 +31,9 @@ BRUSH_JS = """
 let cells = [], colour = null;
 const image = new Image();
 function draw() {
-    const canvas = element.querySelector('canvas'), { rows, columns } = props, side = 24;
-    if (!canvas || !props.value) return;
+    const canvas = element.querySelector('canvas'), { rows, columns } = props;
+    if (!canvas) return;
+    const side = props.value?.picture ? 24 : 0;
     canvas.width = columns * side;
     canvas.height = rows * side;
     const context = canvas.getContext('2d');
@@ -55,18 +60,23 @@ function paint(event) {
     draw();
 }
 function hand_over() {
+    if (!props.value?.picture) return;
     props.value = { ...props.value, cells: cells.join('') };
     trigger('input');
 }
 image.onload = draw;
 element.addEventListener('pointerdown', (event) => {
-    if (event.target.matches('canvas') && props.value) paint(event);
+    if (event.button === 0 && event.target.matches('canvas') && props.value?.picture) paint(event);
 });
 element.addEventListener('click', (event) => {
     if (event.target.matches('button')) { cells.fill('0'); draw(); hand_over(); }
 });
-addEventListener('pointermove', (event) => { if (colour !== null) event.getCoalescedEvents().forEach(paint); });
-addEventListener('pointerup', () => { if (colour !== null) { colour = null; hand_over(); } });
+addEventListener('pointermove', (event) => {
+    if (colour !== null) (event.getCoalescedEvents?.() ?? [event]).forEach(paint);
+});
+for (const end of ['pointerup', 'pointercancel']) {
+    addEventListener(end, () => { if (colour !== null) { colour = null; hand_over(); } });
+}
 watch('value', show);
 show();
 """
@@ -86,7 +96,7 @@ class Page:
         self.explorer = explorer
         (height, width), patch = explorer.size, explorer.patch_size
         with gr.Blocks(title=f'SimMIM: {name}', analytics_enabled=False, fill_width=True) as self.blocks:
-            gr.Markdown(TITLE.format(name=name, height=height, width=width, patch=patch))
+            gr.Markdown(TITLE.format(name=name, height=height, width=width, patch=patch, more=explorer.more_masks))
             self.image, self.features, self.query = gr.State(None), gr.State(None), gr.State(None)
             with gr.Row():
                 with gr.Column(scale=1, min_width=300):
@@ -94,7 +104,7 @@ class Page:
                 with gr.Column(scale=3):
                     self.told = gr.Markdown(BEGIN, elem_id='told')
                     self.masked, self.predicted, self.composite = _pictures(
-                        masked='masked (blue local, orange global)',
+                        masked='masked',
                         reconstruction='reconstruction',
                         composite='composite',
                     )
@@ -173,7 +183,7 @@ class Page:
                 local, whole = (dict(ratio=sliders[i], unit=int(sliders[i + 1])) for i in (0, 2))
                 masks = self.explorer.random_masks(local, whole, int(sliders[4]))
         except ValueError as error:
-            return {self.told: _warned(error)}
+            return {self.masked: None, self.predicted: None, self.composite: None, self.told: _warned(error)}
         made = self.explorer.reconstruct(image, masks)
         told = f'{made.hidden:.0%} of the patches hidden, masked-pixel loss {made.loss:.3f}'
         return {
@@ -185,14 +195,35 @@ class Page:
             return {self.pca: None, self.near: gr.update(value=None, label=SIMILARITY)}
         chosen = features[int(block) - 1]
         picture, low = self.explorer.similarity_picture(chosen, query)
-        label = f'similarity, row {query[0] + 1}, column {query[1] + 1}: {low:.2f} to 1'
+        label = f'similarity to ({query[0] + 1}, {query[1] + 1}): {low:.2f} to 1'
         return {self.pca: self.explorer.pca_picture(chosen), self.near: gr.update(value=picture, label=label)}
 
     def _click(self, event: gr.SelectData) -> tuple[int, int]:
         return self.explorer.patch_at(*event.index)
 
 
-def serve(page: Page, port: int | None, open_browser: bool, **options: Any) -> Any:
+class OwnPageOnly:
+    """Refuses what another website has the browser ask: requests that name it as their origin, or us by its name.
+
+    Args:
+        app: The application, by the rules of ASGI.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Pass a request on, or answer 403."""
+        headers = dict(scope.get('headers', ()))
+        asked = {b'//' + headers[b'host']} if b'host' in headers else set()
+        asked |= {headers[b'origin']} if b'origin' in headers else set()
+        if all(urlsplit(name.decode('latin-1')).hostname in HOSTS for name in asked):
+            await self.app(scope, receive, send)
+        else:
+            await PlainTextResponse('only the page itself is answered', status_code=403)(scope, receive, send)
+
+
+def serve(page: Page, port: int | None, open_browser: bool, **options: Any) -> str:
     """Serve a page to this machine alone, without Gradio's statistics and foreign fonts.
 
     Args:
@@ -202,16 +233,24 @@ def serve(page: Page, port: int | None, open_browser: bool, **options: Any) -> A
         options: Further arguments of `Blocks.launch`.
 
     Returns:
-        What `Blocks.launch` returns: application, address, None.
+        The address.
 
     Raises:
-        OSError: The port is taken.
+        ValueError: The port is taken or none.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f'--port {port} is outside 1 ... 65535')
     theme = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
-    return page.blocks.launch(
-        server_name='127.0.0.1', server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=theme,
-        max_file_size=f'{MAX_UPLOAD}mb', footer_links=[], ssr_mode=False, **options,
-    )  # fmt: skip
+    try:
+        _, address, _ = page.blocks.launch(
+            server_name='127.0.0.1', server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=theme,
+            max_file_size=f'{MAX_UPLOAD}mb', footer_links=[], ssr_mode=False,
+            app_kwargs=dict(middleware=[Middleware(OwnPageOnly)]), **options,
+        )  # fmt: skip
+    except OSError as error:
+        wanted = '' if port is None else f' {port}'
+        raise ValueError(f'--port{wanted}: no free port there ({error}); give another') from error
+    return address
 
 
 def _pictures(**labels: str) -> list[gr.Image]:

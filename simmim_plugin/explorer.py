@@ -2,8 +2,8 @@
 
 import os
 import threading
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -56,19 +56,23 @@ class Explorer:
         self.patch_size, self.size = self.backbone.patch_size, self.backbone.img_size
         self.scale = max(1, -(-SHOWN_PX // max(self.size)))
         self.masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
+        self.more_masks = _more_masks(pipeline)
         self._in_use = threading.Lock()  # hooks read the features, so one pass at a time
 
     def training_masks(self) -> dict[str, dict[str, float]]:
-        """Ratio and unit of the local and of the global mask that the model was trained with; a ratio of 0: none."""
-        coarse = 2 * max(PUBLISHED_UNIT, self.patch_size)
+        """Ratio and unit of the local and of the global mask that the model was trained with; a ratio of 0: none.
+
+        Without such masks in the checkpoint (see `more_masks`): the published ones, in units of whole patches.
+        """
+        published = -(-PUBLISHED_UNIT // self.patch_size) * self.patch_size
         if 'local' in self.masking or 'global_' in self.masking:
             local, whole = self.masking.get('local'), self.masking.get('global_')
         else:
             ratio, unit = (self.masking.get(name) for name in ('mask_ratio', 'mask_patch_size'))
-            local, whole = dict(ratio=PUBLISHED_RATIO if ratio is None else ratio, unit=unit or PUBLISHED_UNIT), None
+            local, whole = dict(ratio=PUBLISHED_RATIO if ratio is None else ratio, unit=unit or published), None
         return {
             'local': dict(local or dict(ratio=0.0, unit=2 * self.patch_size)),
-            'global': dict(whole or dict(ratio=0.0, unit=-(-coarse // self.patch_size) * self.patch_size)),
+            'global': dict(whole or dict(ratio=0.0, unit=2 * published)),
         }
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
@@ -175,3 +179,13 @@ class Explorer:
     def _patches(self, colours: np.ndarray) -> np.ndarray:
         """(h, w, 3) in [0, 1] -> (H', W', 3) uint8."""
         return enlarge(colours, self.scale * self.patch_size)
+
+
+def _more_masks(pipeline: Sequence[dict[str, Any]]) -> str:
+    """What the training's masks had that `training_masks` does not say, in a sentence; empty: nothing."""
+    own = transform_arguments(pipeline, 'SimMIMMaskGenerator')
+    if not own and (others := [str(t['type']) for t in pipeline if str(t.get('type')).endswith('MaskGenerator')]):
+        return f'It was trained with masks of {others[0]}; the sliders draw square units.'
+    more = ['adapt'] if own.get('adapt') else []
+    more += ['local.region_ratio'] if (own.get('local') or {}).get('region_ratio', 1) != 1 else []
+    return f'Its training had {" and ".join(more)}, too, which the sliders leave out.' if more else ''

@@ -18,6 +18,7 @@ from simmim_plugin.reconstruction_hook import fixed_seed, masked_loss
 from simmim_plugin.registry import SCOPE
 from simmim_plugin.visualization import check_picture_name, pixel_mask, reconstruction_sheet
 
+LONGEST = 32  # times as long as the crop, by the other side
 WHITE = 127  # of 255; what is brighter in a mask is hidden
 
 
@@ -182,7 +183,17 @@ def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tupl
 
 
 def fit_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize (C, H, W) to cover (height, width), bilinear, and crop the centre."""
+    """Resize (C, H, W) to cover (height, width), bilinear, and crop the centre.
+
+    Raises:
+        ValueError: The image is so long and thin that hardly any of it would be left.
+    """
+    shares = sorted(length / side for length, side in zip(image.shape[1:], size))
+    if shares[1] > LONGEST * shares[0]:
+        raise ValueError(
+            f'an image of {image.shape[1]} x {image.shape[2]} px (height x width) is too long for a crop of '
+            f'{size[0]} x {size[1]} px; crop it first'
+        )
     scale = max(size[0] / image.shape[1], size[1] / image.shape[2])
     cover = [max(side, round(scale * length)) for side, length in zip(size, image.shape[1:])]
     return TF.center_crop(TF.resize(image, cover, antialias=True), list(size))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _INSIDE = Path(__file__).resolve().parent / '.mim'  # OpenMMLab's place for them in a wheel; setup.py puts them there
@@ -26,11 +27,18 @@ def find_config(path: str | os.PathLike[str]) -> str:
     return given
 
 
-def run_tool(name: str) -> None:
-    """Run the main function of a script of tools/, with the command line in `sys.argv`."""
+def run_tool(name: str, words: Mapping[str, str] | None = None) -> None:
+    """Run the main function of a script of tools/, with the command line in `sys.argv`.
+
+    Args:
+        name: Of the script.
+        words: What its examples shall say in the place of what.
+    """
     spec = importlib.util.spec_from_file_location(f'simmim_tool_{Path(name).stem}', TOOLS / name)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(f'{TOOLS / name} does not exist')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for old, new in (words or {}).items():
+        module.EXAMPLE = module.EXAMPLE.replace(old, new)
     module.main()

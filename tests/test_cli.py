@@ -38,7 +38,9 @@ def test_every_command_has_a_help_with_its_own_name(capsys, monkeypatch):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as end:
             cli.main([name, '--help'])
-        assert end.value.code == 0 and f'usage: simmim {name} ' in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert end.value.code == 0 and f'usage: simmim {name} ' in told
+        assert 'python tools/' not in told and (name in ('quickstart', 'doctor') or f'  simmim {name} ' in told)
     cli.main([])
     told = capsys.readouterr().out
     assert all(f'simmim {name} ' in told for name in cli.COMMANDS)
@@ -137,10 +139,10 @@ def test_the_way_to_a_config_is_printed(capsys, monkeypatch):
 
 
 def test_without_mmengine_the_command_line_says_what_to_install(tmp_path):
-    (tmp_path / 'simmim.py').write_text(
+    (tmp_path / 'simmim').write_text(
         'import sys\nsys.modules["mmengine"] = None\nfrom simmim_plugin.cli import main\nmain()\n'
     )
-    told = run(sys.executable, tmp_path / 'simmim.py', 'doctor', ok=False)
+    told = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
     assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
 
 

@@ -61,6 +61,10 @@ def test_sliders_begin_at_the_masks_of_the_training(tmp_path, checkpoint):
     both = dict(local=dict(ratio=0.75, unit=16), global_=dict(ratio=0.1, unit=32))
     path = write_checkpoint(tmp_path / 'both.pth', **both, model_patch_size=16)
     assert Explorer(path).training_masks() == {'local': both['local'], 'global': both['global_']}
+    assert Explorer(path).more_masks == ''
+    both['local']['region_ratio'] = 0.5
+    path = write_checkpoint(tmp_path / 'more.pth', **both, adapt=dict(alpha=0.3), model_patch_size=16)
+    assert Explorer(path).more_masks.startswith('Its training had adapt and local.region_ratio, too')
 
 
 def test_random_masks_have_the_asked_share_and_come_again_with_their_seed(checkpoint):
@@ -81,11 +85,11 @@ def test_features_are_those_of_the_whole_image_though_another_page_reconstructs(
     image = explorer.read(photo)
     alone = explorer.features(image)
     assert len(alone) == 3 and alone[0].shape == (GRID, GRID, 48)
-    stop = threading.Event()
+    stop, hidden = threading.Event(), []
 
     def keep_hiding():
         while not stop.is_set():
-            explorer.reconstruct(image, explorer.painted_mask('1' * 15 + '0'))
+            hidden.append(explorer.reconstruct(image, explorer.painted_mask('1' * 15 + '0')).hidden)
 
     other = threading.Thread(target=keep_hiding)
     other.start()
@@ -94,6 +98,7 @@ def test_features_are_those_of_the_whole_image_though_another_page_reconstructs(
     finally:
         stop.set()
         other.join()
+    assert hidden and set(hidden) == {15 / 16}
     for maps in again:
         assert len(maps) == 3
         for a, b in zip(maps, alone):
@@ -120,6 +125,9 @@ def test_what_cannot_be_shown_is_told(tmp_path, checkpoint):
     (tmp_path / 'deep' / 'words.png').write_text('words')
     with pytest.raises(ValueError, match=r"^words\.png: cannot identify image file 'words\.png'$"):
         explorer.read(tmp_path / 'deep' / 'words.png')
+    Image.new('RGB', (3000, 4)).save(tmp_path / 'long.png')
+    with pytest.raises(ValueError, match=r'an image of 4 x 3000 px .* is too long for a crop of 64 x 64 px; crop it'):
+        explorer.read(tmp_path / 'long.png')
     with pytest.raises(ValueError, match='16 digits of 0 and 1, got 3 characters'):
         explorer.painted_mask('010')
     with pytest.raises(ValueError, match='--device nowhere cannot be used'):

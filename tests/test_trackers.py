@@ -35,22 +35,17 @@ def test_weights_and_biases(image_folder, tmp_path):
     assert len(list(log.parent.rglob('reconstruction_*.png'))) == 2  # before and after the epoch
 
 
-def test_mlflow(image_folder, tmp_path, monkeypatch):
-    pytest.importorskip('mlflow')
-    monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')  # a database wants all of mlflow, not the skinny one
-    backend = f"type='simmim_plugin.MLflowVisBackend', tracking_uri='file:{tmp_path}/store'"
-    train(image_folder, tmp_path, backend=backend)
-    (curve,) = (tmp_path / 'store').rglob('metrics/loss')
-    told = [float(line.split()[1]) for line in curve.read_text().splitlines()]
+def test_mlflow(image_folder, tmp_path):
+    mlflow = pytest.importorskip('mlflow')
+    train(image_folder, tmp_path, backend="type='simmim_plugin.MLflowVisBackend'")
+    (database,) = (tmp_path / 'run').rglob('mlflow.db')
+    client = mlflow.MlflowClient(tracking_uri=f'sqlite:///{database}')
+    (found,) = client.search_runs([client.get_experiment_by_name('simmim').experiment_id])
+    told = [point.value for point in client.get_metric_history(found.info.run_id, 'loss')]
     assert told == pytest.approx([line['loss'] for line in scalars(tmp_path / 'run')], rel=1e-6)
-    pictures = sorted(path.name for path in (tmp_path / 'store').rglob('reconstruction_*.png'))
+    pictures = sorted(path.name for path in (database.parent / 'mlflow_artifacts').rglob('reconstruction_*.png'))
     assert pictures == ['reconstruction_0.png', 'reconstruction_1.png']
-
-
-def test_mlflow_goes_into_a_database_by_default(tmp_path):
-    from simmim_plugin import MLflowVisBackend
-
-    assert MLflowVisBackend(str(tmp_path))._tracking_uri == f'sqlite:///{tmp_path}/mlflow.db'
+    assert not (ROOT / 'mlruns').exists()
 
 
 def test_another_tracker_by_the_command_line(image_folder, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Print a config with all that it inherits, as one Python file."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     with launch.one_line_errors():
         cfg = config.load_config(args.config, args.cfg_options)
-        print(cfg.filename if args.path else cfg.pretty_text, end='\n' if args.path else '')
+        print(os.path.abspath(cfg.filename) if args.path else cfg.pretty_text, end='\n' if args.path else '')
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ def main() -> None:
         from simmim_plugin.explorer import Explorer
 
         explorer = Explorer(args.checkpoint, args.device)
-        page = demo_page.Page(explorer, os.path.basename(args.checkpoint), first_image(explorer, args.image))
-        _, address, _ = demo_page.serve(page, args.port, args.open, prevent_thread_lock=True)
-        print(f'{address}   (Ctrl+C ends it)', flush=True)
-        page.blocks.block_thread()
+        with tempfile.TemporaryDirectory(prefix='simmim_demo_') as folder:
+            os.environ['GRADIO_TEMP_DIR'] = folder  # copies of the images, gone at the end
+            page = demo_page.Page(explorer, os.path.basename(args.checkpoint), first_image(explorer, args.image))
+            address = demo_page.serve(page, args.port, args.open, prevent_thread_lock=True)
+            print(f'{address}   (Ctrl+C ends it)', flush=True)
+            page.blocks.block_thread()
 
 
 def first_image(explorer: Any, given: str | None) -> str | None:
