@@ -44,6 +44,6 @@ optim_wrapper = dict(optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='MultiStepLR', milestones=[6], gamma=0.1),
+    dict(type='MultiStepLR', milestones=[5], gamma=0.1),
 ]
-train_cfg = dict(max_epochs=7, val_interval=2)
+train_cfg = dict(max_epochs=6, val_interval=2)
