@@ -25,8 +25,20 @@ EXTRAS = {
     'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
     'demo': ['gradio>=6.10'],
     'docs': ['sphinx', 'myst-parser', 'furo'],
-    'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-timeout', 'ruff', 'ninja', 'wheel', 'playwright', 'wandb',
-            'mlflow-skinny>=3', 'sqlalchemy', 'alembic'],
+    'dev': [
+        'hypothesis',
+        'mypy',
+        'pytest',
+        'pytest-timeout',
+        'ruff',
+        'ninja',
+        'wheel',
+        'playwright',
+        'wandb',
+        'mlflow-skinny>=3',
+        'sqlalchemy',
+        'alembic',
+    ],
 }
 
 
