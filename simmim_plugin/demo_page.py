@@ -136,16 +136,16 @@ class Page:
         )  # fmt: skip
 
     def _connect(self) -> None:
-        quietly = dict(show_progress='hidden', trigger_mode='always_last')
-        loading = dict(
+        quietly: dict[str, Any] = dict(show_progress='hidden', trigger_mode='always_last')
+        loading: dict[str, Any] = dict(
             fn=self._load, inputs=self.upload,
             outputs=[self.image, self.features, self.query, self.original, self.brush, self.told],
         )  # fmt: skip
-        hiding = dict(
+        hiding: dict[str, Any] = dict(
             fn=self._hide, inputs=[self.image, self.brush, *self.sliders],
             outputs=[self.masked, self.predicted, self.composite, self.told], **quietly,
         )  # fmt: skip
-        looking = dict(
+        looking: dict[str, Any] = dict(
             fn=self._look, inputs=[self.features, self.block, self.query], outputs=[self.pca, self.near], **quietly
         )
         for event in (self.blocks.load, self.upload.upload, self.upload.clear):

@@ -104,7 +104,9 @@ class Explorer:
         Raises:
             ValueError: Nothing or, unasked, everything would be masked, or a unit is no multiple of the patch.
         """
-        parts = {name: dict(part) for name, part in (('local', local), ('global_', whole)) if part['ratio'] > 0}
+        parts: dict[str, Any] = {
+            name: dict(part) for name, part in (('local', local), ('global_', whole)) if part['ratio'] > 0
+        }
         if not parts:
             raise ValueError('both ratios are 0, so nothing is masked; raise one')
         with self._in_use, fixed_seed(seed):

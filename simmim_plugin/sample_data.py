@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -43,7 +44,8 @@ def make_shapes(out: Path, rng: np.random.Generator) -> str:
     """
     progress = tqdm(total=52, unit='image', leave=False)
     for part, count in (('train', 40), ('valid', 12)):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for i, picture in enumerate(_crops(range(count), 256, rng)):
             mask = Image.new('L', picture.size)
             for _ in range(rng.integers(2, 5)):

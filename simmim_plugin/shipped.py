@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _INSIDE = Path(__file__).resolve().parent / '.mim'  # OpenMMLab's place for them in a wheel; setup.py puts them there
 ROOT = _INSIDE if _INSIDE.is_dir() else Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def run_tool(name: str, words: Mapping[str, str] | None = None) -> None:
     spec = importlib.util.spec_from_file_location(f'simmim_tool_{Path(name).stem}', TOOLS / name)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(f'{TOOLS / name} does not exist')
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for old, new in (words or {}).items():
         module.EXAMPLE = module.EXAMPLE.replace(old, new)

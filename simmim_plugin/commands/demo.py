@@ -60,8 +60,9 @@ def first_image(explorer: Any, given: str | None) -> str | None:
     if given is not None:
         explorer.read(given)
         return given
-    spec = importlib.util.find_spec('sklearn')
-    photo = Path(spec.origin).parent / 'datasets/images/china.jpg'
+    import sklearn.datasets
+
+    photo = Path(sklearn.datasets.__file__).parent / 'images/china.jpg'
     try:
         explorer.read(photo)
     except ValueError:  # such as one of four channels
