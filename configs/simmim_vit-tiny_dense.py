@@ -2,8 +2,8 @@
 
 Source:   simmim_vit-tiny_folder.py; crops of 3 to 30 % of the image, so parts are seen as large as there.
 Command:  python tools/train.py configs/simmim_vit-tiny_dense.py --cfg-options data_root=/path/to/images
-Cost:     not measured.
-Expected: not run.
+Cost:     3,475 photos: about 26 minutes on one of two cores of an AMD EPYC, bfloat16 (2026-11-26).
+Expected: on these, masked-pixel loss on the fixed images 0.99 -> 0.39; their visible mean gives 0.64 (docs/results.md).
 """
 
 _base_ = 'simmim_vit-tiny_folder.py'
