@@ -223,14 +223,13 @@ class OwnPageOnly:
             await PlainTextResponse('only the page itself is answered', status_code=403)(scope, receive, send)
 
 
-def serve(page: Page, port: int | None, open_browser: bool, **options: Any) -> str:
-    """Serve a page to this machine alone, without Gradio's statistics and foreign fonts.
+def serve(page: Page, port: int | None, open_browser: bool) -> str:
+    """Serve a page in a thread, to this machine alone, without Gradio's statistics and foreign fonts.
 
     Args:
         page: The one to serve.
         port: Of 127.0.0.1; None: the first free one from 7860.
         open_browser: Also open it in the user's browser.
-        options: Further arguments of `Blocks.launch`.
 
     Returns:
         The address.
@@ -245,7 +244,7 @@ def serve(page: Page, port: int | None, open_browser: bool, **options: Any) -> s
         _, address, _ = page.blocks.launch(
             server_name='127.0.0.1', server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=theme,
             max_file_size=f'{MAX_UPLOAD}mb', footer_links=[], ssr_mode=False,
-            app_kwargs=dict(middleware=[Middleware(OwnPageOnly)]), **options,
+            app_kwargs=dict(middleware=[Middleware(OwnPageOnly)]), prevent_thread_lock=True,
         )  # fmt: skip
     except OSError as error:
         wanted = '' if port is None else f' {port}'

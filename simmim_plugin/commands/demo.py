@@ -31,9 +31,7 @@ def main() -> None:
     with launch.one_line_errors():
         if importlib.util.find_spec('gradio') is None:
             raise ModuleNotFoundError("simmim demo needs gradio: pip install 'simmim_plugin[demo]'", name='gradio')
-        warnings.filterwarnings(
-            'ignore', message='.*HTTP_422', module='gradio'
-        )  # it asks for an old name of Starlette's
+        warnings.filterwarnings('ignore', message='.*HTTP_422', module='gradio')  # an old name of Starlette's
         os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
         from simmim_plugin import demo_page
         from simmim_plugin.explorer import Explorer
@@ -42,7 +40,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix='simmim_demo_') as folder:
             os.environ['GRADIO_TEMP_DIR'] = folder  # copies of the images, gone at the end
             page = demo_page.Page(explorer, os.path.basename(args.checkpoint), first_image(explorer, args.image))
-            address = demo_page.serve(page, args.port, args.open, prevent_thread_lock=True)
+            address = demo_page.serve(page, args.port, args.open)
             print(f'{address}   (Ctrl+C ends it)', flush=True)
             page.blocks.block_thread()
 
