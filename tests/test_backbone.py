@@ -38,7 +38,8 @@ def test_equals_timms_beit(shared, per_block, pooled, absolute):
         out_type='avg_featmap' if pooled else 'cls_token',
     ).eval()  # fmt: skip
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert missing == ['mask_token'] and not unexpected
+    assert missing == ['mask_token']
+    assert all(key.endswith('relative_position_index') for key in unexpected)  # a buffer that older timm saves
     x = torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         assert torch.allclose(ours(x)[0], theirs(x), atol=1e-5, rtol=1e-5)
