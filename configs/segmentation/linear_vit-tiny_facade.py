@@ -3,8 +3,8 @@
 Source:   linear_vit-b_ade20k.py at the size of upernet_vit-tiny_facade.py, 600 iterations.
 Command:  python tools/train.py configs/segmentation/linear_vit-tiny_facade.py --cfg-options data_root=/path/to/facade \
               load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
-Cost:     not measured.
-Expected: see docs/results.md.
+Cost:     nine minutes on one core of an AMD EPYC with AVX512-BF16, bfloat16, other work beside it.
+Expected: mIoU 6.3 and 6.4 (untrained features: 5.2 and 5.1); see docs/results.md.
 """
 
 _base_ = 'upernet_vit-tiny_facade.py'
