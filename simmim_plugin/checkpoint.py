@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from simmim_plugin.backbone import SimMIMViT
 from simmim_plugin.checkpoint_file import NOTE, load_file, tensors_of
@@ -64,16 +65,17 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     fitted = fit_state(backbone, own, noted_grid(checkpoint))
     state = {prefix + name: value for name, value in fitted.state.items()}
     skipped = [prefix + name for name in fitted.skipped]
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    present = model.state_dict()
     for name, value in tensors.items():
         if not name.startswith(prefix):
-            if shapes.get(name) == value.shape:
+            if name in present and present[name].shape == value.shape:
                 state[name] = value
             else:
                 skipped.append(name)
-    kept = [name for name in shapes if name not in state]
-    print_log(Fitted(state, skipped, fitted.resized, kept).report('load_from'), 'current')
-    checkpoint['state_dict'] = state
+    kept = {name: value for name, value in present.items() if name not in state}
+    print_log(Fitted(state, skipped, fitted.resized, list(kept)).report('load_from'), 'current')
+    # With the model's own, so that MMEngine does not warn of what was just told; a sharded model takes whole ones only.
+    checkpoint['state_dict'] = state | {name: value for name, value in kept.items() if not isinstance(value, DTensor)}
 
 
 def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[Any, list[dict[str, Any]]]:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoint_file import load_file
 from simmim_plugin.config import datasets_of
+from simmim_plugin.console import ShortLogRunner
 from simmim_plugin.interrupt_hook import EXIT_CODE
 from simmim_plugin.log_processor import batch_size_of
 from simmim_plugin.machine import default_workers
@@ -176,7 +177,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('strategy') and cfg.get('sync_bn'):  # FlexibleRunner looks for it there
         cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     _check_checkpoint(cfg)
-    runner = RUNNERS.build(cfg)
+    runner = RUNNERS.build(cfg) if cfg.get('runner_type', 'Runner') != 'Runner' else ShortLogRunner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
         loader = runner.train_loop.dataloader
         if len(loader) == 0:

@@ -8,6 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
+from simmim_plugin.console import console_handlers
 from simmim_plugin.registry import HOOKS
 
 
@@ -25,11 +26,7 @@ class ProgressHook(Hook):
         """Start the bar."""
         if not (is_main_process() and sys.stderr.isatty()):
             return
-        self.handlers = [
-            (handler, handler.level)
-            for handler in runner.logger.handlers
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
-        ]
+        self.handlers = [(handler, handler.level) for handler in console_handlers(runner.logger)]
         for handler, _ in self.handlers:
             handler.setLevel(logging.WARNING)
         self.bar = tqdm(total=runner.max_iters, initial=runner.iter, unit='step', dynamic_ncols=True)

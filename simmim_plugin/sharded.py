@@ -11,6 +11,7 @@ import torch.distributed as dist
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
@@ -25,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from simmim_plugin.checkpoint_file import whole_file
+from simmim_plugin.console import shorten
 from simmim_plugin.registry import STRATEGIES
 
 
@@ -47,6 +49,10 @@ class ShardedStrategy(DDPStrategy):
     def __init__(self, layers: Sequence[str] = ('Block',), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layers = tuple(layers)
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger, with a short terminal; see `console.shorten`."""
+        return shorten(super().build_logger(*args, **kwargs))
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         """Shard the model in place.

@@ -150,13 +150,13 @@ def test_load_from_keeps_what_the_model_has(capsys):
     pretrained = randomise(SimMIM(backbone=TINY))
     model = nn.ModuleDict(dict(backbone=SimMIMViT(**ARGUMENTS, **FINE), head=nn.Linear(48, 2)))
     checkpoint = {'state_dict': {**pretrained.state_dict(), 'head.weight': torch.ones(2, 48)}}
+    bias = model['head'].bias.detach().clone()
     fit_checkpoint(model, checkpoint)
-    missing, unexpected = model.load_state_dict(checkpoint['state_dict'], strict=False)
-    assert set(missing) == {'backbone.fc_norm.weight', 'backbone.fc_norm.bias', 'head.bias'} and not unexpected
-    assert (model['head'].weight == 1).all()
-    assert (
-        'Skipped, not in the model: backbone.norm.weight, backbone.norm.bias, head.decoder' in capsys.readouterr().out
-    )
+    model.load_state_dict(checkpoint['state_dict'], strict=True)  # MMEngine has nothing to warn of
+    assert (model['head'].weight == 1).all() and torch.equal(model['head'].bias, bias)
+    told = capsys.readouterr().out
+    assert 'new ones, as initialised: backbone.fc_norm.weight, backbone.fc_norm.bias, head.bias\n' in told
+    assert 'Skipped, not in the model: backbone.norm.weight, backbone.norm.bias, head.decoder' in told
     other = {'state_dict': {'weight': torch.zeros(1)}}
     fit_checkpoint(nn.Linear(1, 1), other)  # no SimMIMViT: left alone
     assert other['state_dict']['weight'].shape == (1,)
