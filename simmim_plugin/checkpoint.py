@@ -103,7 +103,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
     if kind != 'SimMIM':
         raise ValueError(
             f'checkpoint {os.fspath(path)!r} holds a {kind}, which reconstructs nothing; give one of a pretraining '
-            '(features: tools/extract_features.py, accuracy: tools/test.py)'
+            '(features: `simmim features`, accuracy: `simmim test`)'
         )
     model = build_part(note['model'])
     check_fits(model.state_dict(), checkpoint['state_dict'], complete=True)

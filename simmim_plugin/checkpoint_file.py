@@ -118,7 +118,7 @@ def _reason(message: str) -> str:
     if found := re.search(r'GLOBAL (\S+)', message):
         return (
             f'it holds Python objects ({found[1]}), which are refused. To take the tensors alone, write a new file: '
-            'python tools/convert_checkpoint.py SRC DST --to plugin --ignore-objects (or --to another kind); nothing '
+            '`simmim convert SRC DST --to plugin --ignore-objects` (or --to another kind); nothing '
             'in the file is run then'
         )
     return 'it is damaged or no checkpoint'

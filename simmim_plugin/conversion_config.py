@@ -114,7 +114,7 @@ def check_mean_std(
     if mean is None or std is None or len(mean) != channels or len(std) != channels:
         raise ValueError(
             f'--mean {mean} and --std {std}: {channels} values of each are needed, one per channel, in the units of '
-            'the stored images (tools/compute_mean_std.py prints them)'
+            'the stored images (`simmim statistics` prints them)'
         )
     return list(mean), list(std)
 

@@ -21,7 +21,7 @@ def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise FileNotFoundError(
-            f'{os.fspath(work_dir)!r} holds no */vis_data/scalars.json; name a work dir of tools/train.py'
+            f'{os.fspath(work_dir)!r} holds no */vis_data/scalars.json; name the work dir of a training'
         )
     return [json.loads(line) for file in files for line in file.read_text(encoding='utf-8').splitlines()]
 

@@ -29,7 +29,7 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
         if len(mean) != len(std) or not mean:
             raise ValueError(f'mean={mean} and std={std} must have one value per channel')
         if min(std) <= 0:
-            raise ValueError(f'std={std} must be positive; tools/compute_mean_std.py prints fitting values')
+            raise ValueError(f'std={std} must be positive; `simmim statistics` prints fitting values')
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -51,7 +51,7 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
         if inputs.ndim != 4 or inputs.shape[1] != channels:
             raise ValueError(
                 f'inputs of shape {tuple(inputs.shape)} do not fit mean and std for {channels} channels; expected '
-                f'(B, {channels}, H, W). Set mean and std of the data_preprocessor (tools/compute_mean_std.py), '
+                f'(B, {channels}, H, W). Set mean and std of the data_preprocessor (`simmim statistics` prints them), '
                 'in_channels of the backbone and channels of LoadImage so that they agree'
             )
         tokens = {} if count is None else {'tokens': masked_tokens(data['mask'], count)}

@@ -51,7 +51,7 @@ def load_backbone(
     if not isinstance(config, dict):
         raise ValueError(
             f'checkpoint {os.fspath(path)!r} carries no config of {NOTE}; make one that does: python '
-            'tools/convert_checkpoint.py SRC DST --to plugin'
+            '`simmim convert SRC DST --to plugin`'
         )
     state = backbone_state(checkpoint)
     plain = {'frozen_stages', 'with_cp', 'init_cfg', 'out_indices'}  # matter in training alone

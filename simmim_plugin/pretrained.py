@@ -79,7 +79,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
     if not loaded:
         raise ValueError(
             f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
-            f'{_names(list(own))}; tools/convert_checkpoint.py --to plugin converts those of other projects'
+            f'{_names(list(own))}; `simmim convert --to plugin` converts those of other projects'
         )
     if lost := [name for name in skipped if name.endswith(TABLE)]:
         kind = 'use_shared_rel_pos_bias' if SHARED in lost else 'use_rel_pos_bias'

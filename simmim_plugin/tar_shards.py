@@ -44,7 +44,7 @@ class TarShards(ImageFolder):
         shards = sorted(folder.glob('*.tar'))
         if not shards:
             raise ValueError(f'data_root={self.data_root!r} holds no *.tar file; write some with '
-                             'tools/prepare_dataset.py --shards-mb, or use ImageFolder for files')  # fmt: skip
+                             '`simmim prepare --shards-mb`, or use ImageFolder for files')  # fmt: skip
         index = folder / INDEX
         listed = json.loads(index.read_text(encoding='utf-8'))['shards'] if index.is_file() else []
         counts = {shard['file']: shard['images'] for shard in listed}
@@ -55,7 +55,7 @@ class TarShards(ImageFolder):
             images = self._images(shard)
             if len(images) != counts.get(shard.name, len(images)):
                 raise ValueError(f'{shard} holds {len(images)} images, but {INDEX} says {counts[shard.name]}; make it '
-                                 'again: remove it and call tools/prepare_dataset.py as before')  # fmt: skip
+                                 'again: remove it and call `simmim prepare` as before')  # fmt: skip
             found += images
         if not found:
             raise ValueError(f'the tar files in {self.data_root} hold no file ending in {" ".join(self.suffixes)}')

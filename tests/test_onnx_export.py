@@ -94,7 +94,7 @@ def test_what_cannot_be_exported(checkpoints, tmp_path, monkeypatch):
         load_backbone(checkpoints('finetune'), out_type='featmap')
     with pytest.raises(ValueError, match='multiples of patch_size=16'):
         load_backbone(pretrained, size=(60, 64))
-    with pytest.raises(ValueError, match=r'carries no config of simmim_plugin; .*convert_checkpoint.py SRC DST'):
+    with pytest.raises(ValueError, match=r'carries no config of simmim_plugin; .*simmim convert SRC DST'):
         load_backbone(tmp_path / 'state.pth')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(ModuleNotFoundError, match=r"needs onnxruntime: pip install 'simmim_plugin\[onnx\]'"):

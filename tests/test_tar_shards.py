@@ -83,7 +83,7 @@ def test_a_shard_that_is_broken_is_named(shards, fault):
 def test_folders_without_shards_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="data_root='/nowhere' is not a folder"):
         TarShards('/nowhere')
-    with pytest.raises(ValueError, match=r'holds no \*.tar file; write some with tools/prepare_dataset.py'):
+    with pytest.raises(ValueError, match=r'holds no \*.tar file; write some with `simmim prepare'):
         TarShards(str(tmp_path))
 
 
