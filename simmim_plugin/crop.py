@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -67,8 +68,10 @@ class RandomResizedCrop:
             top, height = _scaled(top, height, down, self.size[0])
             left, width = _scaled(left, width, across, self.size[1])
         image = image[:, top : top + height, left : left + width]
+        if image.stride(0) == 1:  # channels last, as decoded; torch would make it channels first, slowly
+            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         mode = InterpolationMode(self.interpolation)
-        results['img'] = resize(image, list(self.size), interpolation=mode, antialias=True).contiguous()
+        results['img'] = _planes(resize(image, list(self.size), interpolation=mode, antialias=True))
         return results
 
     def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
@@ -98,6 +101,16 @@ class RandomResizedCrop:
             f'{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, '
             f'interpolation={self.interpolation!r})'
         )
+
+
+def _planes(image: Tensor) -> Tensor:
+    """The same (C, H, W) image, contiguous; with OpenCV, several times as fast as torch, for what a JPEG becomes."""
+    rows = image.permute(1, 2, 0)
+    if image.dtype != torch.uint8 or len(image) != 3 or not rows.is_contiguous():
+        return image.contiguous()
+    planes = torch.empty(image.shape, dtype=torch.uint8)
+    cv2.split(rows.numpy(), list(planes.numpy()))
+    return planes
 
 
 def _scaled(start: int, length: int, scale: float, target: int) -> tuple[int, int]:
