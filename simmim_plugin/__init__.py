@@ -21,9 +21,10 @@ except ModuleNotFoundError as error:
         "elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the originals, "
         "`pip install 'simmim_plugin[openmmlab]'`."
     )
-    if [Path(word).name for word in sys.argv[:1]] == ['simmim']:  # the command line, whose module lies in here
+    if [Path(word).name for word in sys.argv[:1]] != ['simmim']:  # the command line, whose module lies in here
+        raise ModuleNotFoundError(_MESSAGE, name=error.name) from error
+    if sys.argv[1:2] not in ([], ['-h'], ['--help'], ['--version'], ['doctor']):
         sys.exit(f'error: {_MESSAGE}')
-    raise ModuleNotFoundError(_MESSAGE, name=error.name) from error
 
 __version__ = '0.1.0'
 

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from simmim_plugin.classes import fill_in_classes
 from simmim_plugin.registry import SCOPE
-from simmim_plugin.shipped import find_config
+from simmim_plugin.shipped import find_config, shipped_configs
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
 RUNNER_KEYS = {
@@ -59,7 +59,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     path = find_config(path)
     if not os.path.isfile(path):
         near = sorted(str(p) for p in Path(path).parent.glob('*.py')) if Path(path).parent.is_dir() else []
-        raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){_did_you_mean(path, near)}')
+        hint = _did_you_mean(path, [*near, *shipped_configs()]) or '; `simmim print-config` lists those that come along'
+        raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){hint}')
     cfg = Config.fromfile(path)
     ours = cfg.get('default_scope') == SCOPE
     for key in cfg:

@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,15 @@ from simmim_plugin.processes import WAIT, start_process_group
 from simmim_plugin.resume import newest_checkpoint
 
 FEW_ITERATIONS = 10
+FRAMEWORKS = {name: f"'simmim_plugin[{extra}]'" for name, extra in dict(mmpretrain='mm', mmdet='det', mmseg='seg').items()}
 
 
 @contextmanager
 def one_line_errors() -> Iterator[list[str]]:
     """End the program with one line for an error; the traceback goes into a file, so nothing is lost.
+
+    An error that this package raises before there is a work dir is about what was asked for: its line says all, and no
+    file is written.
 
     SIGTERM ends it like `sys.exit`, so that the processes it has started (a loader's workers, a comparison's trainings)
     end with it. SIGUSR1, Slurm's warning, ends it with the code that asks for another try; see `InterruptHook` for both
@@ -52,7 +57,14 @@ def one_line_errors() -> Iterator[list[str]]:
         message = message_of(error)
         if 'TORCHELASTIC_ERROR_FILE' in os.environ:  # torchrun's summary then ends with our message
             get_error_handler().record_exception(RuntimeError(message))
+        if not folders and _is_about_input(error):
+            sys.exit(f'error: {message}')
         sys.exit(f'error: {message}\n(traceback: {_write_down(traceback.format_exc(), folders)})')
+
+
+def _is_about_input(error: Exception) -> bool:
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return isinstance(error, ValueError | FileNotFoundError) and raised_in.is_relative_to(Path(__file__).parent)
 
 
 def _write_down(text: str, folders: list[str]) -> str:
@@ -70,9 +82,12 @@ def _write_down(text: str, folders: list[str]) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """The message without what workers and registries wrap around it."""
+    """The message without what workers and registries wrap around it; a framework that is missing is named."""
     name = type(error).__name__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    package, _, component = text.split(' ', 1)[0].partition('.')
+    if isinstance(error, KeyError) and package in FRAMEWORKS and find_spec(package) is None:
+        return f'{package}.{component} needs {package}: pip install {FRAMEWORKS[package]} (see simmim doctor)'
     return text.rsplit(f'{name}: ', 1)[-1].strip() or name
 
 
@@ -166,12 +181,15 @@ def build_runner(cfg: Config) -> Runner:
     The config's `runner_type` names another one than Runner: FlexibleRunner, with a `strategy`.
 
     Raises:
-        ValueError: `data_root` is not set, the data do not fill one batch, or a checkpoint cannot be read.
+        FileNotFoundError: `data_root` is not set, or no folder.
+        ValueError: The data do not fill one batch, or a checkpoint cannot be read.
     """
-    if any('data_root' in data and data['data_root'] is None for data in datasets_of(cfg)):
-        raise ValueError(
-            'data_root is not set; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
-        )
+    for root in (data['data_root'] for data in datasets_of(cfg) if 'data_root' in data):
+        if root is None or not ('://' in root or os.path.isdir(os.path.expanduser(root)) or root == ''):
+            wrong = 'is not set' if root is None else f'={root!r} is not a folder (from {os.getcwd()})'
+            raise FileNotFoundError(
+                f'data_root{wrong}; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
+            )
     start_process_group(cfg)
     _suit_machine(cfg)
     if cfg.get('strategy') and cfg.get('sync_bn'):  # FlexibleRunner looks for it there
@@ -266,6 +284,10 @@ def schedule_warnings(cfg: Config) -> list[str]:
     if schedulers and last_end < epochs:
         warnings.append(
             f'param_scheduler ends at epoch {last_end} of {epochs}; the rate stays where it is from then on'
+        )
+    if last_end > epochs:
+        warnings.append(
+            f'param_scheduler goes on to epoch {last_end}, beyond max_epochs={epochs}; the rate does not come to its end'
         )
     return warnings
 

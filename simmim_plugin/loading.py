@@ -1,6 +1,7 @@
 """From a file to a (C, H, W) tensor, and from a sample to what the model takes."""
 
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
+from mmengine.logging import print_log
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -22,6 +24,8 @@ DTYPES = ('uint8', 'float32')
 MASKS = ('mask', 'mask_local', 'mask_global')
 Source = str | os.PathLike[str] | io.BytesIO
 MODES = {1: 'L', 3: 'RGB'}  # PIL's names, by number of channels
+FEW_LEVELS = 64  # of 256: 14 of 16 bits
+_WARNED_OF: list[str] = []  # the first image that lost most of its levels
 
 
 class ImageReadError(ValueError):
@@ -61,13 +65,31 @@ def read_image(
             array = _channels_first(values, channels)
         else:
             array = _read_photo(source, channels)
-        return torch.from_numpy(_as_dtype(_fit_channels(array, channels), dtype))
+        array = _fit_channels(array, channels)
+        pixels = _as_dtype(array, dtype)
+        if pixels.itemsize < array.itemsize and pixels.max() < FEW_LEVELS:
+            _warn_of_lost_values(printable(path), int(array.max()))
+        return torch.from_numpy(pixels)
     # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, IsADirectoryError):
             reason = 'a folder; give image files'
+        elif isinstance(error, FileNotFoundError):
+            reason = f'no such file (from {os.getcwd()})'
         raise ImageReadError(f'{printable(path)}: {reason}') from error
+
+
+def _warn_of_lost_values(path: str, largest: int) -> None:
+    """Say, once per process, that hardly anything is left of an image of 16 bits."""
+    if not _WARNED_OF:
+        _WARNED_OF.append(path)
+        print_log(
+            f'{path}: its values reach {largest} of 65535, of which 8 bits keep {largest // 257 + 1} levels; to read '
+            "values as stored, set dtype='float32' of LoadImage, and mean and std by `simmim statistics --dtype float32`",
+            'current',
+            logging.WARNING,
+        )
 
 
 def printable(path: str | os.PathLike[str]) -> str:

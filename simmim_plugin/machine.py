@@ -49,3 +49,8 @@ def free_memory() -> float:
     if limit.is_file() and used.is_file() and limit.read_text().strip() != 'max':  # a container
         free = min(free, float(limit.read_text()) - float(used.read_text()))
     return free
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16 matrices (AVX512-BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
+from simmim_plugin.machine import has_bfloat16
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 # Parameters without weight decay whatever their shape, by the end of their name.
@@ -109,11 +110,6 @@ class AutocastOptimWrapper(OptimWrapper):
 
 def _whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16 matrices (AVX512-BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @contextmanager

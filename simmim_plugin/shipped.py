@@ -28,6 +28,13 @@ def find_config(path: str | os.PathLike[str]) -> str:
     return given
 
 
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package, as `find_config` takes them."""
+    paths = sorted(CONFIGS.rglob('*.py'), key=lambda path: (len(path.relative_to(CONFIGS).parts), path))
+    names = [path.relative_to(CONFIGS).as_posix() for path in paths]
+    return [name for name in names if not name.startswith('_base_/')]
+
+
 def run_tool(name: str, words: Mapping[str, str] | None = None) -> None:
     """Run the main function of a script of tools/, with the command line in `sys.argv`.
 

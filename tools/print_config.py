@@ -1,12 +1,13 @@
-"""Print a config with all that it inherits, as one Python file."""
+"""Print a config with all that it inherits, as one Python file; without arguments, list those that come along."""
 
 import argparse
+import ast
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch
+from simmim_plugin import config, launch, shipped
 
 EXAMPLE = """example:
   python tools/print_config.py configs/ablations/ratio_03.py
@@ -18,11 +19,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', nargs='?', help='config file, or the name of one that comes along (none: list them)')
     parser.add_argument('--path', action='store_true', help='print where its file is instead, to inherit from')
     config.add_cfg_options(parser)
     args = parser.parse_args()
     with launch.one_line_errors():
+        if args.config is None:
+            for name in shipped.shipped_configs():
+                docstring = ast.get_docstring(ast.parse((shipped.CONFIGS / name).read_text(encoding='utf-8'))) or ''
+                print(f'{name:42} {docstring.partition(chr(10))[0]}')
+            return
         cfg = config.load_config(args.config, args.cfg_options)
         print(os.path.abspath(cfg.filename) if args.path else cfg.pretty_text, end='\n' if args.path else '')
 

@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from simmim_plugin import __version__
-from simmim_plugin.machine import default_workers, hardware
-from simmim_plugin.optim import has_bfloat16
+from simmim_plugin.machine import default_workers, hardware, has_bfloat16
 
 MM = "pip install 'simmim_plugin[mm]'"
 ORIGINALS = "pip install 'simmim_plugin[openmmlab]'"  # where some are: the forks would overwrite them
@@ -105,7 +104,7 @@ def conflicts() -> list[tuple[str, str]]:
 
 def main() -> None:
     """Print it; exit code 1 if something that is needed is missing or does not go together."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog='example: simmim doctor')
     parser.parse_args()
     gpus = torch.cuda.device_count()
     print(f'simmim_plugin {__version__}, Python {platform.python_version()}, {hardware()}')

@@ -81,6 +81,8 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         ValueError: A number is out of range, or the checkpoint is not of this package.
     """
     training.check_arguments(args)
+    if not Path(args.data).is_dir():
+        raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     for part in ('train', 'val'):
         if not Path(args.data, part).is_dir():
             raise FileNotFoundError(

@@ -25,6 +25,8 @@ WRITTEN = '"""Written by `simmim'  # how our configs begin
 SHARE_OF_MEMORY = 0.8  # of what is free
 STATE_BYTES = 16  # per parameter: weight, gradient, two moments of AdamW
 LARGEST_ON_PROCESSORS = 32  # images per process
+SMALL_BATCH = 16  # times smaller than the batch that the rate is stated for
+FEW_IMAGES = 100
 
 
 @dataclass
@@ -150,10 +152,14 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     trained = bool(list(out.glob('*.pth')))
     if trained and not resume:
         raise ValueError(f'{out} holds checkpoints of a training: go on with it by --resume, or choose another --out')
-    if old != text and trained:
-        lines = [(a, b) for a, b in zip_longest(old.splitlines(), text.splitlines(), fillvalue='') if a != b]
+    lines = [
+        (a.strip(), b.strip())
+        for a, b in zip_longest(old.splitlines(), text.splitlines(), fillvalue='')
+        if a != b and not a.startswith('Command: ')  # where the run lies is no setting; it may have been moved
+    ]
+    if lines and trained:
         raise ValueError(
-            f'{path} is of a training with other settings: {lines[0][0].strip()!r} there, {lines[0][1].strip()!r} now; '
+            f'{path} is of a training with other settings: {lines[0][0]!r} there, {lines[0][1]!r} now; '
             'give those again, or another --out. To go on with the file as it is, longer if you raise its epochs: '
             f'{command_of(out)} --resume'
         )
@@ -168,11 +174,11 @@ def command_of(out: Path) -> str:
 
 
 def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
-    """Say in three lines what is going to happen; the rate and what it is stated for are those of the config."""
+    """Say in a few lines what is going to happen; the rate and what it is stated for are those of the config."""
     total = fit.batch * devices
     rate, stated = cfg.optim_wrapper.optimizer.lr, cfg.auto_scale_lr.base_batch_size
     room = '' if fit.gigabytes is None else f'; a step needs about {fit.gigabytes:.1f} of {fit.free:.1f} GB'
-    why = f' (few images: {FEW_ITERATIONS} iterations per epoch at least)' if fit.by_images else ''
+    why = f' (few images: {FEW_ITERATIONS} iterations per epoch at least)' if fit.by_images and fit.batch > 1 else ''
     print(f'batch:   {devices} x {fit.batch} = {total} images{why}{room}')
     print(f'rate:    {rate * total / stated:.3g} = {rate:g} x {total} / {stated}')
     workers = default_workers(devices)
@@ -180,6 +186,13 @@ def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
         f'length:  {epochs} epochs of {images // total} iterations over {images:,} images, {workers} worker'
         f'{"s" if workers > 1 else ""} per process'
     )
+    if total * SMALL_BATCH < stated:
+        print(
+            f'note:    the rate is stated for a batch of {stated}, and very low for one of {total}: hardly anything may be '
+            'learned' + ('' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it')
+        )
+    if images < FEW_IMAGES:
+        print(f'note:    {images} images are few to learn from; thousands are a start')
 
 
 def run(
