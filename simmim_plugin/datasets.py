@@ -133,7 +133,7 @@ class ImageFolder(BaseDataset):
             listed = '\n'.join(f'  {printable(path)}' for path in paths[:NAMED_BAD_IMAGES])
             mend = 'Remove or repair them, or raise max_bad_ratio of the dataset'
             if bad == tried:
-                mend += '; as not one could be read, channels or dtype of LoadImage in the config may not fit the images'
+                mend += '; as all are bad so far, channels or dtype of LoadImage may not fit the images'
             raise TooManyBadImagesError(
                 f'{bad} of {tried} images tried cannot be read, more than max_bad_ratio={self.max_bad_ratio}; '
                 f'the last one: {error}. {mend}:\n{listed}{more}'

@@ -29,9 +29,10 @@ from simmim_plugin.log_processor import batch_size_of
 from simmim_plugin.machine import default_workers
 from simmim_plugin.processes import WAIT, start_process_group
 from simmim_plugin.resume import newest_checkpoint
+from simmim_plugin.schedules import schedule_warnings
 
 FEW_ITERATIONS = 10
-FRAMEWORKS = {name: f"'simmim_plugin[{extra}]'" for name, extra in dict(mmpretrain='mm', mmdet='det', mmseg='seg').items()}
+EXTRAS = {'mmpretrain': 'mm', 'mmdet': 'det', 'mmseg': 'seg'}  # that bring a framework
 
 
 @contextmanager
@@ -86,8 +87,8 @@ def message_of(error: Exception) -> str:
     name = type(error).__name__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     package, _, component = text.split(' ', 1)[0].partition('.')
-    if isinstance(error, KeyError) and package in FRAMEWORKS and find_spec(package) is None:
-        return f'{package}.{component} needs {package}: pip install {FRAMEWORKS[package]} (see simmim doctor)'
+    if isinstance(error, KeyError) and package in EXTRAS and find_spec(package) is None:
+        return f"{package}.{component} needs {package}: pip install 'simmim_plugin[{EXTRAS[package]}]'"
     return text.rsplit(f'{name}: ', 1)[-1].strip() or name
 
 
@@ -181,20 +182,24 @@ def build_runner(cfg: Config) -> Runner:
     The config's `runner_type` names another one than Runner: FlexibleRunner, with a `strategy`.
 
     Raises:
-        FileNotFoundError: `data_root` is not set, or no folder.
-        ValueError: The data do not fill one batch, or a checkpoint cannot be read.
+        FileNotFoundError: `data_root` is no folder.
+        ValueError: It is not set, the data do not fill one batch, or a checkpoint cannot be read.
     """
-    for root in (data['data_root'] for data in datasets_of(cfg) if 'data_root' in data):
-        if root is None or not ('://' in root or os.path.isdir(os.path.expanduser(root)) or root == ''):
-            wrong = 'is not set' if root is None else f'={root!r} is not a folder (from {os.getcwd()})'
-            raise FileNotFoundError(
-                f'data_root{wrong}; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
-            )
+    roots = [data['data_root'] for data in datasets_of(cfg) if 'data_root' in data]
+    if None in roots:
+        raise ValueError(
+            'data_root is not set; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
+        )
     start_process_group(cfg)
     _suit_machine(cfg)
     if cfg.get('strategy') and cfg.get('sync_bn'):  # FlexibleRunner looks for it there
         cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     _check_checkpoint(cfg)
+    if gone := [root for root in roots if root and '://' not in root and not os.path.isdir(os.path.expanduser(root))]:
+        raise FileNotFoundError(
+            f'data_root={gone[0]!r} is not a folder (from {os.getcwd()}); set data_root in the config, or on the '
+            'command line: --cfg-options data_root=/path/to/data'
+        )
     runner = RUNNERS.build(cfg) if cfg.get('runner_type', 'Runner') != 'Runner' else ShortLogRunner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
         loader = runner.train_loop.dataloader
@@ -263,33 +268,6 @@ def run_training(runner: Runner) -> None:
     runner.train()
     if counter.iterations == 0 and runner.val_loop is not None:
         runner.val_loop.run()
-
-
-def schedule_warnings(cfg: Config) -> list[str]:
-    """What the epoch-based schedulers of a config do that is hardly meant, given `max_epochs`."""
-    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
-    schedulers = cfg.get('param_scheduler') or []
-    warnings: list[str] = []
-    last_end = 0
-    if epochs is None:
-        return []
-    for scheduler in [schedulers] if isinstance(schedulers, Mapping) else schedulers:
-        if not scheduler.get('by_epoch', True):
-            return []
-        if late := [epoch for epoch in scheduler.get('milestones', ()) if epoch >= epochs]:
-            warnings.append(
-                f'param_scheduler: milestones {late} lie beyond max_epochs={epochs}; the rate will not drop'
-            )
-        last_end = max(last_end, scheduler.get('end', epochs))
-    if schedulers and last_end < epochs:
-        warnings.append(
-            f'param_scheduler ends at epoch {last_end} of {epochs}; the rate stays where it is from then on'
-        )
-    if last_end > epochs:
-        warnings.append(
-            f'param_scheduler goes on to epoch {last_end}, beyond max_epochs={epochs}; the rate does not come to its end'
-        )
-    return warnings
 
 
 def _report_batch(runner: Runner, loader: DataLoader) -> None:

@@ -86,7 +86,7 @@ def _warn_of_lost_values(path: str, largest: int) -> None:
         _WARNED_OF.append(path)
         print_log(
             f'{path}: its values reach {largest} of 65535, of which 8 bits keep {largest // 257 + 1} levels; to read '
-            "values as stored, set dtype='float32' of LoadImage, and mean and std by `simmim statistics --dtype float32`",
+            "values as stored, set dtype='float32' of LoadImage, and mean and std by `simmim statistics`",
             'current',
             logging.WARNING,
         )

@@ -1,8 +1,10 @@
 """The reference's schedules of the learning rate."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.optim import LinearLR
 from mmengine.optim.scheduler import _ParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
@@ -66,3 +68,30 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         optimizer: Any = getattr(self.optimizer, 'optimizer', self.optimizer)
         floor = self.floor_ratio * max(self.base_values[: len(optimizer.param_groups)])
         return [floor + (base - floor) * share for base in self.base_values]
+
+
+def schedule_warnings(cfg: Config) -> list[str]:
+    """What the epoch-based schedulers of a config do that is hardly meant, given `max_epochs`."""
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    schedulers = cfg.get('param_scheduler') or []
+    warnings: list[str] = []
+    last_end = 0
+    if epochs is None:
+        return []
+    for scheduler in [schedulers] if isinstance(schedulers, Mapping) else schedulers:
+        if not scheduler.get('by_epoch', True):
+            return []
+        if late := [epoch for epoch in scheduler.get('milestones', ()) if epoch >= epochs]:
+            warnings.append(
+                f'param_scheduler: milestones {late} lie beyond max_epochs={epochs}; the rate will not drop'
+            )
+        last_end = max(last_end, scheduler.get('end', epochs))
+    if schedulers and last_end < epochs:
+        warnings.append(
+            f'param_scheduler ends at epoch {last_end} of {epochs}; the rate stays where it is from then on'
+        )
+    if last_end > epochs:
+        warnings.append(
+            f'param_scheduler goes on to epoch {last_end}, beyond max_epochs={epochs}; the rate stops midway'
+        )
+    return warnings

@@ -32,7 +32,7 @@ def shipped_configs() -> list[str]:
     """Names of the configs that come with the package, as `find_config` takes them."""
     paths = sorted(CONFIGS.rglob('*.py'), key=lambda path: (len(path.relative_to(CONFIGS).parts), path))
     names = [path.relative_to(CONFIGS).as_posix() for path in paths]
-    return [name for name in names if not name.startswith('_base_/')]
+    return [name for name in names if '_base_/' not in name]
 
 
 def run_tool(name: str, words: Mapping[str, str] | None = None) -> None:

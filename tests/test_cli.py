@@ -138,12 +138,24 @@ def test_the_way_to_a_config_is_printed(capsys, monkeypatch):
     assert capsys.readouterr().out == f'{ROOT}/configs/simmim_vit-b.py\n'
 
 
+def test_configs_that_come_along_are_listed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    cli.main(['print-config'])
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert len(listed) == len([path for path in (ROOT / 'configs').rglob('*.py') if path.parent.name != '_base_'])
+    assert listed['finetune/vit-b_in1k.py'].startswith('Fine-tune ViT-B/16 on ImageNet-1k')
+
+
 def test_without_mmengine_the_command_line_says_what_to_install(tmp_path):
     (tmp_path / 'simmim').write_text(
         'import sys\nsys.modules["mmengine"] = None\nfrom simmim_plugin.cli import main\nmain()\n'
     )
-    told = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
+    told = run(sys.executable, tmp_path / 'simmim', 'sample', 'photos', 'photos', ok=False)
     assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
+    assert 'simmim doctor' in run(sys.executable, tmp_path / 'simmim', '--help')
+    told = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
+    assert '(everything)\n' in told and "mend: pip install 'simmim_plugin[" in told and 'Traceback' not in told
 
 
 def test_batch_that_fits(monkeypatch):
@@ -167,6 +179,27 @@ def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path, monkeyp
     with pytest.raises(SystemExit, match='was not written by simmim and is left alone'):
         cli.main(['pretrain', str(image_folder), '--arch', 'tiny', '--out', str(tmp_path)])
     assert (tmp_path / 'config.py').read_text() == 'mine = 1'
+
+
+def test_a_run_that_was_moved_goes_on_and_one_of_other_settings_does_not(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    words = ['pretrain', str(image_folder), '--arch', 'tiny', '--dry-run', '--resume']
+    cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'here')])
+    (tmp_path / 'here/epoch_1.pth').touch()  # there has been a training
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'there')])
+    with pytest.raises(SystemExit, match="other settings: 'epochs, warmup = 3, 1' there, 'epochs, warmup = 4, 1' now"):
+        cli.main([*words, '--epochs', '4', '--out', str(tmp_path / 'there')])
+
+
+def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [])
+    for arch, low in (('tiny', False), ('base', True)):
+        words = ['--arch', arch, '--batch-size', '4', '--dry-run', '--out', str(tmp_path / arch)]
+        cli.main(['pretrain', str(image_folder), *words])
+        told = capsys.readouterr().out
+        assert 'note:    12 images are few' in told
+        assert ('a rate stated for batches of 2048' in told) == low
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from PIL import Image
 
-from simmim_plugin import config, launch, machine
+from simmim_plugin import config, launch, machine, schedules
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
@@ -86,13 +86,14 @@ def test_keys_and_pipelines_that_would_do_nothing_are_named(tmp_path, capsys):
 def test_schedules_that_do_not_fit_the_length_are_named():
     def said(**options):
         options = {key.replace('__', '.'): value for key, value in options.items()}
-        return launch.schedule_warnings(
+        return schedules.schedule_warnings(
             config.load_config(CONFIG.replace('vit-b', options.pop('size', 'vit-b')), options)
         )
 
     assert said() == [] and said(size='vit-tiny') == []
     assert 'milestones [700] lie beyond max_epochs=400' in said(train_cfg__max_epochs=400)[0]
     assert 'ends at epoch 60 of 90' in said(size='vit-tiny', train_cfg__max_epochs=90)[0]
+    assert 'goes on to epoch 60, beyond max_epochs=2' in said(size='vit-tiny', train_cfg__max_epochs=2)[0]
 
 
 def test_an_option_without_a_value_is_named(capsys):
@@ -202,6 +203,35 @@ def test_errors_end_in_one_line_and_keep_the_traceback(tmp_path):
         raise ValueError('Caught ValueError in worker 0.\n  Traceback ...\nValueError: mask_ratio=2 is outside [0, 1]')
     assert str(exit_.value).splitlines()[0] == 'error: mask_ratio=2 is outside [0, 1]'
     assert 'Traceback' in Path(tmp_path, 'error.txt').read_text()
+
+
+def test_an_error_about_what_was_asked_for_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    with pytest.raises(SystemExit) as exit_, launch.one_line_errors():
+        config.load_config('nosuch.py')
+    assert 'nosuch.py' in str(exit_.value) and 'traceback' not in str(exit_.value) and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as exit_, launch.one_line_errors():
+        int('a fault of ours')  # not raised by the package
+    assert 'traceback' in str(exit_.value) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_framework_that_is_missing_is_named(monkeypatch):
+    from mmengine.registry import Registry
+
+    monkeypatch.setattr(launch, 'find_spec', lambda name: None)
+    with pytest.raises(KeyError) as raised:
+        Registry('transform', scope='simmim_plugin').build(dict(type='mmpretrain.torchvision/RandomHorizontalFlip'))
+    assert launch.message_of(raised.value) == (
+        "mmpretrain.torchvision/RandomHorizontalFlip needs mmpretrain: pip install 'simmim_plugin[mm]'"
+    )
+
+
+@pytest.mark.parametrize('name', ['simmim_vit-b_folder.py', 'finetune/vit-b_in1k.py'])
+def test_data_that_are_not_there_are_named(name, tmp_path):
+    cfg = config.load_config(name)
+    cfg.work_dir = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^data_root='data/im.*' is not a folder .*--cfg-options data_root="):
+        launch.build_runner(cfg)
 
 
 def test_every_config_builds_its_model_and_pipeline(tmp_path):

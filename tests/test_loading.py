@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from mmengine.logging import MMLogger
 from PIL import Image
 
 from simmim_plugin import LoadImage, PackSimMIMInputs
@@ -59,6 +60,18 @@ def test_cmyk_becomes_rgb(tmp_path):
     image = read_image(save(flat, tmp_path / 'a.jpg', 'CMYK', quality=100))
     assert image.shape == (3, 16, 16)
     assert np.abs(image.float().mean((1, 2)).numpy() - flat[0, 0]).max() < 3
+
+
+def test_values_that_eight_bits_lose_are_told_once(tmp_path, monkeypatch, capsys):
+    """Twelve of sixteen bits, as scans have: 4,095 / 257 = 15.9."""
+    monkeypatch.setattr('simmim_plugin.loading._WARNED_OF', [])
+    MMLogger.get_instance('sixteen_bits')
+    for name, top in (('photo', 65535), ('scan', 4095), ('other_scan', 4095)):
+        tifffile.imwrite(tmp_path / f'{name}.tif', np.array([[0, top]], np.uint16))
+        read_image(tmp_path / f'{name}.tif')
+        read_image(tmp_path / f'{name}.tif', dtype='float32')
+    told = capsys.readouterr().out
+    assert told.count('of 65535') == 1 and '/scan.tif: its values reach 4095 of 65535, of which 8 bits keep 16' in told
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'npy'])
@@ -141,7 +154,7 @@ def bad_files(folder, rgb):
         'cut.jpg': 'truncated',
         'empty.png': 'cannot identify',
         'text.jpg': 'cannot identify',
-        'missing.png': 'No such file',
+        'missing.png': 'no such file',
     }
 
 

@@ -118,7 +118,7 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     assert '--size takes a side' in run(*reconstruct, '--size', 1, 2, 3, ok=False)
     assert 'mask_ratio=1.5 is outside [0, 1]' in run(*reconstruct, '--mask-ratio', 1.5, ok=False)
     message = run(*reconstruct[:3], image_folder / 'nothing.jpg', ok=False)
-    assert message.startswith(f'error: {image_folder}/nothing.jpg: ') and 'No such file' in message
+    assert message.startswith(f'error: {image_folder}/nothing.jpg: ') and 'no such file' in message
 
     # A checkpoint that would run code is refused, not run; a damaged one is named.
     torch.save({'state_dict': Evil()}, tmp_path / 'evil.pth')

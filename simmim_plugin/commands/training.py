@@ -178,7 +178,8 @@ def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
     total = fit.batch * devices
     rate, stated = cfg.optim_wrapper.optimizer.lr, cfg.auto_scale_lr.base_batch_size
     room = '' if fit.gigabytes is None else f'; a step needs about {fit.gigabytes:.1f} of {fit.free:.1f} GB'
-    why = f' (few images: {FEW_ITERATIONS} iterations per epoch at least)' if fit.by_images and fit.batch > 1 else ''
+    kept = fit.by_images and images >= FEW_ITERATIONS * total
+    why = f' (few images: {FEW_ITERATIONS} iterations per epoch at least)' if kept else ''
     print(f'batch:   {devices} x {fit.batch} = {total} images{why}{room}')
     print(f'rate:    {rate * total / stated:.3g} = {rate:g} x {total} / {stated}')
     workers = default_workers(devices)
@@ -187,10 +188,8 @@ def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
         f'{"s" if workers > 1 else ""} per process'
     )
     if total * SMALL_BATCH < stated:
-        print(
-            f'note:    the rate is stated for a batch of {stated}, and very low for one of {total}: hardly anything may be '
-            'learned' + ('' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it')
-        )
+        wish = '' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it'
+        print(f'note:    a rate stated for batches of {stated} is very low for {total}, little may be learned{wish}')
     if images < FEW_IMAGES:
         print(f'note:    {images} images are few to learn from; thousands are a start')
 
