@@ -37,11 +37,13 @@ $(VENV)/.setup-test: requirements/lock-test.txt $(VENV)/.setup
 quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint and a picture in minutes
 	$(BIN)/python tools/train.py configs/quickstart.py $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
-test: setup-test  ## All tests (two threads)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests
+# Two tests at a time with one thread each: most of them start processes and train tiny models, which two threads hardly hasten.
+PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: setup-test  ## All tests, two at a time
+	$(PARALLEL) tests
 
 test-fast: setup-test  ## The tests not marked slow
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests -m 'not slow'
+	$(PARALLEL) tests -m 'not slow'
 
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals

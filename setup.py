@@ -30,6 +30,7 @@ EXTRAS = {
         'mypy',
         'pytest',
         'pytest-timeout',
+        'pytest-xdist',
         'ruff',
         'ninja',
         'wheel',

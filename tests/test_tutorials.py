@@ -39,7 +39,7 @@ def test_commands_work_as_printed(page, tmp_path):
     if page.stem == 'dense':
         pytest.importorskip('mmcv.ops', reason="MMDetection needs MMCV's operators: make setup-test builds them")
     bin_ = Path(sys.executable).parent
-    environment = {**os.environ, 'PATH': f'{bin_}:{os.environ["PATH"]}', 'OMP_NUM_THREADS': '2', 'MPLBACKEND': 'agg'}
+    environment = {**os.environ, 'PATH': f'{bin_}:{os.environ["PATH"]}', 'MPLBACKEND': 'agg'}
     environment.pop('VIRTUAL_ENV', None)
     with (tmp_path / 'log').open('w') as log:
         process = subprocess.Popen(
@@ -58,7 +58,7 @@ def test_commands_work_as_printed(page, tmp_path):
     for claim in CLAIMS.get(page.stem, ()):
         assert re.search(claim, told, re.M), claim
     if page.stem == 'pretrain':
-        start, end = map(float, re.search(r'images: (\S+) at the start -> (\S+) at the end', told).groups())
-        assert end < 0.7 * start
+        _, end = map(float, re.search(r'images: (\S+) at the start -> (\S+) at the end', told).groups())
+        assert end < float(re.search(r'visible mean: ([\d.]+)', told)[1])
     if page.stem == 'few_labels':
         assert float(re.findall(r'^accuracy/top1: (\S+)', told, re.M)[-1]) > 20  # of ten classes
