@@ -95,8 +95,8 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
     checkpoint = load_file(path)
     if NOTE not in checkpoint:
         raise ValueError(
-            f'checkpoint {os.fspath(path)!r} carries no config of {SCOPE}; it must be written by a run with '
-            "default_hooks.checkpoint of type 'SimMIMCheckpointHook', as all pretraining configs here have"
+            f'checkpoint {os.fspath(path)!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
+            'write one, and `simmim convert SRC DST --to plugin` does'
         )
     note = checkpoint[NOTE]
     kind = str(note['model'].get('type')).split('.')[-1]

@@ -63,8 +63,8 @@ class FeatureExtractor:
         saved = load_file(checkpoint)
         if NOTE not in saved:
             raise ValueError(
-                f'checkpoint {path!r} carries no config of {SCOPE}; it must be written by a run with '
-                "default_hooks.checkpoint of type 'simmim_plugin.SimMIMCheckpointHook'"
+                f'checkpoint {path!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
+                'write one, and `simmim convert SRC DST --to plugin` does'
             )
         model, pipeline = saved[NOTE]['model'], saved[NOTE]['pipeline']
         self.backbone = _backbone(model, saved['state_dict'], path).to(device).eval()

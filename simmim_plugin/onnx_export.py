@@ -50,7 +50,7 @@ def load_backbone(
     config = (checkpoint.get(NOTE) or {}).get('model', {}).get('backbone')
     if not isinstance(config, dict):
         raise ValueError(
-            f'checkpoint {os.fspath(path)!r} carries no config of {NOTE}; make one that does: python '
+            f'checkpoint {os.fspath(path)!r} carries no config of {NOTE}; make one that does: '
             '`simmim convert SRC DST --to plugin`'
         )
     state = backbone_state(checkpoint)
