@@ -37,7 +37,7 @@ $(VENV)/.setup-test: requirements/lock-test.txt $(VENV)/.setup
 quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint and a picture in minutes
 	$(BIN)/python tools/train.py configs/quickstart.py $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
-# Two tests at a time with one thread each: most of them start processes and train tiny models, which two threads hardly hasten.
+# Two at a time with one thread each: most tests start processes and train tiny models.
 PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 test: setup-test  ## All tests, two at a time
 	$(PARALLEL) tests

@@ -21,8 +21,9 @@ except ModuleNotFoundError as error:
         "elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the originals, "
         "`pip install 'simmim_plugin[openmmlab]'`."
     )
-    if [Path(word).name for word in sys.argv[:1]] != ['simmim']:  # the command line, whose module lies in here
+    if [Path(word).name for word in sys.argv[:1]] != ['simmim']:
         raise ModuleNotFoundError(_MESSAGE, name=error.name) from error
+    # The command line, whose module lies in here; some of it works nevertheless.
     if sys.argv[1:2] not in ([], ['-h'], ['--help'], ['--version'], ['doctor']):
         sys.exit(f'error: {_MESSAGE}')
 

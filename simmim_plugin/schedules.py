@@ -1,4 +1,4 @@
-"""The reference's schedules of the learning rate."""
+"""The reference's schedules of the learning rate, and what in a config's schedule is hardly meant."""
 
 import math
 from collections.abc import Mapping

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from simmim_plugin.architecture import ARCHS
 from simmim_plugin.commands import training
 from simmim_plugin.config import load_config
@@ -18,6 +20,8 @@ The config is written to OUT/config.py: to change more than this command has, ed
 # Config that is inherited, side of images and of patches in pixels, epochs.
 TINY = ('simmim_vit-tiny_folder.py', 64, 8, 60)
 OTHERS = ('simmim_vit-b_folder.py', 224, 16, 100)
+SMALL_BATCH = 16  # times smaller than the batch that the rate is stated for
+FEW_IMAGES = 100
 
 TEXT = '''"""Written by `simmim pretrain`; everything else is inherited.
 
@@ -102,4 +106,10 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     path = training.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
     training.tell(cfg, images, fit, args.devices, epochs)
+    total, stated = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
+    if total * SMALL_BATCH < stated:
+        wish = '' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it'
+        print(f'note:    a rate stated for batches of {stated} is very low for {total}, little may be learned{wish}')
+    if images < FEW_IMAGES:
+        print(f'note:    {images} images are few to pretrain on')
     return path

@@ -25,8 +25,6 @@ WRITTEN = '"""Written by `simmim'  # how our configs begin
 SHARE_OF_MEMORY = 0.8  # of what is free
 STATE_BYTES = 16  # per parameter: weight, gradient, two moments of AdamW
 LARGEST_ON_PROCESSORS = 32  # images per process
-SMALL_BATCH = 16  # times smaller than the batch that the rate is stated for
-FEW_IMAGES = 100
 
 
 @dataclass
@@ -187,11 +185,6 @@ def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
         f'length:  {epochs} epochs of {images // total} iterations over {images:,} images, {workers} worker'
         f'{"s" if workers > 1 else ""} per process'
     )
-    if total * SMALL_BATCH < stated:
-        wish = '' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it'
-        print(f'note:    a rate stated for batches of {stated} is very low for {total}, little may be learned{wish}')
-    if images < FEW_IMAGES:
-        print(f'note:    {images} images are few to learn from; thousands are a start')
 
 
 def run(
