@@ -47,6 +47,7 @@ _MODULE_OF = {
     'ProbeHook': 'probe_hook',
     'ProgressHook': 'progress_hook',
     'PackSimMIMInputs': 'loading',
+    'RandomHorizontalFlip': 'crop',
     'RandomResizedCrop': 'crop',
     'ReconstructionHook': 'reconstruction_hook',
     'ReconstructionLoss': 'losses',

@@ -1,17 +1,22 @@
-"""Random crops, with JPEGs decoded no larger than the crop wants."""
+"""Random crops, with JPEGs decoded no larger than the crop wants, and random flips.
+
+Most of what a worker does beside decoding is in small steps, each of which finds the processor's caches full of pixels:
+few calls of PyTorch, and random numbers from Python, are a good part of the speed.
+"""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from simmim_plugin.jpeg import PendingJPEG, least_size
-from simmim_plugin.loading import ImageReadError, printable, read_image
+from simmim_plugin.loading import ImageReadError, photo_rows, printable, read_image
 from simmim_plugin.registry import TRANSFORMS
 
 TRIES = 10  # torchvision's
@@ -20,12 +25,13 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest')
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop:
-    """torchvision's `RandomResizedCrop`: the same random crops, antialiased, from images that may not be decoded yet.
+    """torchvision's `RandomResizedCrop`: crops drawn alike, antialiased, from images that may not be decoded yet.
 
     With `LoadImage(defer=True)` a JPEG is decoded at a half, a quarter ... where the crop then still has at least
     `size` pixels. Pixels then differ a little from those of the whole image (docs/performance.md).
 
-    Required and replaced key: `img`, a (C, H, W) tensor or a `PendingJPEG`; then a (C, size, size) tensor.
+    Required and replaced key: `img`, a (C, H, W) tensor or a `PendingJPEG`; then a (C, size, size) tensor, with the
+    channels last in memory where it was so. Draws from Python's `random`.
 
     Args:
         size: Side, or (height, width), in pixels.
@@ -64,25 +70,31 @@ class RandomResizedCrop:
         top, left, height, width = self._region(*size)
         if isinstance(image, PendingJPEG):
             image = self._decode(image, least_size(size, (height, width), self.size))
-            down, across = image.shape[-2] / size[0], image.shape[-1] / size[1]
-            top, height = _scaled(top, height, down, self.size[0])
-            left, width = _scaled(left, width, across, self.size[1])
-        image = image[:, top : top + height, left : left + width]
-        if image.stride(0) == 1:  # channels last, as decoded; torch would make it channels first, slowly
-            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        mode = InterpolationMode(self.interpolation)
-        results['img'] = _planes(resize(image, list(self.size), interpolation=mode, antialias=True))
+            if (image.shape[-2], image.shape[-1]) != size:
+                top, height = _scaled(top, height, image.shape[-2] / size[0], self.size[0])
+                left, width = _scaled(left, width, image.shape[-1] / size[1], self.size[1])
+        results['img'] = self._resized(image, slice(top, top + height), slice(left, left + width))
         return results
 
+    def _resized(self, image: Tensor, down: slice, across: slice) -> Tensor:
+        if image.stride(0) == 1:  # channels last, as decoded; torch would make it channels first, slowly
+            rows = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)[down, across])
+            image = torch.from_numpy(
+                rows.reshape(1, *rows.shape).transpose(0, 3, 1, 2)
+            )  # a batch with the channels last
+        else:
+            image = image[None, :, down, across]
+        antialias = self.interpolation != 'nearest'
+        return F.interpolate(image, self.size, mode=self.interpolation, antialias=antialias)[0]
+
     def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height, width of a crop, as torchvision's `get_params` draws it, from the same random numbers."""
+        """Top, left, height, width of a crop, as torchvision's `get_params` draws it."""
         for _ in range(TRIES):
-            area = height * width * torch.empty(1).uniform_(*self.scale).item()
-            ratio = math.exp(torch.empty(1).uniform_(*self._log_ratio).item())
+            area = height * width * random.uniform(*self.scale)
+            ratio = math.exp(random.uniform(*self._log_ratio))
             h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
             if 0 < h <= height and 0 < w <= width:
-                top, left = (int(torch.randint(0, room + 1, (1,)).item()) for room in (height - h, width - w))
-                return top, left, h, w
+                return random.randint(0, height - h), random.randint(0, width - w), h, w
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])  # the largest in the middle
         h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
         return (height - h) // 2, (width - w) // 2, h, w
@@ -103,14 +115,34 @@ class RandomResizedCrop:
         )
 
 
-def _planes(image: Tensor) -> Tensor:
-    """The same (C, H, W) image, contiguous; with OpenCV, several times as fast as torch, for what a JPEG becomes."""
-    rows = image.permute(1, 2, 0)
-    if image.dtype != torch.uint8 or len(image) != 3 or not rows.is_contiguous():
-        return image.contiguous()
-    planes = torch.empty(image.shape, dtype=torch.uint8)
-    cv2.split(rows.numpy(), list(planes.numpy()))
-    return planes
+@TRANSFORMS.register_module()
+class RandomHorizontalFlip:
+    """Mirror an image, left to right, with a probability; torchvision's, with OpenCV where that is quicker.
+
+    Required and replaced key: `img`, a (C, H, W) tensor. Draws from Python's `random`.
+
+    Args:
+        p: Probability; 0 never, 1 always.
+
+    Raises:
+        ValueError: It is outside [0, 1].
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f'p={p} is outside [0, 1]; 0.5 mirrors every other image')
+        self.p = p
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Flip `img`, or not."""
+        if random.random() < self.p:
+            image = results['img']
+            rows = photo_rows(image)
+            results['img'] = image.flip(-1) if rows is None else torch.from_numpy(cv2.flip(rows, 1).transpose(2, 0, 1))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(p={self.p})'
 
 
 def _scaled(start: int, length: int, scale: float, target: int) -> tuple[int, int]:

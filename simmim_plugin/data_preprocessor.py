@@ -55,9 +55,8 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
                 'in_channels of the backbone and channels of LoadImage so that they agree'
             )
         tokens = {} if count is None else {'tokens': masked_tokens(data['mask'], count)}
-        if inputs.is_floating_point():
-            inputs = inputs.float()
-        return {**data, **tokens, 'inputs': (inputs - self.mean).div_(self.std)}  # integers become float32 on the way
+        floats = inputs.to(torch.float32, copy=True)
+        return {**data, **tokens, 'inputs': floats.sub_(self.mean).div_(self.std)}
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Back to the units of the stored values: (B, C, H, W) -> (B, C, H, W)."""

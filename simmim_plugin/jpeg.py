@@ -40,9 +40,9 @@ class PendingJPEG:
         Raises:
             ValueError: The data are damaged.
         """
-        shrink = all(2 * wanted <= side for wanted, side in zip(least, self.size))
+        shrink = 2 * least[0] <= self.size[0] and 2 * least[1] <= self.size[1]
         limits = dict(min_height=least[0], min_width=least[1], min_factor=2.0) if shrink else {}
-        return torch.from_numpy(simplejpeg.decode_jpeg(self.data, **limits)).permute(2, 0, 1)
+        return torch.from_numpy(simplejpeg.decode_jpeg(self.data, fastupsample=True, **limits).transpose(2, 0, 1))
 
 
 def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> PendingJPEG | None:
@@ -59,8 +59,7 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
     if data is None:
-        with open(path, 'rb', buffering=0) as file:  # much quicker than pathlib
-            data = file.read()
+        data = _read(path)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # whatever it is, `read_image` reads it or says what is wrong
@@ -72,12 +71,21 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
     return PendingJPEG(data, os.fspath(path), (height, width))
 
 
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file, in the fewest system calls; no JPEG is longer than one can read."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
+
+
 def _may_be_turned(data: bytes) -> bool:
     """Whether a segment before the pixels could say so, in EXIF or XMP."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != SCAN:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
-        if data[at + 1] == APP1 and (data.startswith(b'Exif', at + 4) or data.find(b'Orientation', at, end) >= 0):
+    at, last = 2, len(data) - 4
+    while at <= last and data[at] == 0xFF and (marker := data[at + 1]) != SCAN:
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == APP1 and (data.startswith(b'Exif', at + 4) or data.find(b'Orientation', at, end) >= 0):
             return True
         at = end
     return False

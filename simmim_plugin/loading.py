@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tifffile
 import torch
@@ -230,6 +231,24 @@ class LoadImage:
         return f'{type(self).__name__}(channels={self.channels}, dtype={self.dtype!r})'
 
 
+def photo_rows(image: Tensor) -> np.ndarray | None:
+    """A (C, H, W) image as OpenCV has photos, if it lies in memory so: (H, W, 3), uint8, contiguous."""
+    if image.dtype != torch.uint8 or image.shape[0] != 3 or image.stride(0) != 1:
+        return None
+    rows = image.numpy().transpose(1, 2, 0)
+    return rows if rows.flags.c_contiguous else None
+
+
+def _contiguous(image: Tensor) -> Tensor:
+    """The same image with contiguous planes; with OpenCV, several times as fast as torch, for what a JPEG becomes."""
+    rows = photo_rows(image)
+    if rows is None:
+        return image.contiguous()
+    planes = np.empty(image.shape, dtype=np.uint8)
+    cv2.split(rows, list(planes))
+    return torch.from_numpy(planes)
+
+
 @TRANSFORMS.register_module()
 class PackSimMIMInputs:
     """Keep what the model takes: `inputs`, the (C, H, W) image, and the masks there are, (h, w) uint8; and `img_path`.
@@ -242,7 +261,7 @@ class PackSimMIMInputs:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Sample -> `{'inputs': tensor, 'mask': tensor, ..., 'img_path': str}`."""
         image = results['img']
-        packed = {'inputs': image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))}
+        packed = {'inputs': _contiguous(image if isinstance(image, Tensor) else torch.from_numpy(image))}
         if 'img_path' in results:
             packed['img_path'] = results['img_path']  # for FaultHook
         for name in MASKS:

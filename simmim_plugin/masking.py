@@ -87,14 +87,19 @@ class SimMIMMaskGenerator:
                 self.parts.append(self._part(name, cfg, optional))
         self.adapt = None if adapt is None else _checked_adapt(adapt)
         self.ramps: dict[str, Ramp] = {}  # by name of the argument; from MaskRatioHook
+        self._planned: tuple[Any, ...] | None = None  # size and iteration that `_plan`, grid and ratios, is for
         self.input_size = None if input_size is None else _two_sides('input_size', input_size)
         if self.input_size is not None:
             self.ratios(self._grid(self.input_size))
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add the mask, or masks, to the sample."""
-        grid = self._grid(self.input_size or _image_size(results['img']))
-        ratios = self.ratios(grid, results.get('iteration'))
+        size = self.input_size or _image_size(results['img'])
+        iteration = results.get('iteration') if self.ramps else None
+        if (size, iteration) != self._planned:  # images mostly are of one size
+            grid = self._grid(size)
+            self._plan, self._planned = (grid, self.ratios(grid, iteration)), (size, iteration)
+        grid, ratios = self._plan
         patch = self.model_patch_size
         while True:
             masks = [
@@ -102,7 +107,8 @@ class SimMIMMaskGenerator:
                 for part, ratio in zip(self.parts, ratios)
             ]
             union = masks[0] if len(masks) == 1 else masks[0] | masks[1]
-            if not union.all() or any(mask.all() for mask in masks):  # one that hides all by itself was asked for
+            # One that hides all by itself was asked for.
+            if len(masks) == 1 or not union.all() or any(mask.all() for mask in masks):
                 break
         results['mask'] = union
         if len(masks) == 2:

@@ -1,6 +1,7 @@
 """Masks made of square units of patches: drawing one, and measuring it."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -9,14 +10,23 @@ import numpy as np
 Mask = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # (h, w), 1 = masked
 
 
+@lru_cache(maxsize=1024)
 def masked_count(ratio: float, units: int) -> int:
     """ceil(ratio * units), free of floating-point residue: 0.07 of 100 units is 7, not 8."""
     return math.ceil(round(ratio * units, 9))
 
 
+@lru_cache(maxsize=1024)
 def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
     """Rows and columns of units, `unit` patches a side, that cover a grid of patches; edge units may stick out."""
     return math.ceil(grid[0] / unit), math.ceil(grid[1] / unit)
+
+
+@lru_cache(maxsize=16)
+def _unit_of_patches(grid: tuple[int, int], unit: int) -> np.ndarray:
+    """(h, w) numbers of the units, row by row, that the patches lie in."""
+    columns = unit_grid(grid, unit)[1]
+    return np.arange(grid[0])[:, None] // unit * columns + np.arange(grid[1]) // unit
 
 
 def random_mask(
@@ -38,8 +48,7 @@ def random_mask(
     units = np.zeros(rows * columns, dtype=np.uint8)
     region = rng.permutation(units.size)[: masked_count(region_ratio, units.size)]
     units[region[: masked_count(ratio, region.size)]] = 1
-    mask = units.reshape(rows, columns).repeat(unit, axis=0).repeat(unit, axis=1)
-    return np.ascontiguousarray(mask[: grid[0], : grid[1]])
+    return units[_unit_of_patches(grid, unit)]
 
 
 def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float) -> float:

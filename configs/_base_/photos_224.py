@@ -7,7 +7,7 @@ data_root = 'data/imagenet/train'
 train_pipeline = [
     dict(type='LoadImage', defer=True),
     dict(type='RandomResizedCrop', size=224, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3), interpolation='bilinear'),
-    dict(type='mmpretrain.torchvision/RandomHorizontalFlip'),
+    dict(type='RandomHorizontalFlip'),
     _base_.masks.simmim,
     dict(type='PackSimMIMInputs'),
 ]

@@ -8,13 +8,17 @@ from typing import Any
 from tqdm import tqdm
 
 
-def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int, calls: int = 1) -> dict[str, dict[str, float]]:
+def interleaved(
+    tasks: Mapping[str, Callable[[], Any]], repeats: int, calls: int = 1, warm: int = 0
+) -> dict[str, dict[str, float]]:
     """Time tasks in turns, so that what else the machine does meets all of them.
 
     Args:
         tasks: By name.
         repeats: Turns; one more comes first and does not count.
         calls: Calls per turn; a turn's time is their mean.
+        warm: Calls before those, untimed: for short tasks, so that they find caches and memory as they leave them
+            themselves, not as the task before did.
 
     Returns:
         By name `seconds`, the median of the turns, and `seconds_min` and `seconds_max`.
@@ -22,6 +26,8 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int, calls: int
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in tqdm(range(repeats + 1), desc='measure', unit='turn'):
         for name, task in tasks.items():
+            for _ in range(warm):
+                task()
             start = time.perf_counter()
             for _ in range(calls):
                 task()
