@@ -38,20 +38,20 @@ quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint
 	$(BIN)/python tools/train.py configs/quickstart.py $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
 # Two at a time with one thread each: most tests start processes and train tiny models.
-PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PARALLEL = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
 test: setup-test  ## All tests, two at a time
-	$(PARALLEL) tests
+	$(call PARALLEL,$(VENV)) tests
 
 test-fast: setup-test  ## The tests not marked slow
-	$(PARALLEL) tests -m 'not slow'
+	$(call PARALLEL,$(VENV)) tests -m 'not slow'
 
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals
-CORE := reference backbone head losses masking simmim ema sampling checkpoint pretrained faults resume train
+CORE := reference backbone head losses masking crop simmim ema sampling checkpoint pretrained faults resume train
 $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
 	grep -v '^onedl-' requirements/lock.txt > $(ORIGINALS)/lock.txt
-	grep -E '^(pytest|pytest-timeout|iniconfig|pluggy|hypothesis|sortedcontainers)==' requirements/lock-test.txt \
+	grep -E '^(pytest|pytest-timeout|pytest-xdist|execnet|iniconfig|pluggy|hypothesis|sortedcontainers)==' requirements/lock-test.txt \
 		>> $(ORIGINALS)/lock.txt
 	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps -r $(ORIGINALS)/lock.txt
 	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
@@ -59,7 +59,7 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 	@touch $@
 
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
-	OMP_NUM_THREADS=2 $(ORIGINALS)/bin/python -m pytest $(CORE:%=tests/test_%.py)
+	$(call PARALLEL,$(ORIGINALS)) $(CORE:%=tests/test_%.py)
 
 # The oldest versions that setup.py admits, and the newest there are, each in an environment of its own, without MMCV's
 # operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
@@ -71,14 +71,14 @@ $(OLDEST)/.setup $(NEWEST)/.setup: setup.py | $(VENV)/bin/python
 	$(PYTHON) -m venv $(@D)
 	$(UV_INSTALL) $(@D)/bin/python $(if $(filter $(OLDEST),$(@D)),--resolution lowest-direct) \
 		-e '.[mm,photos]' \
-		$$(sed -nE 's/^((pytest|pytest-timeout|hypothesis)==[^ ]*)( ; python_full_version >= .*)?$$/\1/p' requirements/lock-test.txt)
+		$$(sed -nE 's/^((pytest|pytest-timeout|pytest-xdist|hypothesis)==[^ ]*)( ; python_full_version >= .*)?$$/\1/p' requirements/lock-test.txt)
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that setup.py admits
-	OMP_NUM_THREADS=2 $(OLDEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
+	$(call PARALLEL,$(OLDEST)) $(CORE:%=tests/test_%.py)
 
 test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
-	OMP_NUM_THREADS=2 $(NEWEST)/bin/python -m pytest $(CORE:%=tests/test_%.py)
+	$(call PARALLEL,$(NEWEST)) $(CORE:%=tests/test_%.py)
 
 lint: setup-test  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -155,8 +155,8 @@ def note_of(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[s
         masks = dict(mask_ratio=0.6, mask_patch_size=2 * facts.patch_size, model_patch_size=facts.patch_size)
         pipeline = [
             load,
-            dict(type='mmpretrain.torchvision/RandomResizedCrop', size=size, scale=[0.67, 1.0], antialias=True),
-            dict(type='mmpretrain.torchvision/RandomHorizontalFlip'),
+            dict(type='simmim_plugin.RandomResizedCrop', size=size),
+            dict(type='simmim_plugin.RandomHorizontalFlip'),
             dict(type='simmim_plugin.SimMIMMaskGenerator', **masks),
             dict(type='simmim_plugin.PackSimMIMInputs'),
         ]

@@ -79,13 +79,11 @@ class RandomResizedCrop:
     def _resized(self, image: Tensor, down: slice, across: slice) -> Tensor:
         if image.stride(0) == 1:  # channels last, as decoded; torch would make it channels first, slowly
             rows = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)[down, across])
-            image = torch.from_numpy(
-                rows.reshape(1, *rows.shape).transpose(0, 3, 1, 2)
-            )  # a batch with the channels last
+            batch = torch.from_numpy(rows.reshape(1, *rows.shape).transpose(0, 3, 1, 2))
         else:
-            image = image[None, :, down, across]
+            batch = image[None, :, down, across]
         antialias = self.interpolation != 'nearest'
-        return F.interpolate(image, self.size, mode=self.interpolation, antialias=antialias)[0]
+        return F.interpolate(batch, self.size, mode=self.interpolation, antialias=antialias)[0]
 
     def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height, width of a crop, as torchvision's `get_params` draws it."""
