@@ -30,8 +30,8 @@ class RandomResizedCrop:
     With `LoadImage(defer=True)` a JPEG is decoded at a half, a quarter ... where the crop then still has at least
     `size` pixels. Pixels then differ a little from those of the whole image (docs/performance.md).
 
-    Required and replaced key: `img`, a (C, H, W) tensor or a `PendingJPEG`; then a (C, size, size) tensor, with the
-    channels last in memory where it was so. Draws from Python's `random`.
+    Required and replaced key: `img`, a (C, H, W) tensor, uint8 or float32, or a `PendingJPEG`; then a (C, size, size)
+    tensor, with the channels last in memory where it was so. Draws from Python's `random`.
 
     Args:
         size: Side, or (height, width), in pixels.

@@ -62,7 +62,7 @@ def read_image(
     try:
         if suffix in ARRAY_SUFFIXES:
             array = _channels_first(np.load(source, allow_pickle=False), channels)
-        elif suffix in TIFF_SUFFIXES and (values := _read_tiff(source)) is not None:
+        elif suffix in TIFF_SUFFIXES and (values := read_tiff(source)) is not None:
             array = _channels_first(values, channels)
         else:
             array = _read_photo(source, channels)
@@ -98,7 +98,7 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
-def _read_tiff(source: Source) -> np.ndarray | None:
+def read_tiff(source: Source) -> np.ndarray | None:
     """Values of a TIFF as stored; None where they want a conversion of colours (CMYK, palette, white is zero ...)."""
     with tifffile.TiffFile(source) as file:
         first = file.pages.first
@@ -233,7 +233,7 @@ class LoadImage:
 
 def photo_rows(image: Tensor) -> np.ndarray | None:
     """A (C, H, W) image as OpenCV has photos, if it lies in memory so: (H, W, 3), uint8, contiguous."""
-    if image.dtype != torch.uint8 or image.shape[0] != 3 or image.stride(0) != 1:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.stride(0) != 1:
         return None
     rows = image.numpy().transpose(1, 2, 0)
     return rows if rows.flags.c_contiguous else None
@@ -261,7 +261,9 @@ class PackSimMIMInputs:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Sample -> `{'inputs': tensor, 'mask': tensor, ..., 'img_path': str}`."""
         image = results['img']
-        packed = {'inputs': _contiguous(image if isinstance(image, Tensor) else torch.from_numpy(image))}
+        packed = {
+            'inputs': _contiguous(image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image)))
+        }
         if 'img_path' in results:
             packed['img_path'] = results['img_path']  # for FaultHook
         for name in MASKS:

@@ -87,19 +87,14 @@ class SimMIMMaskGenerator:
                 self.parts.append(self._part(name, cfg, optional))
         self.adapt = None if adapt is None else _checked_adapt(adapt)
         self.ramps: dict[str, Ramp] = {}  # by name of the argument; from MaskRatioHook
-        self._planned: tuple[Any, ...] | None = None  # size and iteration that `_plan`, grid and ratios, is for
         self.input_size = None if input_size is None else _two_sides('input_size', input_size)
         if self.input_size is not None:
             self.ratios(self._grid(self.input_size))
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add the mask, or masks, to the sample."""
-        size = self.input_size or _image_size(results['img'])
-        iteration = results.get('iteration') if self.ramps else None
-        if (size, iteration) != self._planned:  # images mostly are of one size
-            grid = self._grid(size)
-            self._plan, self._planned = (grid, self.ratios(grid, iteration)), (size, iteration)
-        grid, ratios = self._plan
+        grid = self._grid(self.input_size or _image_size(results['img']))
+        ratios = self.ratios(grid, results.get('iteration'))
         patch = self.model_patch_size
         while True:
             masks = [

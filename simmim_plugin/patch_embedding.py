@@ -10,8 +10,8 @@ class LinearPatchEmbed(PatchEmbed):
     """timm's `PatchEmbed`; under autocast one matrix product over the cut patches instead of a convolution.
 
     Values and parameters (`proj.weight` (D, C, p, p), `proj.bias`) are the same but for rounding. In bfloat16 the
-    product takes about half of the time (docs/performance.md); in float32 little is gained, and the convolution rounds
-    as the reference does.
+    product takes a third to a half of the time (docs/performance.md); in float32 little is gained, and the convolution
+    rounds as the reference does.
     """
 
     def forward(self, x: Tensor) -> Tensor:

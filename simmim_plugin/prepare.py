@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from simmim_plugin.datasets import list_images
-from simmim_plugin.loading import MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits
+from simmim_plugin.loading import ARRAY_SUFFIXES, MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits, read_tiff
 
 SETTINGS = 'prepare.json'
 UNREADABLE = 'unreadable.txt'
@@ -48,7 +49,7 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
 
     Photos of 8 bits become JPEGs, upright by their EXIF tag, RGB or grey; where the name has another ending, .jpg is
     added (`a/b.png` -> `a/b.png.jpg`). An upright JPEG that is small enough, and images that a JPEG cannot hold (16
-    bits, TIFF, .npy), are copied byte by byte. Every JPEG is decoded again before it gets its name.
+    bits, TIFF, .npy), are read once and copied byte by byte. Every JPEG is decoded again before it gets its name.
 
     Args:
         source: Searched recursively, as `ImageFolder` does.
@@ -142,6 +143,19 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
     return file.getvalue()
 
 
+def check_values(path: Path) -> None:
+    """Read a TIFF or .npy file, which is copied as it is.
+
+    Raises:
+        Exception: What the decoder raises for a damaged file.
+    """
+    if path.name.lower().endswith(ARRAY_SUFFIXES):
+        np.load(path, allow_pickle=False)
+    elif read_tiff(path) is None:
+        with Image.open(path) as image:
+            image.load()
+
+
 def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int, str]:
     """One image: what was done, bytes before and after, and what is wrong with it."""
     jpeg = copy.with_name(_jpeg_name(copy.name))
@@ -150,7 +164,11 @@ def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int,
         for there in (copy, jpeg):
             if there.is_file():
                 return 'done before', before, there.stat().st_size, ''
-        content = shrink(path, settings) if path.name.lower().endswith(PHOTO_SUFFIXES) else None
+        content = None
+        if path.name.lower().endswith(PHOTO_SUFFIXES):
+            content = shrink(path, settings)
+        else:
+            check_values(path)
     # As in `read_image`: decoders raise many types for a damaged file. It is listed with its reason.
     except Exception as error:  # noqa: BLE001
         return 'unreadable', 0, 0, f'{path}: {str(error) or type(error).__name__}'

@@ -103,9 +103,9 @@ def seed_everything(*key: int) -> None:
     """Seed Python, NumPy and PyTorch, GPUs included where they are in use, by numbers that are not negative.
 
     PyTorch's own seeds of neighbouring numbers are not independent; a hash of them is, and quicker than NumPy's
-    `SeedSequence`.
+    `SeedSequence`. NumPy and PyTorch take 32 bits, so that of billions of samples some draw the same mask.
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=16).digest()
     random.seed(int.from_bytes(digest[:8], 'little'))
     np.random.seed(int.from_bytes(digest[8:12], 'little'))
     seed = int.from_bytes(digest[12:], 'little')

@@ -22,11 +22,14 @@ def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
     return math.ceil(grid[0] / unit), math.ceil(grid[1] / unit)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _unit_of_patches(grid: tuple[int, int], unit: int) -> np.ndarray:
     """(h, w) numbers of the units, row by row, that the patches lie in."""
     columns = unit_grid(grid, unit)[1]
-    return np.arange(grid[0])[:, None] // unit * columns + np.arange(grid[1]) // unit
+    down, across = (np.arange(side, dtype=np.int32) // unit for side in grid)
+    numbers = down[:, None] * columns + across
+    numbers.setflags(write=False)  # every caller gets the same one
+    return numbers
 
 
 def random_mask(

@@ -14,7 +14,7 @@ from simmim_plugin.architecture import ARCHS
 from simmim_plugin.benchmark.counters import OperatorCounter, count_flops, saved_bytes
 from simmim_plugin.benchmark.loop import measure_end_to_end
 from simmim_plugin.benchmark.plain import PlainSimMIM
-from simmim_plugin.benchmark.step import Settings, Step, batch_of
+from simmim_plugin.benchmark.step import Settings, Step, batch_of, measure_step
 from simmim_plugin.benchmark.subjects import OurSimMIM, Subject, subjects
 
 SMALL = dict(embed_dims=64, num_layers=3, num_heads=4, feedforward_channels=128)
@@ -160,14 +160,38 @@ def test_command_line(tmp_path):
 def test_end_to_end(tmp_path):
     command = [
         sys.executable, ROOT / 'tools/benchmark.py', 'end-to-end', '--config', 'configs/simmim_vit-tiny_folder.py',
-        '--batch', '8', '--iterations', '8', '--images', '8', '--workers', '1', '--out', tmp_path,
+        '--batch', '8', '--iterations', '8', '--repeats', '2', '--images', '8', '--workers', '1', '--out', tmp_path,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'results.json').read_text())['parts']['end-to-end']
-    assert found['run_images_per_second'] > 0 and found['step_images_per_second'] > 0
+    assert found['run']['seconds'] > 0 and found['step']['seconds'] > 0
+    assert found['share_of_step_min'] <= found['share_of_step'] <= found['share_of_step_max'] < 2
+    assert 'share of the step' in (tmp_path / 'table.md').read_text()
+
+
+def test_a_part_that_fails_keeps_the_ones_before(tmp_path):
+    command = [
+        sys.executable, ROOT / 'tools/benchmark.py', 'attention', 'end-to-end', '--img-size', '32', '--batch', '2',
+        '--repeats', '1', '--workers', '4', '--iterations', '9', '--out', tmp_path,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and 'error: iterations=9: 4 workers read 8 batches ahead; give 32' in done.stderr
+    assert list(json.loads((tmp_path / 'results.json').read_text())['parts']) == ['attention']
+
+
+def test_models_without_memory_are_named(monkeypatch):
+    def measured(step, steps):
+        if step.dtype == 'bfloat16':
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(Step, 'seconds', measured)
+    found = measure_step(Settings(img_size=32, batch=1, repeats=2, only=['ours eager']))
+    assert [row['dtype'] for row in found['rows']] == ['float32']
+    assert 'out of memory at batch 1' in found['skipped']['ours eager, bfloat16']
 
 
 def test_too_few_iterations_for_the_queue_are_refused():
     with pytest.raises(ValueError, match='iterations=20: 16 workers read 32 batches ahead; give 128'):
-        measure_end_to_end('config.py', 1, 1, workers=16, iterations=20, amp=False, compiled=False)
+        measure_end_to_end('config.py', 1, 1, workers=16, iterations=20, repeats=1, amp=False, compiled=False)

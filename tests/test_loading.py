@@ -182,3 +182,18 @@ def test_transform_keeps_decoded_images(rgb, tmp_path):
         LoadImage(dtype='int8')
     with pytest.raises(ValueError, match='channels=0'):
         LoadImage(channels=0)
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'float32'])
+def test_packed_images_are_contiguous_planes_however_they_lay_in_memory(rgb, dtype):
+    image = np.ascontiguousarray(rgb.transpose(2, 0, 1).astype(dtype))
+    last = torch.from_numpy(rgb.astype(dtype)).permute(2, 0, 1)
+    flipped = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1]))
+    for given, expected in (
+        (image, last),
+        (image[:, :, ::-1], flipped),
+        (last, last),
+        (last[:, 1:, 2:], last[:, 1:, 2:]),
+    ):
+        packed = PackSimMIMInputs()({'img': given})['inputs']
+        assert packed.is_contiguous() and torch.equal(packed, expected)

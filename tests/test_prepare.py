@@ -118,12 +118,15 @@ def test_goes_on_where_it_was_stopped(image_folder, tmp_path):
 def test_unreadable_files_are_listed(image_folder, tmp_path):
     (image_folder / 'part0/broken.jpg').write_bytes((image_folder / 'part0/00.jpg').read_bytes()[:300])
     (image_folder / 'empty.png').write_bytes(b'')
+    (image_folder / 'garbage.npy').write_bytes(b'no array')
+    (image_folder / 'garbage.tif').write_bytes(b'no image')
     printed = run(*TOOL, image_folder, tmp_path / 'small', '--short-side', 40, '--workers', 2)
-    assert '12 shrunk' in printed and '2 unreadable' in printed and 'MiB' in printed
+    assert '12 shrunk' in printed and '4 unreadable' in printed and 'MiB' in printed
     listed = (tmp_path / 'small/unreadable.txt').read_text()
-    assert 'broken.jpg: ' in listed and 'empty.png: ' in listed and listed.count('\n') == 2
+    unreadable = ('part0/broken.jpg', 'empty.png', 'garbage.npy', 'garbage.tif')
+    assert all(f'{name}: ' in listed for name in unreadable) and listed.count('\n') == 4
     assert len(list_images(str(tmp_path / 'small'))) == 12
-    for name in ('part0/broken.jpg', 'empty.png'):
+    for name in unreadable:
         (image_folder / name).unlink()
     run(*TOOL, image_folder, tmp_path / 'small', '--short-side', 40)
     assert not (tmp_path / 'small/unreadable.txt').exists()

@@ -1,5 +1,8 @@
 """What is drawn for a sample depends on its number alone, whoever draws it."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -81,12 +84,23 @@ def test_numbers_go_on_in_the_next_epoch():
 
 
 def test_neighbouring_keys_draw_independent_numbers():
+    draws = (random.random, np.random.rand, lambda: torch.rand(1).item())
     drawn = []
     for number in range(2000):
         seed_everything(0, 0, number)
-        drawn.append(torch.rand(2))
-    first, second = torch.stack(drawn).T
-    for values in (first, second):
-        assert abs(values.mean().item() - 0.5) < 4 * (1 / 12 / 2000) ** 0.5
-    for pair in ((first, second), (first[1:], first[:-1])):
-        assert abs(torch.corrcoef(torch.stack(pair))[0, 1].item()) < 4 / 2000**0.5
+        drawn.append([draw() for draw in draws for _ in range(2)])
+    streams = np.array(drawn).T
+    assert all(len(set(stream)) == 2000 for stream in streams[:4]) and len(set(streams[4])) > 1990  # 24 bits
+    for stream in streams:
+        assert abs(stream.mean() - 0.5) < 4 * (1 / 12 / 2000) ** 0.5
+        assert abs(np.corrcoef(stream[1:], stream[:-1])[0, 1]) < 4 / 2000**0.5
+    between = np.corrcoef(streams)[np.triu_indices(6, 1)]
+    assert np.abs(between).max() < 4 / 2000**0.5
+
+
+def test_a_key_may_be_of_any_integers():
+    drawn = []
+    for number in (3, np.int64(3), torch.tensor(3)):
+        seed_everything(0, number)
+        drawn.append(random.random())
+    assert len(set(drawn)) == 1

@@ -44,6 +44,15 @@ def test_preprocessor_normalises_and_back():
     assert not preprocessor.state_dict()
 
 
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
+def test_preprocessor_leaves_the_images_it_is_given(dtype):
+    given = torch.arange(48).reshape(1, 3, 4, 4).to(dtype)
+    before = given.clone()
+    SimMIMDataPreprocessor(mean=[10, 20, 30], std=[2, 4, 5])(dict(inputs=given))
+    SimMIMDataPreprocessor(mean=[10, 20, 30], std=[2, 4, 5])(dict(inputs=given.expand(2, -1, -1, -1)))
+    assert torch.equal(given, before)
+
+
 def test_preprocessor_names_wrong_channels():
     with pytest.raises(ValueError, match=r'\(1, 5, 8, 8\) do not fit mean and std for 3 channels'):
         SimMIMDataPreprocessor([0, 0, 0], [1, 1, 1])(dict(inputs=torch.zeros(1, 5, 8, 8)))

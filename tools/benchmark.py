@@ -13,7 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simmim_plugin import launch, machine
 
 PARTS = ('step', 'attention', 'patch-embedding', 'input', 'runner', 'end-to-end')
-PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'onedl-mmpretrain', 'mmpretrain', 'simplejpeg', 'pillow')
+PACKAGES = (
+    'torch', 'torchvision', 'timm', 'transformers', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain',
+    'numpy', 'simplejpeg', 'opencv-python-headless', 'pillow',
+)  # fmt: skip
 EXAMPLE = """examples:
   python tools/benchmark.py step --arch small --batch 8                          (two CPU cores: about 6 minutes)
   python tools/benchmark.py step attention --arch base --batch 256 --device cuda --steps 10
@@ -43,15 +46,19 @@ def main() -> None:
     parser.add_argument('--input-batch', type=int, default=256, help='images of the batch in part input (256)')
     parser.add_argument('--images', type=int, default=512, help='JPEGs in part end-to-end (512)')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='of part end-to-end (one per core)')
-    parser.add_argument('--iterations', type=int, default=20, help='of parts runner and end-to-end (20)')
+    parser.add_argument(
+        '--iterations',
+        type=int,
+        help='of parts runner and end-to-end (20; end-to-end eight per worker, if that is more)',
+    )
     parser.add_argument('--amp', action='store_true', help='bfloat16 on processors in part end-to-end')
     parser.add_argument('--compile', action='store_true', help='compile in part end-to-end')
     parser.add_argument('--out', default='work_dirs/benchmark', help='folder of the results (work_dirs/benchmark)')
     args = parser.parse_args()
     with launch.one_line_errors() as folders:
         for name in ('batch', 'repeats', 'threads', 'images', 'iterations', 'input_batch'):
-            if getattr(args, name) < 1:
-                raise ValueError(f'--{name.replace("_", "-")} {getattr(args, name)} must be positive')
+            if (value := getattr(args, name)) is not None and value < 1:
+                raise ValueError(f'--{name.replace("_", "-")} {value} must be positive')
         launch.check_writable(args.out)
         folders.append(args.out)
         results: dict[str, Any] = dict(
@@ -62,12 +69,11 @@ def main() -> None:
             versions=versions(),
             parts={},
         )
-        run(args, results['parts'])
-        write(results, Path(args.out))
+        run(args, results)
 
 
-def run(args: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Measure the parts asked for, one after the other."""
+def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Measure the parts asked for, one after the other; what is measured is written before the next one begins."""
     import torch
 
     from simmim_plugin.benchmark import attention, data, loop, patch_embedding, step
@@ -75,6 +81,7 @@ def run(args: argparse.Namespace, found: dict[str, Any]) -> None:
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: PyTorch sees no GPU here; leave it out')
     torch.set_num_threads(args.threads)
+    found = results['parts']
     for part in args.parts:
         print(f'{part} ...', file=sys.stderr)
         if part == 'step':
@@ -88,15 +95,18 @@ def run(args: argparse.Namespace, found: dict[str, Any]) -> None:
         elif part == 'input':
             found[part] = data.measure_input(args.config, args.input_batch, args.repeats)
         elif part == 'runner':
-            found[part] = loop.measure_runner(args.config, args.iterations, args.repeats)
+            found[part] = loop.measure_runner(args.config, args.iterations or 20, args.repeats)
         else:
+            iterations = args.iterations or max(20, 4 * loop.PREFETCH * args.workers)
             found[part] = loop.measure_end_to_end(
-                args.config, args.images, args.batch, args.workers, args.iterations, args.amp, args.compile
+                args.config, args.images, args.batch, args.workers, iterations, args.repeats, args.amp, args.compile
             )
+        write(results, Path(args.out))
+    print((Path(args.out) / 'table.md').read_text(encoding='utf-8'))
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """Write JSON, tables and the plot, and print the tables."""
+    """Write JSON, tables and the plot."""
     from simmim_plugin.benchmark import report
 
     (out / 'results.json').write_text(json.dumps(results, indent=1, default=str), encoding='utf-8')
@@ -104,7 +114,6 @@ def write(results: dict[str, Any], out: Path) -> None:
     (out / 'table.md').write_text(text, encoding='utf-8')
     if 'step' in results['parts']:
         report.plot(results['parts']['step'], results['hardware'], out / 'step.png')
-    print(text)
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Time of MMEngine's loop with our hooks beside a bare loop, and of a whole run from JPEGs beside its step."""
 
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from simmim_plugin import launch
 from simmim_plugin.benchmark.data import write_photos
@@ -121,9 +123,9 @@ def _tiny(config: str, iterations: int, folder: str) -> Config:
 
 
 def measure_end_to_end(
-    config: str, images: int, batch: int, workers: int, iterations: int, amp: bool, compiled: bool
+    config: str, images: int, batch: int, workers: int, iterations: int, repeats: int, amp: bool, compiled: bool
 ) -> dict[str, Any]:
-    """Images per second of a whole run, from JPEGs of 500 x 375 px through the Runner, beside the step alone.
+    """Images per second of a whole run, from JPEGs of 500 x 375 px through the Runner, beside the step alone, in turns.
 
     Args:
         config: Pretraining config.
@@ -131,11 +133,13 @@ def measure_end_to_end(
         batch: Images per iteration.
         workers: Worker processes.
         iterations: Of both, after the warm-up.
+        repeats: Turns of a run and the step.
         amp: bfloat16 autocast, on processors, too.
         compiled: Compile the forward pass.
 
     Returns:
-        `run_images_per_second`, `step_images_per_second`, and their quotient `share_of_step`.
+        `run` and `step`, seconds per iteration as in `spread`; `share_of_step`, the median of the turns' quotients of
+        their rates, with `share_of_step_min` and `share_of_step_max`; `batch` and `workers`.
 
     Raises:
         ValueError: So few iterations that what the workers read beforehand would feed them.
@@ -144,30 +148,36 @@ def measure_end_to_end(
     if iterations < 4 * queued:
         raise ValueError(f'iterations={iterations}: {workers} workers read {queued} batches ahead; give {4 * queued}')
     warm_up = WARM_UP + queued
+    total = iterations + warm_up
+    runs: list[float] = []
+    steps: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder, 'photos')
         photos.mkdir()
         write_photos(photos, (500, 375), images)
-        cfg = load_config(config, {'data_root': str(photos)})
-        cfg.train_dataloader.update(batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
-        total = iterations + warm_up
-        cfg.train_dataloader.dataset = dict(
-            type='RepeatDataset', times=-(-total * batch // images), dataset=cfg.train_dataloader.dataset
-        )
-        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=total)
-        cfg.param_scheduler, cfg.custom_hooks, cfg.log_level = [], [], 'ERROR'
-        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
-        cfg.experiment_name = Path(folder).name
-        runner = launch.build_runner(launch.prepare(cfg, config, folder, amp=amp, compiled=compiled))
-        clock, step_clock = _Clock((warm_up, total)), _Clock((warm_up, total))
-        runner.register_hook(clock)
-        runner.train()
-        data = next(iter(runner.train_dataloader))
-        for _ in range(total):
-            runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
-            step_clock.after_train_iter()
-    rates = [batch * iterations / (ends[-1] - ends[warm_up - 1]) for ends in (clock.ends, step_clock.ends)]
+        for turn in tqdm(range(repeats), desc='measure', unit='turn'):
+            work_dir = Path(folder, f'run{turn}')
+            cfg = load_config(config, {'data_root': str(photos)})
+            cfg.train_dataloader.update(batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
+            cfg.train_dataloader.dataset = dict(
+                type='RepeatDataset', times=-(-total * batch // images), dataset=cfg.train_dataloader.dataset
+            )
+            cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=total)
+            cfg.param_scheduler, cfg.custom_hooks, cfg.log_level = [], [], 'ERROR'
+            cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
+            cfg.experiment_name = f'{Path(folder).name}_{turn}'
+            runner = launch.build_runner(launch.prepare(cfg, config, str(work_dir), amp=amp, compiled=compiled))
+            clock, step_clock = _Clock((warm_up, total)), _Clock((warm_up, total))
+            runner.register_hook(clock)
+            runner.train()
+            data = next(iter(runner.train_dataloader))
+            for _ in range(total):
+                runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
+                step_clock.after_train_iter()
+            for seconds, ends in ((runs, clock.ends), (steps, step_clock.ends)):
+                seconds.append((ends[-1] - ends[warm_up - 1]) / iterations)
+    shares = [step / run for run, step in zip(runs, steps)]
     return dict(
-        run_images_per_second=rates[0], step_images_per_second=rates[1], share_of_step=rates[0] / rates[1],
-        batch=batch, workers=workers,
+        run=spread(runs), step=spread(steps), batch=batch, workers=workers, share_of_step=statistics.median(shares),
+        share_of_step_min=min(shares), share_of_step_max=max(shares),
     )  # fmt: skip

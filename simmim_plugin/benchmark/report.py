@@ -88,9 +88,12 @@ def _runner(found: Mapping[str, Any]) -> str:
 
 
 def _end_to_end(found: Mapping[str, Any]) -> str:
-    header = ['batch', 'workers', 'run, images/s', 'step, images/s', 'run / step']
-    rates = [found['run_images_per_second'], found['step_images_per_second']]
-    row = [found['batch'], found['workers'], *(f'{rate:.1f}' for rate in rates), f'{found["share_of_step"]:.2f}']
+    header = ['batch', 'workers', 'run, ms, median (range)', 'step alone', 'run, images/s', 'share of the step (range)']
+    shares = [f'{100 * found[f"share_of_step{end}"]:.0f} %' for end in ('', '_min', '_max')]
+    row = [
+        found['batch'], found['workers'], *(_time(found[name], 'seconds', 1000) for name in ('run', 'step')),
+        f'{found["batch"] / found["run"]["seconds"]:.1f}', f'{shares[0]} ({shares[1]} to {shares[2]})',
+    ]  # fmt: skip
     return _table(header, [row])
 
 

@@ -133,6 +133,7 @@ def measure_step(settings: Settings) -> dict[str, Any]:
     """
     images, mask = batch_of(settings)
     skipped: dict[str, str] = {}
+    no_memory = f'out of memory at batch {settings.batch} beside the other models; --only and --dtypes measure fewer'
     steps: list[tuple[Step, dict[str, Any]]] = []
     chosen = [s for s in subjects(settings.arch, settings.img_size) if not settings.only or s.name in settings.only]
     for subject in tqdm(chosen, desc='build and count', unit='model'):
@@ -147,16 +148,24 @@ def measure_step(settings: Settings) -> dict[str, Any]:
                 row = dict(name=subject.name, dtype=dtype, flops_per_image=flops, **step.warm_up())
                 steps.append((step, {**row, 'peak_bytes': step.peak_bytes()}))
             except torch.OutOfMemoryError:
-                skipped[f'{subject.name}, {dtype}'] = f'out of memory at batch {settings.batch}'
+                skipped[f'{subject.name}, {dtype}'] = no_memory
                 step = None
                 torch.cuda.empty_cache()
     times: list[list[float]] = [[] for _ in steps]
     gc.collect()
     for _ in tqdm(range(settings.repeats), desc='measure', unit='repeat'):
-        for (step, _), seconds in zip(steps, times):
-            seconds.append(step.seconds(settings.steps))
+        for (step, row), seconds in zip(steps, times):
+            try:
+                seconds.append(step.seconds(settings.steps))
+            except torch.OutOfMemoryError:  # the models that came after it take memory, too
+                skipped[f'{row["name"]}, {row["dtype"]}'] = no_memory
+                torch.cuda.empty_cache()
     rates = {dtype: matmul_flops(settings.device, DTYPES[dtype]) for dtype in settings.dtypes}
-    rows = [{**row, **_speed(row, seconds, settings.batch, rates)} for (_, row), seconds in zip(steps, times)]
+    rows = [
+        {**row, **_speed(row, seconds, settings.batch, rates)}
+        for (_, row), seconds in zip(steps, times)
+        if len(seconds) == settings.repeats
+    ]
     return dict(settings=vars(settings), matmul_flops=rates, rows=rows, skipped=skipped)
 
 
