@@ -59,8 +59,7 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
     if data is None:
-        with open(path, 'rb', buffering=0) as file:  # much quicker than pathlib
-            data = file.read()
+        data = _read(path)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # whatever it is, `read_image` reads it or says what is wrong
@@ -70,6 +69,19 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
     if colours not in COLOURS or height * width > MAX_PIXELS:
         return None
     return PendingJPEG(data, os.fspath(path), (height, width))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file in few system calls: half of the time of `open(path, 'rb').read()`."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size
+        data = os.read(file, size)
+        while len(data) < size and (more := os.read(file, size - len(data))):  # some file systems give less at a time
+            data += more
+    finally:
+        os.close(file)
+    return data
 
 
 def _may_be_turned(data: bytes) -> bool:

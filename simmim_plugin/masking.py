@@ -87,6 +87,7 @@ class SimMIMMaskGenerator:
                 self.parts.append(self._part(name, cfg, optional))
         self.adapt = None if adapt is None else _checked_adapt(adapt)
         self.ramps: dict[str, Ramp] = {}  # by name of the argument; from MaskRatioHook
+        self._checked: tuple[Any, ...] = ()  # the last grid and ratios that were found good
         self.input_size = None if input_size is None else _two_sides('input_size', input_size)
         if self.input_size is not None:
             self.ratios(self._grid(self.input_size))
@@ -129,6 +130,13 @@ class SimMIMMaskGenerator:
             reference = math.prod(self.adapt['reference']) / self.model_patch_size**2
             factor = (reference / math.prod(grid)) ** self.adapt['alpha']
             ratios = [adapted_ratio(ratio, math.prod(grid), reference, self.adapt['alpha']) for ratio in ratios]
+        if (grid, ratios) != self._checked:
+            self._check(grid, ratios, factor)
+            self._checked = grid, ratios
+        return ratios
+
+    def _check(self, grid: tuple[int, int], ratios: Sequence[float], factor: float) -> None:
+        """Refuse ratios that mask all or nothing though not asked for. `factor` is what `adapt` multiplied with."""
         units = [math.prod(unit_grid(grid, part.unit // self.model_patch_size)) for part in self.parts]
         counts = [
             masked_count(ratio, masked_count(part.region_ratio, n)) for part, ratio, n in zip(self.parts, ratios, units)
@@ -141,7 +149,6 @@ class SimMIMMaskGenerator:
         for part, ratio, count, n in zip(self.parts, ratios, counts, units):
             if count == n and not all_wanted:
                 raise ValueError(self._too_much(part, ratio, n, grid, factor))
-        return ratios
 
     def _asked(self, part: _Part) -> tuple[float, ...]:
         """Ratios that the user named for a mask: the ends of its ramp, or the one."""

@@ -1,5 +1,6 @@
-"""Shared by the tests: reference numbers, tiny models, small folders of images, two threads."""
+"""Shared by the tests: reference numbers, tiny models, small folders of images, the number of threads."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,12 @@ TINY = dict(
     patch_size=16,
 )
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that of several processes none is left with them at the end."""
+    items.sort(key=lambda item: 'test_tutorials' not in item.nodeid)
 
 
 @pytest.fixture(autouse=True)
