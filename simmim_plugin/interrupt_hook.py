@@ -21,7 +21,7 @@ EXIT_CODE = os.EX_TEMPFAIL  # 75: it failed for now, try again
 class PatientWorker:
     """Start of a data loader's worker process: it outlives the signals, which schedulers send to everybody.
 
-    Its training process still wants its batches, and ends it afterwards: by SIGTERM, too, but when that is leaving.
+    Its training process still wants its batches, and ends it afterwards: by SIGTERM, too, once the training is over.
 
     Args:
         signals: The signals.
@@ -62,13 +62,14 @@ class InterruptHook(Hook):
         self.signals = [signal.Signals[name] for name in signals]
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._workers: PatientWorker | None = None
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def before_train(self, runner: Any) -> None:
         """Listen to the signals."""
         loader = runner.train_dataloader
-        loader.worker_init_fn = PatientWorker(self.signals, loader.worker_init_fn)
+        loader.worker_init_fn = self._workers = PatientWorker(self.signals, loader.worker_init_fn)
         if threading.current_thread() is threading.main_thread():  # others cannot listen
             self._before = {number: signal.signal(number, self._note) for number in self.signals}
         if runner.world_size > 1:
@@ -80,8 +81,10 @@ class InterruptHook(Hook):
             self._stop(runner)
 
     def after_train(self, runner: Any) -> None:
-        """Listen no more."""
+        """Listen no more, nor shall the workers."""
         self._agreed()
+        if self._workers is not None:
+            self._workers.leaving.fill_(1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -130,9 +130,9 @@ class SimMIMMaskGenerator:
             reference = math.prod(self.adapt['reference']) / self.model_patch_size**2
             factor = (reference / math.prod(grid)) ** self.adapt['alpha']
             ratios = [adapted_ratio(ratio, math.prod(grid), reference, self.adapt['alpha']) for ratio in ratios]
-        if (grid, ratios) != self._checked:
+        if (key := (grid, *ratios)) != self._checked:
             self._check(grid, ratios, factor)
-            self._checked = grid, ratios
+            self._checked = key
         return ratios
 
     def _check(self, grid: tuple[int, int], ratios: Sequence[float], factor: float) -> None:

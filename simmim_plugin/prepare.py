@@ -49,7 +49,7 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
 
     Photos of 8 bits become JPEGs, upright by their EXIF tag, RGB or grey; where the name has another ending, .jpg is
     added (`a/b.png` -> `a/b.png.jpg`). An upright JPEG that is small enough, and images that a JPEG cannot hold (16
-    bits, TIFF, .npy), are read once and copied byte by byte. Every JPEG is decoded again before it gets its name.
+    bits, TIFF, .npy), are decoded once and copied byte by byte. Every JPEG is decoded again before it gets its name.
 
     Args:
         source: Searched recursively, as `ImageFolder` does.
@@ -144,7 +144,7 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
 
 
 def check_values(path: Path) -> None:
-    """Read a TIFF or .npy file, which is copied as it is.
+    """Decode a TIFF or .npy file, which is copied as it is; its values are not judged.
 
     Raises:
         Exception: What the decoder raises for a damaged file.

@@ -22,7 +22,7 @@ TINY = dict(
     patch_size=16,
 )
 
-torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
+torch.set_num_threads(int((os.environ.get('OMP_NUM_THREADS') or '2').split(',')[0]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -16,9 +18,22 @@ from simmim_plugin.benchmark.loop import measure_end_to_end
 from simmim_plugin.benchmark.plain import PlainSimMIM
 from simmim_plugin.benchmark.step import Settings, Step, batch_of, measure_step
 from simmim_plugin.benchmark.subjects import OurSimMIM, Subject, subjects
+from simmim_plugin.registry import TRANSFORMS
 
 SMALL = dict(embed_dims=64, num_layers=3, num_heads=4, feedforward_channels=128)
 TINY = dict(embed_dims=192, num_layers=12, num_heads=3, feedforward_channels=768)
+
+
+SLOW = 0.5  # seconds
+
+
+@TRANSFORMS.register_module()
+class SlowSample:
+    """A transform that takes its time."""
+
+    def __call__(self, results):
+        time.sleep(SLOW)
+        return results
 
 
 NAMES = [  # of the plain version -> ours
@@ -165,9 +180,25 @@ def test_end_to_end(tmp_path):
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'results.json').read_text())['parts']['end-to-end']
-    assert found['run']['seconds'] > 0 and found['step']['seconds'] > 0
+    assert found['step']['seconds'] > 0
     assert found['share_of_step_min'] <= found['share_of_step'] <= found['share_of_step_max'] < 2
-    assert 'share of the step' in (tmp_path / 'table.md').read_text()
+    table = (tmp_path / 'table.md').read_text()
+    assert 'share of the step' in table and f'| {8 / found["run"]["seconds"]:.1f} |' in table
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_for_its_images_has_a_small_share_of_the_step(tmp_path):
+    config = tmp_path / 'slow.py'
+    config.write_text(
+        f'_base_ = {str(ROOT / "configs/simmim_vit-tiny_folder.py")!r}\n'
+        "train_pipeline = [*_base_.train_pipeline, dict(type='SlowSample')]\n"
+        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+    )
+    found = measure_end_to_end(str(config), 4, 2, workers=1, iterations=8, repeats=2, amp=False, compiled=False)
+    assert found['run']['seconds'] >= 2 * SLOW > 2 * found['step']['seconds'] and found['share_of_step'] < 0.5
+    once = measure_end_to_end(str(config), 4, 2, workers=1, iterations=8, repeats=1, amp=False, compiled=False)
+    assert once['share_of_step'] == pytest.approx(once['step']['seconds'] / once['run']['seconds'])
+    assert not multiprocessing.active_children()  # the turns' workers
 
 
 def test_a_part_that_fails_keeps_the_ones_before(tmp_path):
@@ -181,7 +212,10 @@ def test_a_part_that_fails_keeps_the_ones_before(tmp_path):
 
 
 def test_models_without_memory_are_named(monkeypatch):
+    calls = []
+
     def measured(step, steps):
+        calls.append(step.dtype)
         if step.dtype == 'bfloat16':
             raise torch.OutOfMemoryError
         return 1.0
@@ -190,6 +224,7 @@ def test_models_without_memory_are_named(monkeypatch):
     found = measure_step(Settings(img_size=32, batch=1, repeats=2, only=['ours eager']))
     assert [row['dtype'] for row in found['rows']] == ['float32']
     assert 'out of memory at batch 1' in found['skipped']['ours eager, bfloat16']
+    assert calls.count('bfloat16') == 1 and calls.count('float32') == 2
 
 
 def test_too_few_iterations_for_the_queue_are_refused():

@@ -4,6 +4,8 @@ import math
 import time
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -70,3 +72,16 @@ def right_mask_or_named_argument(config):
 def test_a_right_mask_or_a_named_argument():
     right_mask_or_named_argument()
     assert tried[1] > 500
+
+
+def test_what_masks_everything_is_refused_again_and_again():
+    generator = SimMIMMaskGenerator(0.76, 64)
+    for side in (256, 128, 128, 256, 128):
+        sample = {'img': torch.empty(3, side, side)}
+        if side == 256:
+            generator(sample)
+        else:
+            with pytest.raises(ValueError, match='masks all 4 units of 64 px'):
+                generator(sample)
+    generator.ratios((16, 16))[0] = 1.0  # the caller's own list
+    assert generator({'img': torch.empty(3, 256, 256)})['mask'].mean() < 1

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command_of
 
+from simmim_plugin import launch
+from simmim_plugin.config import load_config
+
 
 @pytest.mark.slow
 def test_no_worker_outlives_a_terminated_training(image_folder, tmp_path):
@@ -39,3 +42,19 @@ def test_no_worker_outlives_a_terminated_training(image_folder, tmp_path):
             break
         time.sleep(0.1)
     assert not left
+
+
+def test_after_the_training_its_workers_heed_the_signal(image_folder, tmp_path):
+    """As they must where the process goes on: the garbage collector ends them by it."""
+    options = {
+        'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 1,
+        'train_dataloader.persistent_workers': True, 'train_cfg.max_epochs': 1, 'log_level': 'ERROR',
+    }  # fmt: skip
+    config = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    runner = launch.build_runner(launch.prepare(load_config(config, options), config, str(tmp_path)))
+    runner.train()
+    (worker,) = runner.train_dataloader._iterator._workers
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0

@@ -132,9 +132,11 @@ def measure_step(settings: Settings) -> dict[str, Any]:
         dtype; `skipped`, the reasons by name.
     """
     images, mask = batch_of(settings)
+    rates = {dtype: matmul_flops(settings.device, DTYPES[dtype]) for dtype in settings.dtypes}
     skipped: dict[str, str] = {}
-    no_memory = f'out of memory at batch {settings.batch} beside the other models; --only and --dtypes measure fewer'
-    steps: list[tuple[Step, dict[str, Any]]] = []
+    no_memory = f'out of memory at batch {settings.batch}; fewer models (--only, --dtypes) or a smaller --batch may fit'
+    steps: dict[str, Step] = {}
+    counts: dict[str, dict[str, Any]] = {}
     chosen = [s for s in subjects(settings.arch, settings.img_size) if not settings.only or s.name in settings.only]
     for subject in tqdm(chosen, desc='build and count', unit='model'):
         try:
@@ -143,30 +145,42 @@ def measure_step(settings: Settings) -> dict[str, Any]:
             skipped[subject.name] = f'not installed: {error}'
             continue
         for dtype in settings.dtypes:
-            try:
-                step = Step(subject, dtype, settings, images, mask)
-                row = dict(name=subject.name, dtype=dtype, flops_per_image=flops, **step.warm_up())
-                steps.append((step, {**row, 'peak_bytes': step.peak_bytes()}))
-            except torch.OutOfMemoryError:
-                skipped[f'{subject.name}, {dtype}'] = no_memory
-                step = None
-                torch.cuda.empty_cache()
-    times: list[list[float]] = [[] for _ in steps]
-    gc.collect()
+            name = f'{subject.name}, {dtype}'
+            if (built := _built(subject, dtype, settings, images, mask)) is None:
+                skipped[name] = no_memory
+            else:
+                steps[name], counts[name] = built[0], {**built[1], 'flops_per_image': flops}
+            built = None
+            _give_back()
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in tqdm(range(settings.repeats), desc='measure', unit='repeat'):
-        for (step, row), seconds in zip(steps, times):
+        for name in list(steps):
             try:
-                seconds.append(step.seconds(settings.steps))
-            except torch.OutOfMemoryError:  # the models that came after it take memory, too
-                skipped[f'{row["name"]}, {row["dtype"]}'] = no_memory
-                torch.cuda.empty_cache()
-    rates = {dtype: matmul_flops(settings.device, DTYPES[dtype]) for dtype in settings.dtypes}
-    rows = [
-        {**row, **_speed(row, seconds, settings.batch, rates)}
-        for (_, row), seconds in zip(steps, times)
-        if len(seconds) == settings.repeats
-    ]
+                times[name].append(steps[name].seconds(settings.steps))
+            except torch.OutOfMemoryError:  # the models built after it take memory, too
+                skipped[name] = no_memory
+            if name in skipped:
+                del steps[name]
+                _give_back()
+    rows = [{**counts[name], **_speed(counts[name], times[name], settings.batch, rates)} for name in steps]
     return dict(settings=vars(settings), matmul_flops=rates, rows=rows, skipped=skipped)
+
+
+def _built(
+    subject: Subject, dtype: str, settings: Settings, images: Tensor, mask: Tensor
+) -> tuple[Step, dict[str, Any]] | None:
+    """A step after its first turns, and what was counted; None where the memory does not suffice."""
+    try:
+        step = Step(subject, dtype, settings, images, mask)
+        counts = step.warm_up()
+        return step, dict(name=subject.name, dtype=dtype, **counts, peak_bytes=step.peak_bytes())
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _give_back() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def batch_of(settings: Settings) -> tuple[Tensor, Tensor]:
