@@ -103,8 +103,8 @@ def seed_everything(*key: int) -> None:
     """Seed Python, NumPy and PyTorch, GPUs included where they are in use, by numbers that are not negative.
 
     PyTorch's own seeds of neighbouring numbers are not independent; a hash of them is, and quicker than NumPy's
-    `SeedSequence`. NumPy takes 32 bits, so that from about 100,000 samples on a few
-    pairs draw the same mask; their crops and flips differ.
+    `SeedSequence`. NumPy takes 32 bits, so that from about 100,000 samples on a few pairs draw the same mask; their
+    crops and flips differ.
     """
     digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=16).digest()
     random.seed(int.from_bytes(digest[:8], 'little'))
