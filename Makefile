@@ -47,7 +47,7 @@ test-fast: setup-test  ## The tests not marked slow
 
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals
-CORE := reference backbone head losses masking crop simmim ema sampling checkpoint pretrained faults resume train
+CORE := test_models/test_reference test_models/test_vit test_models/test_head test_models/test_losses test_datasets/transforms/test_masking test_datasets/transforms/test_crop test_models/test_simmim test_models/test_ema test_datasets/test_sampling test_checkpoints/test_loading test_models/test_fit test_engine/hooks/test_fault_hook test_engine/runners/test_resume end_to_end/test_train
 $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
 	grep -v '^onedl-' requirements/lock.txt > $(ORIGINALS)/lock.txt
@@ -59,7 +59,7 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 	@touch $@
 
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
-	$(call PARALLEL,$(ORIGINALS)) $(CORE:%=tests/test_%.py)
+	$(call PARALLEL,$(ORIGINALS)) $(CORE:%=tests/%.py)
 
 # The oldest versions that setup.py admits, and the newest there are, each in an environment of its own, without MMCV's
 # operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
@@ -75,14 +75,15 @@ $(OLDEST)/.setup $(NEWEST)/.setup: setup.py | $(VENV)/bin/python
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that setup.py admits
-	$(call PARALLEL,$(OLDEST)) $(CORE:%=tests/test_%.py)
+	$(call PARALLEL,$(OLDEST)) $(CORE:%=tests/%.py)
 
 test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
-	$(call PARALLEL,$(NEWEST)) $(CORE:%=tests/test_%.py)
+	$(call PARALLEL,$(NEWEST)) $(CORE:%=tests/%.py)
 
-lint: setup-test  ## ruff: lint and format
+lint: setup-test  ## ruff: lint and format; import-linter: which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: setup-test  ## mypy
 	$(BIN)/mypy simmim_plugin tools

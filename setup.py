@@ -32,6 +32,7 @@ EXTRAS = {
         'pytest-timeout',
         'pytest-xdist',
         'ruff',
+        'import-linter',
         'ninja',
         'wheel',
         'playwright',

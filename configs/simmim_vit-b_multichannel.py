@@ -7,7 +7,7 @@ For one grey channel of 16 bit (X-ray, microscopy): channels=1, in_channels=1, a
 Source:   configs/simmim_vit-b_folder.py; the recipe is the photos'.
 Command:  python tools/train.py configs/simmim_vit-b_multichannel.py --cfg-options data_root=/path/to/scenes
 Cost:     not measured.
-Expected: not run at this size; tests/test_train.py trains a small one.
+Expected: not run at this size; tests/end_to_end/test_train.py trains a small one.
 """
 
 _base_ = 'simmim_vit-b_folder.py'

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from simmim_plugin import __version__
-from simmim_plugin.shipped import CONFIGS, run_tool
+from simmim_plugin.utils.resources import CONFIGS, run_tool
 
 # Name -> what it does, and the module here, or the script in tools/ and its first arguments.
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {

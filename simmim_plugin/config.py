@@ -13,9 +13,10 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from simmim_plugin.classes import fill_in_classes
+from simmim_plugin.datasets.class_names import fill_in_classes
 from simmim_plugin.registry import SCOPE
-from simmim_plugin.shipped import find_config, shipped_configs
+from simmim_plugin.utils.configs import datasets_of, innermost, training_data
+from simmim_plugin.utils.resources import find_config, shipped_configs
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
 RUNNER_KEYS = {
@@ -93,24 +94,6 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     cfg.merge_from_dict(dict(options))
     if any(key.split('.')[0] == 'train_pipeline' for key in options):
         training_data(cfg).pipeline = cfg.train_pipeline
-
-
-def training_data(cfg: Config) -> Any:
-    """Config of the training data set itself, see `innermost`; {} if there is none."""
-    return innermost(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else {}
-
-
-def datasets_of(cfg: Config) -> list[Any]:
-    """Configs of the data sets themselves, of training, validation and test."""
-    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
-    return [innermost(loader.dataset) for loader in loaders if loader]
-
-
-def innermost(dataset: Any) -> Any:
-    """Config of the data set itself, inside RepeatDataset and its like."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
 
 
 def fill_in_data(cfg: Config) -> None:

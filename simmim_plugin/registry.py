@@ -17,32 +17,21 @@ def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
     return root.Registry(name, parent=parent, scope=SCOPE, locations=[f'{SCOPE}.{module}' for module in modules])
 
 
-MODELS = _child('model', root.MODELS, 'backbone', 'data_preprocessor', 'ema', 'head', 'losses', 'pyramid', 'simmim')
-TRANSFORMS = _child('transform', root.TRANSFORMS, 'crop', 'loading', 'masking')
-DATASETS = _child('dataset', root.DATASETS, 'datasets', 'few_labels', 'tar_shards')
-HOOKS = _child(
-    'hook',
-    root.HOOKS,
-    'checkpoint_hook',
-    'compile_hook',
-    'fault_hook',
-    'interrupt_hook',
-    'mask_ramp',
-    'probe_hook',
-    'progress_hook',
-    'reconstruction_hook',
-    'runtime_info_hook',
-    'seed_hook',
-    'seg_label_hook',
+MODELS = _child('model', root.MODELS, 'models')
+TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets.transforms')
+DATASETS = _child('dataset', root.DATASETS, 'datasets', 'datasets.preparation.sample_sets')
+HOOKS = _child('hook', root.HOOKS, 'engine.hooks', 'evaluation.probe_hook')
+LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'engine.runners.log_processor')
+METRICS = _child('metric', root.METRICS, 'evaluation.metrics')
+OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'engine.optimizers')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optimizers'
 )
-LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'log_processor')
-METRICS = _child('metric', root.METRICS, 'metrics')
-OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'optim')
-OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
-PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'schedules')
-LOOPS = _child('loop', root.LOOPS, 'train_loop')
-STRATEGIES = _child('strategy', root.STRATEGIES, 'sharded')
-VISBACKENDS = _child('vis_backend', root.VISBACKENDS, 'mlflow_backend')
+PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'engine.schedulers')
+LOOPS = _child('loop', root.LOOPS, 'engine.runners.train_loop')
+STRATEGIES = _child('strategy', root.STRATEGIES, 'engine.runners.sharded_strategy')
+WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, 'checkpoints.loading')
+VISBACKENDS = _child('vis_backend', root.VISBACKENDS, 'visualization.mlflow_backend')
 # Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
 for _name in (
     'DATA_SAMPLERS',

@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from simmim_plugin import config, launch, stages
+from simmim_plugin import config
+from simmim_plugin.experiments import report, runs
+from simmim_plugin.utils import errors, files
 
 EXAMPLE = """example, on two CPU cores:
   python tools/ablate.py configs/ablations/mask_{simmim,local,global,simultaneous}.py --scratch --seeds 0 1 2 \\
@@ -24,7 +26,7 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('leaves', nargs='+', metavar='CONFIG', help='pretraining configs')
-    stages.add_arguments(parser, 'work_dirs/ablation')
+    runs.add_arguments(parser, 'work_dirs/ablation')
     parser.add_argument(
         '--size',
         default=str(BASE / 'small.py'),
@@ -38,19 +40,19 @@ def main() -> None:
     parser.add_argument('--scratch', action='store_true', help='also fine-tune without pretraining')
     config.add_cfg_options(parser)
     args = parser.parse_args()
-    with launch.one_line_errors() as folders:
-        from simmim_plugin import ablation
+    with errors.one_line_errors() as folders:
+        from simmim_plugin.experiments import ablation
 
-        out = stages.check_arguments(args)
+        out = runs.check_arguments(args)
         folders.append(args.out)
         size = None if args.size == 'none' else args.size
         for path in (*args.leaves, args.finetune, *([size] if size else [])):
             if not Path(path).is_file():
                 raise FileNotFoundError(f'config {path!r} does not exist (from {Path.cwd()})')
         settings = ablation.Settings(out, args.data_root, size, args.finetune, args.cfg_options)
-        results = ablation.ablate(args.leaves, args.seeds, settings, stages.Stages(args.jobs, args.amp), args.scratch)
-        results = {**stages.read_json(out / 'results.json'), **results}  # rows of earlier calls stay in the table
-        stages.write_report(out, results, ablation.table(results), functools.partial(ablation.plot, results))
+        results = ablation.ablate(args.leaves, args.seeds, settings, runs.Stages(args.jobs, args.amp), args.scratch)
+        results = {**files.read_json(out / 'results.json'), **results}  # rows of earlier calls stay in the table
+        report.write_report(out, results, ablation.table(results), functools.partial(ablation.plot, results))
 
 
 if __name__ == '__main__':

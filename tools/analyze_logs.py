@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/analyze_logs.py work_dirs/quickstart --out curve.png"""
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='folders that training wrote')
     parser.add_argument('--out', default='curve.png', help='the picture (curve.png)')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.curves import draw_curves
+    with errors.one_line_errors():
+        from simmim_plugin.visualization.curves import draw_curves
 
         draw_curves(args.work_dirs, args.out)
         print(f'picture: {args.out}')

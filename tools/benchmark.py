@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch, machine
+from simmim_plugin.utils import errors, files, hardware
 
 PARTS = ('step', 'attention', 'patch-embedding', 'input', 'runner', 'end-to-end')
 PACKAGES = (
@@ -55,14 +55,14 @@ def main() -> None:
     parser.add_argument('--compile', action='store_true', help='compile in part end-to-end')
     parser.add_argument('--out', default='work_dirs/benchmark', help='folder of the results (work_dirs/benchmark)')
     args = parser.parse_args()
-    with launch.one_line_errors() as folders:
+    with errors.one_line_errors() as folders:
         for name in ('batch', 'repeats', 'threads', 'images', 'iterations', 'input_batch'):
             if (value := getattr(args, name)) is not None and value < 1:
                 raise ValueError(f'--{name.replace("_", "-")} {value} must be positive')
-        launch.check_writable(args.out)
+        files.check_writable(args.out)
         folders.append(args.out)
         results: dict[str, Any] = dict(
-            hardware=machine.hardware(),
+            hardware=hardware.hardware(),
             threads=args.threads,
             command=' '.join(['python', *sys.argv]),
             python=platform.python_version(),
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Measure the parts asked for, one after the other; what is measured is written before the next one begins."""
     import torch
 
-    from simmim_plugin.benchmark import attention, data, loop, patch_embedding, step
+    from simmim_plugin.benchmark import data, kernels, loop, step
 
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: PyTorch sees no GPU here; leave it out')
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
                               args.device, args.only)
             )  # fmt: skip
         elif part in ('attention', 'patch-embedding'):
-            measure = dict(attention=attention.measure_attention).get(part, patch_embedding.measure_patch_embedding)
+            measure = dict(attention=kernels.measure_attention).get(part, kernels.measure_patch_embedding)
             found[part] = measure(args.arch, args.img_size, args.batch, args.dtypes, args.repeats, args.device)
         elif part == 'input':
             found[part] = data.measure_input(args.config, args.input_batch, args.repeats)

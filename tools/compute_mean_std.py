@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/compute_mean_std.py /path/to/scenes --channels 5 --dtype float32"""
@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument('--max-images', type=int, help='take so many, drawn at random (all)')
     parser.add_argument('--workers', type=int, default=2, help='threads that read files (2)')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.statistics import folder_mean_std
+    with errors.one_line_errors():
+        from simmim_plugin.datasets.preparation.mean_std import folder_mean_std
 
         mean, std = folder_mean_std(args.folder, args.channels, args.dtype, args.max_images, args.workers)
         print(

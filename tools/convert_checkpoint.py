@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/convert_checkpoint.py official_pretrain.pth simmim.pth --to plugin
@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument('--mean', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
     parser.add_argument('--std', type=float, nargs='+', help="per channel, likewise (ImageNet's)")
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.conversion_files import convert_file
+    with errors.one_line_errors():
+        from simmim_plugin.checkpoints.convert import convert_file
 
         objects = 'ignore' if args.ignore_objects else 'known'
         size = args.img_size and (args.img_size[0], args.img_size[1])

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/export_onnx.py work_dirs/quickstart/epoch_10.pth backbone.onnx
@@ -27,8 +27,8 @@ def main() -> None:
     )
     parser.add_argument('--opset', type=int, help="version of ONNX's operators (the exporter's choice)")
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.onnx_export import export_onnx
+    with errors.one_line_errors():
+        from simmim_plugin.checkpoints.onnx import export_onnx
 
         size = args.size and (args.size[0], args.size[1])
         difference = export_onnx(args.checkpoint, args.out, size, args.out_type, args.opset)

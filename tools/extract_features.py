@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/extract_features.py work_dirs/quickstart/epoch_10.pth photos/ --out features.npz
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
     parser.add_argument('--dtype', default='float32', help='float32 or float16, of the stored features (float32)')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.feature_extractor import FeatureExtractor
-        from simmim_plugin.feature_files import check_arguments, extract_folder
-        from simmim_plugin.features import block_arguments
+    with errors.one_line_errors():
+        from simmim_plugin.apis.extract_features import check_arguments, extract_folder
+        from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
+        from simmim_plugin.models.vit import block_arguments
 
         check_arguments(args.out, args.batch_size, args.workers, args.dtype)
         blocks = block_arguments(args.blocks)

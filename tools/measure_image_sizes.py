@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch, machine
+from simmim_plugin.utils import errors, hardware
 
 GLOBAL_BLOCKS = {'small': (2, 5, 8, 11), 'base': (2, 5, 8, 11), 'large': (5, 11, 17, 23)}
 MODES = {  # name -> window_size, with_cp
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='cpu or cuda (cpu)')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     args = parser.parse_args()
-    with launch.one_line_errors():
+    with errors.one_line_errors():
         if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
             raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
         if args.memory_limit and args.device != 'cpu':
@@ -52,7 +52,7 @@ def main() -> None:
             cells = f'more than {args.memory_limit:g} GiB |' if found is None else f'{found[0]:.2f} | {found[1]:.2f}'
             print(f'| {size} | {mode} | {cells} |', flush=True)
         kind = 'bfloat16 autocast' if args.amp else 'float32'
-        print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {machine.hardware()}.')
+        print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {hardware.hardware()}.')
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/prepare_dataset.py /path/to/images /path/to/small --workers 16
@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads (one per core)')
     parser.add_argument('--shards-mb', type=float, metavar='MB', help='also pack them into tar files (WebDataset)')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.prepare import UNREADABLE, Settings, prepare_folder
-        from simmim_plugin.shards import write_shards
+    with errors.one_line_errors():
+        from simmim_plugin.datasets.preparation.shrink import UNREADABLE, Settings, prepare_folder
+        from simmim_plugin.datasets.tar_shards import write_shards
 
         counts = prepare_folder(args.source, args.target, Settings(args.short_side, args.quality), args.workers)
         done = ', '.join(f'{n} {what}' for what, n in counts.items() if not what.startswith('bytes'))

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch, shipped
+from simmim_plugin import config
+from simmim_plugin.utils import errors, resources
 
 EXAMPLE = """example:
   python tools/print_config.py configs/ablations/ratio_03.py
@@ -23,10 +24,10 @@ def main() -> None:
     parser.add_argument('--path', action='store_true', help='print where its file is instead, to inherit from')
     config.add_cfg_options(parser)
     args = parser.parse_args()
-    with launch.one_line_errors():
+    with errors.one_line_errors():
         if args.config is None:
-            for name in shipped.shipped_configs():
-                docstring = ast.get_docstring(ast.parse((shipped.CONFIGS / name).read_text(encoding='utf-8'))) or ''
+            for name in resources.shipped_configs():
+                docstring = ast.get_docstring(ast.parse((resources.CONFIGS / name).read_text(encoding='utf-8'))) or ''
                 print(f'{name:42} {docstring.partition(chr(10))[0]}')
             return
         cfg = config.load_config(args.config, args.cfg_options)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/probe.py work_dirs/simmim_vit-tiny_folder/epoch_60.pth /path/to/clothing --blocks all
@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
     parser.add_argument('--out', help='write the scores to this JSON file, too')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.feature_extractor import FeatureExtractor
-        from simmim_plugin.features import block_arguments
-        from simmim_plugin.probes import LabelledFolder, run_probes
+    with errors.one_line_errors():
+        from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
+        from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
+        from simmim_plugin.models.vit import block_arguments
 
         if 'patches' in args.kinds:
             raise ValueError('--kinds patches: probes judge one vector per image; choose pooled or cls')

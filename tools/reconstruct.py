@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/reconstruct.py work_dirs/quickstart/epoch_10.pth photo1.jpg photo2.jpg --out picture.png
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.reconstruct import reconstruct_files
+    with errors.one_line_errors():
+        from simmim_plugin.apis.reconstruct import reconstruct_files
 
         if args.size and len(args.size) > 2:
             raise ValueError(f'--size takes a side, or height and width, got {args.size}')

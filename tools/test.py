@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch, processes
+from simmim_plugin import config
+from simmim_plugin.apis import train
+from simmim_plugin.utils import distributed, errors
 
 EXAMPLE = """example:
   python tools/test.py configs/finetune/vit-b_folder.py work_dirs/vit-b_folder/epoch_100.pth \\
@@ -28,15 +30,15 @@ def main() -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with launch.one_line_errors() as folders:
-        from simmim_plugin.testing import run_test
+    with errors.one_line_errors() as folders:
+        from simmim_plugin.apis.test import run_test
 
         cfg = config.load_config(args.config, args.cfg_options)
-        launch.prepare(cfg, args.config, args.work_dir, launcher=args.launcher)
+        train.prepare(cfg, args.config, args.work_dir, launcher=args.launcher)
         folders.append(cfg.work_dir)
         for line in run_test(cfg, args.checkpoint, args.amp):
             print(line)
-        processes.leave_process_group()
+        distributed.leave_process_group()
 
 
 if __name__ == '__main__':

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch, processes
+from simmim_plugin import config
+from simmim_plugin.apis import train
+from simmim_plugin.utils import distributed, errors
 
 EXAMPLE = """example:
   python tools/train.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
@@ -34,12 +36,12 @@ def main() -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with launch.one_line_errors() as folders:
+    with errors.one_line_errors() as folders:
         cfg = config.load_config(args.config, args.cfg_options)
-        launch.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher, args.compile)
+        train.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher, args.compile)
         folders.append(cfg.work_dir)
-        launch.run_training(launch.build_runner(cfg))
-        processes.leave_process_group()
+        train.run_training(train.build_runner(cfg))
+        distributed.leave_process_group()
 
 
 if __name__ == '__main__':

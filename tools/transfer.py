@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from simmim_plugin import launch, stages
+from simmim_plugin.experiments import runs
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example, on two CPU cores:
   python tools/transfer.py --data-root /path/to/clothing --out work_dirs/transfer --amp --jobs 2
@@ -21,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    stages.add_arguments(parser, 'work_dirs/transfer')
+    runs.add_arguments(parser, 'work_dirs/transfer')
     options_for = 'values of the pretraining and of all fine-tuning configs'
-    stages.add_pretraining(parser, 'simmim_vit-tiny_folder.py', options_for)
+    runs.add_pretraining(parser, 'simmim_vit-tiny_folder.py', options_for)
     parser.add_argument(
         '--finetune',
         nargs='+',
@@ -40,10 +41,10 @@ def main() -> None:
         help='learning rates to choose from (5e-4 1.5e-3 4e-3)',
     )
     args = parser.parse_args()
-    with launch.one_line_errors() as folders:
-        from simmim_plugin import transfer, transfer_report
+    with errors.one_line_errors() as folders:
+        from simmim_plugin.experiments import report, transfer
 
-        out = stages.check_arguments(args)
+        out = runs.check_arguments(args)
         folders.append(args.out)
         if len(set(args.rates)) < len(args.rates):
             raise ValueError(f'--rates {args.rates}: each only once')
@@ -51,9 +52,9 @@ def main() -> None:
         settings = transfer.Settings(
             out, args.data_root, args.pretrain, configs, args.seeds, args.rates, args.cfg_options
         )
-        results = transfer.compare(settings, stages.Stages(args.jobs, args.amp))
-        plot = functools.partial(transfer_report.plot, results)
-        stages.write_report(out, results, transfer_report.table(results), plot)
+        results = transfer.compare(settings, runs.Stages(args.jobs, args.amp))
+        plot = functools.partial(report.plot, results)
+        report.write_report(out, results, report.table(results), plot)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch, stages
+from simmim_plugin.experiments import report, runs
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example, on two CPU cores:
   python tools/transfer_dense.py configs/detection/mask-rcnn_vit-tiny_folder.py \\
@@ -22,21 +23,21 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs of MMDetection or MMSegmentation')
-    stages.add_arguments(parser, 'work_dirs/transfer_dense', 'folder of the labelled data', (0, 1))
+    runs.add_arguments(parser, 'work_dirs/transfer_dense', 'folder of the labelled data', (0, 1))
     parser.add_argument('--images', required=True, help='folder of the images to pretrain on')
     options_for = 'values of the pretraining config alone; for the others write leaf configs'
-    stages.add_pretraining(parser, 'simmim_vit-tiny_dense.py', options_for)
+    runs.add_pretraining(parser, 'simmim_vit-tiny_dense.py', options_for)
     args = parser.parse_args()
-    with launch.one_line_errors() as folders:
-        from simmim_plugin import dense_transfer
+    with errors.one_line_errors() as folders:
+        from simmim_plugin.experiments import dense_transfer
 
-        out = stages.check_arguments(args)
+        out = runs.check_arguments(args)
         folders.append(args.out)
         settings = dense_transfer.Settings(
             out, args.images, args.data_root, args.pretrain, args.configs, args.seeds, args.cfg_options
         )
-        results = dense_transfer.compare(settings, stages.Stages(args.jobs, args.amp))
-        stages.write_report(
+        results = dense_transfer.compare(settings, runs.Stages(args.jobs, args.amp))
+        report.write_report(
             out, results, dense_transfer.table(results), functools.partial(dense_transfer.plot, results)
         )
         for sheet in dense_transfer.draw_sheets(settings):

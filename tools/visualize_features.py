@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.features import block_arguments, draw_features
+    with errors.one_line_errors():
+        from simmim_plugin.apis.visualize_features import draw_features
+        from simmim_plugin.models.vit import block_arguments
 
         blocks = block_arguments(args.blocks)
         point = ask_point if args.click else args.point
@@ -68,7 +69,7 @@ def ask_point(image: 'Tensor', name: str) -> tuple[int, int]:
     Raises:
         ValueError: No window can be opened, or it was closed without a click.
     """
-    from simmim_plugin.visualization import to_display
+    from simmim_plugin.visualization.sheets import to_display
 
     try:
         from matplotlib import pyplot as plt

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin import config, launch
+from simmim_plugin import config
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   python tools/visualize_masks.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
@@ -29,8 +30,8 @@ def main() -> None:
     )
     config.add_cfg_options(parser)
     args = parser.parse_args()
-    with launch.one_line_errors():
-        from simmim_plugin.mask_sheet import draw_masks
+    with errors.one_line_errors():
+        from simmim_plugin.visualization.mask_sheet import draw_masks
 
         cfg = config.load_config(args.config, args.cfg_options)
         print(draw_masks(cfg, args.out, args.rows, args.masks, args.seed, args.photos))

@@ -17,10 +17,10 @@ from torchvision import transforms
 
 from simmim_plugin.benchmark.timing import in_ms, interleaved
 from simmim_plugin.config import load_config
-from simmim_plugin.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.datasets import PackagePhotos
-from simmim_plugin.sampling import seed_everything
-from simmim_plugin.tokens import largest_count, masked_tokens
+from simmim_plugin.datasets.preparation.sample_sets import PackagePhotos
+from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
+from simmim_plugin.models.masks import largest_count, masked_tokens
+from simmim_plugin.utils.random_state import seed_everything
 
 SIZES = ((500, 375), (2000, 1500))  # width and height in pixels of the JPEGs
 PHOTOS = 8

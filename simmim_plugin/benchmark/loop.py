@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
-from simmim_plugin import launch
+from simmim_plugin.apis import train
 from simmim_plugin.benchmark.data import write_photos
 from simmim_plugin.benchmark.timing import in_ms, spread
 from simmim_plugin.config import load_config
@@ -81,7 +81,7 @@ def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]
     means: dict[str, list[float]] = {'Runner': [], 'bare loop': [], 'overhead': []}
     for turn in range(repeats + 1):
         with tempfile.TemporaryDirectory() as folder:
-            runner = launch.build_runner(_tiny(config, iterations + WARM_UP, folder))
+            runner = train.build_runner(_tiny(config, iterations + WARM_UP, folder))
             clock = _Clock()
             runner.register_hook(clock)
             runner.train()
@@ -120,7 +120,7 @@ def _tiny(config: str, iterations: int, folder: str) -> Config:
     cfg.custom_hooks = []
     cfg.log_level = 'ERROR'
     cfg.experiment_name = Path(folder).name  # else MMEngine takes what it made for a run of the same second
-    return launch.prepare(cfg, config, folder)
+    return train.prepare(cfg, config, folder)
 
 
 def measure_end_to_end(
@@ -167,7 +167,7 @@ def measure_end_to_end(
             cfg.param_scheduler, cfg.custom_hooks, cfg.log_level = [], [], 'ERROR'
             cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
             cfg.experiment_name = f'{Path(folder).name}_{turn}'
-            runner = launch.build_runner(launch.prepare(cfg, config, str(work_dir), amp=amp, compiled=compiled))
+            runner = train.build_runner(train.prepare(cfg, config, str(work_dir), amp=amp, compiled=compiled))
             clock, step_clock = _Clock((warm_up, total)), _Clock((warm_up, total))
             runner.register_hook(clock)
             runner.train()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from simmim_plugin.relative_position import relative_position_index, table_rows
+from simmim_plugin.models.layers.relative_position import relative_position_index, table_rows
 
 
 class PlainBlock(nn.Module):

@@ -11,10 +11,10 @@ import torch._dynamo.utils
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from simmim_plugin.benchmark.counters import OperatorCounter, count_flops, saved_bytes
 from simmim_plugin.benchmark.subjects import PATCH, RATIO, UNIT, Subject, subjects
 from simmim_plugin.benchmark.timing import spread
-from simmim_plugin.unit_masks import random_mask
+from simmim_plugin.models.masks import random_mask
+from simmim_plugin.utils.counters import OperatorCounter, count_flops, saved_bytes
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 WARM_UP = 2

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simmim_plugin.architecture import ARCHS
 from simmim_plugin.benchmark.plain import PlainSimMIM
+from simmim_plugin.models.layers.architecture import ARCHS
+from simmim_plugin.models.masks import masked_tokens
 from simmim_plugin.registry import build_part
-from simmim_plugin.tokens import masked_tokens
 
 SWINS = {'small': 'tiny', 'base': 'base', 'large': 'large'}  # by the ViT whose size is next
 PATCH, UNIT, RATIO = 16, 32, 0.6  # pixels, pixels, share of units

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   simmim demo work_dirs/quickstart/epoch_10.pth                 then open the address that it prints
@@ -28,13 +28,13 @@ def main() -> None:
     parser.add_argument('--open', action='store_true', help='also open the page in your browser')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
     args = parser.parse_args()
-    with launch.one_line_errors():
+    with errors.one_line_errors():
         if importlib.util.find_spec('gradio') is None:
             raise ModuleNotFoundError("simmim demo needs gradio: pip install 'simmim_plugin[demo]'", name='gradio')
         warnings.filterwarnings('ignore', message='.*HTTP_422', module='gradio')  # an old name of Starlette's
         os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
-        from simmim_plugin import demo_page
-        from simmim_plugin.explorer import Explorer
+        from simmim_plugin.apis.explorer import Explorer
+        from simmim_plugin.commands import demo_page
 
         explorer = Explorer(args.checkpoint, args.device)
         with tempfile.TemporaryDirectory(prefix='simmim_demo_') as folder:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from simmim_plugin import __version__
-from simmim_plugin.machine import default_workers, hardware, has_bfloat16
+from simmim_plugin.utils.hardware import default_workers, hardware, has_bfloat16
 
 MM = "pip install 'simmim_plugin[mm]'"
 ORIGINALS = "pip install 'simmim_plugin[openmmlab]'"  # where some are: the forks would overwrite them

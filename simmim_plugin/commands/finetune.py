@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from simmim_plugin.architecture import ARCH_KEYS, ARCHS
-from simmim_plugin.checkpoint_file import NOTE, load_file
-from simmim_plugin.commands import training
+from simmim_plugin.checkpoints.files import NOTE, load_file
+from simmim_plugin.commands import recipes
 from simmim_plugin.config import load_config
-from simmim_plugin.datasets import ImageFolder
-from simmim_plugin.shipped import CONFIGS
+from simmim_plugin.datasets.image_folder import ImageFolder
+from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
+from simmim_plugin.utils.resources import CONFIGS
 
 EXAMPLE = """example:
   simmim finetune flowers/ --checkpoint runs/first/epoch_60.pth --out runs/flowers
@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument('data', metavar='DATA', help='folder with train/ and val/')
     parser.add_argument('--checkpoint', required=True, help='of a pretraining; its architecture is read from it')
     parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
-    training.add_arguments(parser, f'100; below {SMALL} px: 20')
-    training.run('finetune', parser.parse_args(), 'work_dirs/finetune', prepare)
+    recipes.add_arguments(parser, f'100; below {SMALL} px: 20')
+    recipes.run('finetune', parser.parse_args(), 'work_dirs/finetune', prepare)
 
 
 def prepare(args: argparse.Namespace, out: Path) -> Path:
@@ -80,7 +80,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         FileNotFoundError: No such checkpoint or data.
         ValueError: A number is out of range, or the checkpoint is not of this package.
     """
-    training.check_arguments(args)
+    recipes.check_arguments(args)
     if not Path(args.data).is_dir():
         raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     for part in ('train', 'val'):
@@ -109,21 +109,21 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     epochs = args.epochs or epochs
     cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
     images = len(ImageFolder(str(Path(args.data, 'train'))))
-    fit = training.given_batch(args, out, images)
+    fit = recipes.given_batch(args, out, images)
     if fit is None:
         cfg.model.backbone = dict(cfg.model.backbone, arch=arch, **settings)
-        fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
+        fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     sizes = [place.format(size=size, edge=round(size * EDGE)) for place in places]
     text = TEXT.format(
-        command=training.command_of(out), base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
+        command=recipes.command_of(out), base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
         checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, settings=settings,
         width=arch['embed_dims'], train_size=sizes[0], test_edge=sizes[1], test_size=sizes[2], batch=fit.batch,
         warmup=max(1, epochs // 5), epochs=epochs,
     )  # fmt: skip
-    path = training.write_config(text, out, args.resume)
+    path = recipes.write_config(text, out, args.resume)
     classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())
     print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
-    training.tell(cfg, images, fit, args.devices, epochs)
+    recipes.tell(cfg, images, fit, args.devices, epochs)
     return path
 
 

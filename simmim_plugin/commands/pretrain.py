@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from simmim_plugin.architecture import ARCHS
-from simmim_plugin.commands import training
+from simmim_plugin.commands import recipes
 from simmim_plugin.config import load_config
-from simmim_plugin.datasets import ImageFolder
-from simmim_plugin.shipped import CONFIGS
+from simmim_plugin.datasets.image_folder import ImageFolder
+from simmim_plugin.models.layers.architecture import ARCHS
+from simmim_plugin.utils.resources import CONFIGS
 
 EXAMPLE = """example:
   simmim pretrain photos/ --arch tiny --out runs/first                        (a processor)
@@ -57,9 +57,9 @@ def main() -> None:
     parser.add_argument('--arch', default='base', choices=('tiny', *ARCHS), help='size of the ViT (base)')
     parser.add_argument('--img-size', type=int, help='side of the crops in pixels (224; tiny: 64)')
     parser.add_argument('--patch-size', type=int, help='side of the patches (16; huge: 14; tiny: 8)')
-    training.add_arguments(parser, '100; tiny: 60; published: 800')
+    recipes.add_arguments(parser, '100; tiny: 60; published: 800')
     args = parser.parse_args()
-    training.run('pretrain', args, f'work_dirs/pretrain_{args.arch}', prepare)
+    recipes.run('pretrain', args, f'work_dirs/pretrain_{args.arch}', prepare)
 
 
 def prepare(args: argparse.Namespace, out: Path) -> Path:
@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         FileNotFoundError: No images.
         ValueError: A number is out of range.
     """
-    training.check_arguments(args)
+    recipes.check_arguments(args)
     tiny = args.arch == 'tiny'
     base, size, patch, epochs = TINY if tiny else OTHERS
     if args.arch == 'huge':
@@ -89,7 +89,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     images = len(ImageFolder(args.data))
     values = dict(
-        command=training.command_of(out), base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
+        command=recipes.command_of(out), base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
         arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
         warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip
@@ -100,12 +100,12 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     else:
         values['then'] = "    dict(type='MultiStepLR', milestones=[max(1, epochs * 7 // 8)], gamma=0.1),\n"
     cfg = load_config(str(CONFIGS / base), {'data_root': args.data})
-    fit = training.given_batch(args, out, images)
+    fit = recipes.given_batch(args, out, images)
     if fit is None:
         cfg.model.backbone.update(dict(img_size=size, patch_size=patch, **({} if tiny else {'arch': args.arch})))
-        fit = training.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
-    path = training.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
-    training.tell(cfg, images, fit, args.devices, epochs)
+        fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
+    path = recipes.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
+    recipes.tell(cfg, images, fit, args.devices, epochs)
     total, stated = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
     if total * SMALL_BATCH < stated:
         wish = '' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it'

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from simmim_plugin import launch
+from simmim_plugin.utils import errors
 
 EXAMPLE = """example:
   simmim sample photos photos/     images without labels
@@ -17,8 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    with launch.one_line_errors():
-        from simmim_plugin.sample_data import KINDS, make
+    with errors.one_line_errors():
+        from simmim_plugin.datasets.preparation.sample_sets import KINDS, make
 
         parser.add_argument('kind', choices=KINDS, help='which')
         parser.add_argument('out', metavar='OUT', type=Path, help='a new folder')

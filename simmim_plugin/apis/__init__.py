@@ -1,0 +1,1 @@
+"""One function per thing to do: train, test, reconstruct, extract, draw."""

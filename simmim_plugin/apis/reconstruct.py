@@ -1,0 +1,189 @@
+"""Reconstruct image files with a pretrained model."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.registry import TRANSFORMS, init_default_scope
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from simmim_plugin.checkpoints.loading import load_pretrained
+from simmim_plugin.datasets.images import PHOTO_SUFFIXES, read_image
+from simmim_plugin.datasets.transforms.masking import SimMIMMaskGenerator
+from simmim_plugin.models.losses import masked_loss
+from simmim_plugin.models.masks import MASKS, pixel_mask
+from simmim_plugin.registry import SCOPE
+from simmim_plugin.utils.configs import reading_arguments, transform_arguments
+from simmim_plugin.utils.random_state import fixed_seed
+from simmim_plugin.visualization.sheets import check_picture_name, reconstruction_sheet
+
+LONGEST = 32  # times as long as the crop, by the other side
+WHITE = 127  # of 255; what is brighter in a mask is hidden
+
+
+@torch.no_grad()
+def reconstruct_files(
+    checkpoint: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    mask_ratio: float | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    device: str = 'cpu',
+    mask: str | os.PathLike[str] | None = None,
+) -> list[float]:
+    """Draw one row per image: original | masked | reconstruction | composite.
+
+    Images are resized (bilinear) and centre-cropped. How they are read and masked is taken from the checkpoint.
+
+    Args:
+        checkpoint: Written by a pretraining run.
+        images: Files.
+        out: The picture to write.
+        mask_ratio: Share of units to mask; None: the training's.
+        size: Height and width in pixels; None: the training's.
+        seed: Of the masks.
+        device: Where to run the model.
+        mask: An image of the size of the images, white where they shall be hidden and filled in, instead of random
+            masks. Patches that it touches are hidden from the model; the composite fills its very pixels.
+
+    Returns:
+        The masked-pixel loss of each image.
+
+    Raises:
+        ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
+    """
+    check_picture_name(out)
+    if mask is not None and mask_ratio is not None:
+        raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
+    model, pipeline = load_pretrained(checkpoint, device)
+    reading = reading_arguments(pipeline)
+    size, patch = size or model.backbone.img_size, model.backbone.patch_size
+    if min(size) < 1 or size[0] % patch or size[1] % patch:
+        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in size)
+        raise ValueError(
+            f'--size {size[0]} {size[1]}: sides must be multiples of the patch, {patch} px; try --size {near}'
+        )
+    if mask is not None:
+        check_fills_holes(model, f'--mask {os.fspath(mask)}')
+    generator = None if mask is not None else _generator(pipeline, patch, size, mask_ratio)
+    rows, losses = [], []
+    with fixed_seed(seed):
+        for path in images:
+            image = read_image(path, **reading)
+            if mask is not None:
+                holes = _holes(mask, tuple(image.shape[1:]), size)
+                masks = {'mask': F.max_pool2d(holes, patch)[0]}
+            elif generator is not None:
+                drawn = generator({})
+                masks = {name: torch.from_numpy(drawn[name])[None] for name in MASKS if name in drawn}
+            row, loss = reconstruct_image(model, fit_image(image, size), masks, None if mask is None else holes)
+            rows.append(row)
+            losses.append(loss)
+    captions = [f'{os.path.basename(path)}  masked-pixel loss {loss:.3f}' for path, loss in zip(images, losses)]
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    parts = (joined['mask_local'], joined['mask_global']) if 'mask_local' in joined else None
+    sheet = reconstruction_sheet(
+        joined['inputs'], joined['predicted'], joined['mask'], captions, parts, filled=joined['filled']
+    )
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    Image.fromarray(sheet).save(out)
+    return losses
+
+
+@torch.no_grad()
+def reconstruct_image(
+    model: Any, image: torch.Tensor, masks: Mapping[str, torch.Tensor], filled: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Hide parts of one image and predict them.
+
+    Args:
+        model: A `SimMIM` in evaluation mode.
+        image: (C, H, W) in the units of the stored values.
+        masks: `mask`, or also `mask_local` and `mask_global`, (1, h, w) over the patches, 1 = masked.
+        filled: Pixels that a composite shall take from the prediction, (1, 1, H, W). None: the masked ones.
+
+    Returns:
+        `inputs` and `predicted`, (1, C, H, W) in the units of the image; the masks and `filled`, (1, 1, H, W) over the
+        pixels; and the masked-pixel loss.
+    """
+    data = model.data_preprocessor(dict(inputs=image[None], **masks))
+    predicted = model.reconstruct(data['inputs'], data['mask'])
+    pixels = {name: pixel_mask(data[name], model.backbone.patch_size) for name in masks}
+    loss = masked_loss(model, predicted, data['inputs'], pixels['mask'])
+    pixels['filled'] = pixels['mask'] if filled is None else filled.to(predicted)
+    denormalize = model.data_preprocessor.denormalize
+    return {'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels}, loss
+
+
+def check_fills_holes(model: Any, asked: str) -> None:
+    """Raise ValueError, naming what was asked for, where a model cannot tell the colours of a hidden patch."""
+    if model.head.normalize_target:
+        raise ValueError(
+            f'{asked}: this model predicts patches normalised by their own mean and std (normalize_target), which a '
+            'hidden patch does not tell; use a model without'
+        )
+
+
+def _generator(
+    pipeline: Sequence[dict[str, Any]], patch_size: int, size: tuple[int, int], mask_ratio: float | None
+) -> Any:
+    """The training's masks, for images of a size, with another ratio if one is given."""
+    masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
+    other = next((t for t in pipeline if str(t['type']).endswith('MaskGenerator')), None)
+    if not masking and other is not None and mask_ratio is None:  # such as mmpretrain.BEiTMaskGenerator
+        init_default_scope(SCOPE)
+        return TRANSFORMS.build(other)
+    if mask_ratio is not None and ('local' in masking or 'global_' in masking):
+        raise ValueError(
+            f'--mask-ratio {mask_ratio}: this model was trained with local and global masks; leave the ratio out, or '
+            'give a mask with --mask'
+        )
+    masking |= dict(model_patch_size=patch_size, input_size=size)
+    if mask_ratio is not None:
+        masking['mask_ratio'] = mask_ratio
+    return SimMIMMaskGenerator(**masking)
+
+
+def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tuple[int, int]) -> torch.Tensor:
+    """A user's mask, brought to the size of the model's input: (1, 1, H, W) float, 1 = hidden."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'--mask {os.fspath(path)}: no such file (from {os.getcwd()})')
+    mask = read_image(path, channels=1)
+    if os.path.splitext(path)[1].lower() in PHOTO_SUFFIXES:
+        with Image.open(path) as file:
+            if 'A' in file.getbands():  # what is transparent was not painted
+                mask = mask * (torch.from_numpy(np.array(file.getchannel('A'))) > WHITE)
+    if tuple(mask.shape[1:]) != image_size:
+        raise ValueError(
+            f'--mask {os.fspath(path)} has {mask.shape[1]} x {mask.shape[2]} px, the image {image_size[0]} x '
+            f'{image_size[1]} (height x width); they must agree'
+        )
+    holes = (fit_image((mask > WHITE).float(), size) >= 0.5).float()[None]
+    if not holes.any():
+        raise ValueError(
+            f'--mask {os.fspath(path)} hides nothing at {size[0]} x {size[1]} px: paint what shall be hidden white, '
+            'in large enough patches, within the centre crop'
+        )
+    return holes
+
+
+def fit_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize (C, H, W) to cover (height, width), bilinear, and crop the centre.
+
+    Raises:
+        ValueError: The image is so long and thin that hardly any of it would be left.
+    """
+    shares = sorted(length / side for length, side in zip(image.shape[1:], size))
+    if shares[1] > LONGEST * shares[0]:
+        raise ValueError(
+            f'an image of {image.shape[1]} x {image.shape[2]} px (height x width) is too long for a crop of '
+            f'{size[0]} x {size[1]} px; crop it first'
+        )
+    scale = max(size[0] / image.shape[1], size[1] / image.shape[2])
+    cover = [max(side, round(scale * length)) for side, length in zip(size, image.shape[1:])]
+    return TF.center_crop(TF.resize(image, cover, antialias=True), list(size))

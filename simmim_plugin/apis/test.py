@@ -1,0 +1,59 @@
+"""Evaluation of a checkpoint, with its confusion matrix as a picture."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from simmim_plugin.apis.train import autocast_parts, build_runner
+from simmim_plugin.checkpoints.files import load_file, tensors_of
+from simmim_plugin.checkpoints.loading import check_fits
+from simmim_plugin.engine.optimizers.autocast_optim_wrapper import autocast
+from simmim_plugin.evaluation.metrics import BalancedAccuracy, draw_confusion
+from simmim_plugin.utils.distributed import bare_model
+
+
+def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False) -> list[str]:
+    """Evaluate on the test data of a config.
+
+    Args:
+        cfg: With `test_dataloader` and `test_evaluator`.
+        checkpoint: Weights of the whole model, all of them.
+        amp: bfloat16 autocast, in a detector within backbone and neck.
+
+    Returns:
+        Lines to tell: each metric, and the picture of the confusion matrix where `BalancedAccuracy` is among them.
+        Nothing on other processes than the first.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The config has no test data, or the checkpoint is of another model.
+    """
+    if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
+        raise ValueError('the config has no test_dataloader and test_evaluator; name a config of fine-tuning')
+    state = tensors_of(load_file(checkpoint))
+    parts = autocast_parts(cfg) if amp else None
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = cfg.auto_scale_lr = None
+    cfg.load_from, cfg.resume = None, False
+    cfg.runner_type, cfg.strategy = 'Runner', None  # whatever shards the training
+    if cfg.model.get('backbone'):
+        cfg.model.backbone.init_cfg = None  # the checkpoint holds everything
+    runner = build_runner(cfg)
+    model = bare_model(runner)
+    check_fits(model.state_dict(), state, complete=True)
+    model.load_state_dict(state)
+    with autocast(model, parts) if amp else nullcontext():
+        scores = runner.test()
+    if not is_main_process():
+        return []
+    lines = [f'{name}: {round(value, 2) if isinstance(value, float) else value}' for name, value in scores.items()]
+    for metric in runner.test_evaluator.metrics:
+        if isinstance(metric, BalancedAccuracy) and metric.confusion is not None:
+            path = Path(cfg.work_dir) / 'confusion_matrix.png'
+            classes = (metric.dataset_meta or {}).get('classes') or range(len(metric.confusion))
+            draw_confusion(metric.confusion, [str(name) for name in classes], path)
+            lines.append(f'picture: {path}')
+    return lines

@@ -1,0 +1,156 @@
+"""Convert checkpoint files: read any known kind, write another, with the configs that belong to it."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, load_file, save_file
+from simmim_plugin.checkpoints.names import HF
+from simmim_plugin.checkpoints.other_projects import (
+    Facts,
+    check_mean_std,
+    facts_of,
+    hf_config,
+    hf_preprocessor,
+    mmpretrain_config,
+    note_of,
+    timm_arguments,
+)
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
+from simmim_plugin.models.layers.architecture import ARCHS
+
+HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+MASK_TOKEN = 'backbone.mask_token'
+
+
+class Report(NamedTuple):
+    """What a conversion did."""
+
+    kind: str  # of the source
+    tensors: int  # written
+    left_out: list[str]  # names in the source
+    notes: list[str]  # what was assumed or added, and how to build the fitting model
+
+
+def convert_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: str,
+    img_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    objects: str = 'known',
+) -> Report:
+    """Convert a checkpoint file (for Hugging Face, a folder) to another kind.
+
+    Args:
+        source: The file; its kind is recognised. A folder of Hugging Face's with `model.safetensors` or
+            `pytorch_model.bin`, and `config.json`.
+        target: .pth, .pt or .safetensors, by its name; a folder for 'hf'.
+        to: 'plugin', 'official', 'timm', 'hf', 'mmpretrain' or 'backbone'.
+        img_size: Height and width in pixels that the model was made for; None: what the source says, else square.
+        num_heads: Needed only where there is no bias table and the heads are not 64 wide.
+        mean: Per channel, in the units of the stored images; goes into the configs written. None: what the source
+            says, else ImageNet's for three channels.
+        std: Likewise.
+        objects: See `load_file`.
+
+    Raises:
+        FileNotFoundError: There is no source.
+        ValueError: The source is of no known kind, the target cannot hold it, or an argument does not fit.
+    """
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve():
+        raise ValueError(f'DST {os.fspath(target)!r} is SRC; give another name, the source is kept')
+    if to == 'hf' and (target.suffix in SUFFIXES or target.is_file()):
+        raise ValueError(f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json beside the weights')
+    if to != 'hf':
+        check_suffix(target)
+    checkpoint, hints = _read(source, objects)
+    kind = recognise(checkpoint)
+    state, left_out = to_plugin(checkpoint)
+    own_note = checkpoint.get(NOTE) if kind == 'plugin' else None
+    facts = facts_of(state, img_size or hints.get('img_size'), num_heads or hints.get('num_heads'))
+    given = (hints.get('mean'), hints.get('std')) if mean is None and std is None else (mean, std)
+    notes = []
+    if facts.heads_assumed:
+        notes.append(f'assumed: {facts.arch["num_heads"]} heads, 64 channels each; another number: --num-heads')
+    if to == 'plugin' and MASK_TOKEN not in state:
+        state[MASK_TOKEN] = torch.zeros_like(state['backbone.cls_token'])
+        notes.append(f'added: {MASK_TOKEN}, zeros (it is used with a mask only)')
+    if to == 'plugin' and own_note is None:
+        own_note = note_of(facts, *check_mean_std(facts.in_channels, *given))
+    converted = from_plugin(state, to, facts.grid)
+    if to == 'hf':
+        _write_hf(target, converted.state, facts, given)
+        model = 'BeitForImageClassification' if facts.classes else 'BeitModel'
+        notes.append(f'model: transformers.{model}.from_pretrained({os.fspath(target)!r})')
+    else:
+        wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
+        wrapped |= {NOTE: own_note} if to == 'plugin' else {}
+        save_file(converted.state if to == 'timm' else wrapped, target)
+    if to == 'timm':
+        arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
+        notes.append(f'model: timm.models.beit.Beit({arguments})')
+    elif to == 'mmpretrain':
+        notes.append(f'model = {mmpretrain_config(facts)}')
+    return Report(kind, len(converted.state), left_out + converted.left_out, notes)
+
+
+def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given: tuple[Any, Any]) -> None:
+    """Weights and configs; that of the image processor where mean and std are known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / HF_WEIGHTS[0])
+    _write_json(folder / 'config.json', hf_config(facts, 'beit.' * bool(facts.classes) + HF['mask_token'] in state))
+    if facts.in_channels == 3 or given != (None, None):
+        preprocessor = hf_preprocessor(facts, *check_mean_std(facts.in_channels, *given))
+        _write_json(folder / 'preprocessor_config.json', preprocessor)
+
+
+def _read(source: Path, objects: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Content of a file or folder, and what it says of img_size, num_heads, mean and std beside the weights."""
+    if not source.is_dir():
+        checkpoint = load_file(source, objects=objects)
+        return checkpoint, _hints_of(checkpoint.get(NOTE) if isinstance(checkpoint, dict) else None)
+    weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
+    if weights is None:
+        raise ValueError(
+            f'folder {os.fspath(source)!r} has neither {HF_WEIGHTS[0]} nor {HF_WEIGHTS[1]} (weights in several files: '
+            'join them by save_pretrained(..., max_shard_size="100GB"))'
+        )
+    hints: dict[str, Any] = {}
+    if (source / 'config.json').is_file():
+        config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
+        size = config.get('image_size', 224)
+        hints['img_size'] = (size, size) if isinstance(size, int) else tuple(size)
+        hints['num_heads'] = config.get('num_attention_heads', 12)  # defaults are not always written
+    if (source / 'preprocessor_config.json').is_file():
+        config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
+        if 'image_mean' in config and 'image_std' in config:
+            hints['mean'], hints['std'] = ([255 * v for v in config[f'image_{name}']] for name in ('mean', 'std'))
+    return load_file(weights, objects=objects), hints
+
+
+def _hints_of(note: Any) -> dict[str, Any]:
+    """What our own config in a checkpoint says beside the weights."""
+    model = note.get('model', {}) if isinstance(note, dict) else {}
+    backbone = model.get('backbone') or {}
+    hints: dict[str, Any] = {}
+    if 'img_size' in backbone:
+        size = backbone['img_size']
+        hints['img_size'] = (size, size) if isinstance(size, int) else tuple(size)
+    arch = backbone.get('arch')
+    arch = arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})
+    hints['num_heads'] = arch.get('num_heads')
+    preprocessor = model.get('data_preprocessor') or {}
+    hints.update({name: preprocessor[name] for name in ('mean', 'std') if preprocessor.get(name) is not None})
+    return hints
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

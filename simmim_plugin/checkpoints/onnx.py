@@ -1,0 +1,96 @@
+"""Export of the backbone to ONNX, checked against PyTorch in ONNX Runtime."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simmim_plugin.checkpoints.loading import load_backbone
+from simmim_plugin.models.vit import SimMIMViT
+
+PROTOBUF_LIMIT = 2**31  # bytes in one .onnx file; larger weights go into a second file
+BATCHES = (1, 3)
+TOLERANCE = 1e-4  # of the largest output
+
+
+class _Single(nn.Module):
+    """The backbone with its last output alone, not in a tuple."""
+
+    def __init__(self, backbone: SimMIMViT) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W), normalised -> see `SimMIMViT`."""
+        return self.backbone(images)[-1]
+
+
+def export_onnx(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    size: tuple[int, int] | None = None,
+    out_type: str | None = None,
+    opset: int | None = None,
+) -> float:
+    """Write the backbone of a checkpoint as ONNX: normalised images in, features out, any batch size, no mask.
+
+    The input is `images`, float32 (B, C, H, W), the output `features`, shaped as `out_type` says.
+
+    Args:
+        checkpoint: See `load_backbone`.
+        out: The .onnx file. Weights of 2 GB and more go into a second file beside it.
+        size: See `load_backbone`.
+        out_type: See `load_backbone`.
+        opset: Version of ONNX's operators; None: the exporter's own choice.
+
+    Returns:
+        The largest difference between ONNX Runtime and PyTorch on random images, batches of 1 and 3.
+
+    Raises:
+        ModuleNotFoundError: The packages are not installed; the message names the command.
+        ValueError: See `load_backbone`; or the name does not end in .onnx.
+        RuntimeError: The outputs differ by more than 1e-4 of the largest; the file is removed.
+    """
+    if Path(out).suffix != '.onnx':
+        raise ValueError(f'OUT {os.fspath(out)!r}: the name must end in .onnx')
+    try:
+        import onnx  # noqa: F401 (the exporter needs it)
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"ONNX export needs {error.name}: pip install 'simmim_plugin[onnx]'", name=error.name
+        ) from error
+    backbone = load_backbone(checkpoint, size, out_type)
+    model = _Single(backbone).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCHES[-1], backbone.in_channels, *backbone.img_size, generator=generator)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        expected = model(images)  # before the export, so that cached indices are made of real tensors
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        torch.onnx.export(
+            model,
+            (images,),
+            os.fspath(out),
+            input_names=['images'],
+            output_names=['features'],
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim('batch')},),
+            opset_version=opset,
+            external_data=weights > 0.9 * PROTOBUF_LIMIT,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(os.fspath(out), providers=['CPUExecutionProvider'])
+    difference = max(_difference(session, images[:batch], expected[:batch]) for batch in BATCHES)
+    if not difference <= TOLERANCE * expected.abs().max().item():
+        os.remove(out)
+        raise RuntimeError(f'ONNX Runtime and PyTorch differ by {difference:.3g}; {os.fspath(out)!r} was removed')
+    return difference
+
+
+def _difference(session: Any, images: Tensor, expected: Tensor) -> float:
+    (features,) = session.run(None, {'images': images.numpy()})
+    return (torch.from_numpy(features) - expected).abs().max().item()

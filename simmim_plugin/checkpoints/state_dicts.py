@@ -1,0 +1,248 @@
+"""State dicts of the same Vision Transformer between five code bases. Pure functions: nothing is read or written.
+
+`plugin` names are those of our models: `backbone.*` (SimMIMViT) with `head.decoder*` (SimMIM) or `head.fc.*`
+(MMPretrain's ImageClassifier), or the backbone's alone. `official` is the reference implementation (microsoft/SimMIM,
+ViT), `timm` is timm's `Beit`, `hf` Hugging Face's `Beit*`, `mmpretrain` MMPretrain's `BEiTViT`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from simmim_plugin.checkpoints.files import tensors_of
+from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, MMPRETRAIN, OURS, inverse, translate
+from simmim_plugin.models.layers.relative_position import (
+    CLS_ROWS,
+    INDEX,
+    TABLE,
+    Grid,
+    relative_position_index,
+    table_rows,
+)
+
+SOURCES = ('plugin', 'official', 'timm', 'hf', 'mmpretrain')
+TARGETS = (*SOURCES, 'backbone')
+QKV = ('query', 'key', 'value')
+FC = {f'head.fc.{kind}': f'head.{kind}' for kind in ('weight', 'bias')}  # a classifier, in plugin's names and bare ones
+
+
+class Converted(NamedTuple):
+    """A converted state dict, and the names of the source's tensors that have no place in it."""
+
+    state: dict[str, Tensor]
+    left_out: list[str]
+
+
+def recognise(state: Mapping[str, Any]) -> str:
+    """Tell by the names where a state dict (or a checkpoint with one) comes from.
+
+    A bare `Beit` is called 'timm' and one with a mask token 'plugin'; where the names agree, so does the result.
+
+    Returns:
+        'plugin', 'official', 'timm', 'hf' or 'mmpretrain'.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    names = list(tensors_of(state))
+    bare = {name.removeprefix('backbone.') for name in names}
+    if any(name.startswith('encoder.blocks.') for name in names):
+        kind = 'official'
+    elif any(name.endswith('embeddings.patch_embeddings.projection.weight') for name in names):
+        kind = 'hf'
+    elif 'layers.0.ln1.weight' in bare and 'layers.0.ffn.layers.0.0.weight' in bare:
+        kind = 'mmpretrain'
+    elif 'blocks.0.norm1.weight' not in bare or 'patch_embed.proj.weight' not in bare:
+        kind = ''
+    elif bare != set(names) or 'mask_token' in bare:
+        kind = 'plugin'
+    else:
+        kind = 'official' if any(name.endswith(INDEX) for name in names) else 'timm'
+    has_q_bias = any(name.endswith(('attn.q_bias', 'query.bias', 'q_proj.bias')) for name in names)
+    has_k_bias = any(name.endswith(('attn.qkv.bias', 'attention.key.bias', 'k_proj.bias')) for name in names)
+    if not kind or has_k_bias or not has_q_bias:
+        reason = 'it has biases of the key, or none of the query' if kind else 'its names are those of no known model'
+        raise ValueError(
+            f'this is not a state dict of SimMIM for ViT in one of the kinds {", ".join(SOURCES)}: {reason}. It starts '
+            f'with {", ".join(names[:4])}'
+        )
+    return kind
+
+
+def to_plugin(state: Mapping[str, Any]) -> Converted:
+    """Convert what `recognise` knows to the names of our models, with `backbone.` in front.
+
+    Args:
+        state: A state dict, or a checkpoint with one. Its tensors are not copied, but for Hugging Face's query, key and
+            value, which are one tensor here.
+
+    Returns:
+        The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and what was left out. Buffers that are
+        made from the grid alone are not mentioned.
+
+    Raises:
+        ValueError: It is no state dict of a known kind, or two of its tensors would be the same one here.
+    """
+    kind, tensors = recognise(state), tensors_of(state)
+    if kind == 'hf':
+        tensors = _join_qkv({_hf_disk_name(name): value for name, value in tensors.items()})
+    converted: dict[str, Tensor] = {}
+    left_out = []
+    for name, value in tensors.items():
+        if name.endswith(INDEX):
+            continue
+        ours = _our_name(name, kind)
+        if ours is None:
+            left_out.append(name)
+            continue
+        if ours in converted:
+            raise ValueError(f'{name} and another tensor would both be {ours}, which SimMIMViT has once')
+        converted[ours] = value.flatten(1) if ours == 'head.decoder.weight' else value
+    return Converted(converted, left_out)
+
+
+def backbone_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights for SimMIMViT, by its own names, from a state dict or checkpoint of any known kind.
+
+    Raises:
+        ValueError: See `to_plugin`.
+    """
+    converted = to_plugin(state).state
+    return {name.removeprefix('backbone.'): x for name, x in converted.items() if name.startswith('backbone.')}
+
+
+def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) -> Converted:
+    """Convert from the names of our models to another kind's.
+
+    Args:
+        state: As `to_plugin` returns it: names with `backbone.` in front.
+        to: One of `TARGETS`; 'backbone' means the bare names of SimMIMViT alone, for MMDetection and MMSegmentation.
+        grid: Height and width in patches of the bias tables; None: they are square.
+
+    Returns:
+        The state dict and what the target cannot hold.
+
+    Raises:
+        ValueError: `to` is unknown, or the target cannot represent the model.
+    """
+    if to not in TARGETS:
+        raise ValueError(f'to={to!r} is unknown; choose one of {", ".join(map(repr, TARGETS))}')
+    if to == 'plugin':
+        return Converted(dict(state), [])
+    tables = {name: value for name, value in state.items() if name.endswith(TABLE)}
+    if tables:
+        grid = grid_of(tables, grid)
+    if to in ('official', 'hf') and grid is not None and grid[0] != grid[1]:
+        why = 'takes square images alone' if to == 'official' else 'mixes up height and width of bias tables'
+        raise ValueError(f'a grid of {grid[0]} x {grid[1]} patches cannot go to {to!r}, which {why}; try timm')
+    pretraining = 'head.fc.weight' not in state and 'backbone.fc_norm.weight' not in state
+    converted: dict[str, Tensor] = {}
+    left_out = []
+    for name, value in state.items():
+        theirs = _their_name(name, to, pretraining, 'head.fc.weight' in state)
+        if theirs is None:
+            left_out.append(name)
+        elif to == 'hf' and name.endswith('.qkv.weight'):
+            parts = zip(QKV, value.chunk(3))
+            converted.update({theirs.replace('.qkv.', f'.{part}.'): weight for part, weight in parts})
+        elif to == 'official' and name == 'head.decoder.weight':
+            converted[theirs] = value[:, :, None, None]  # a 1x1 convolution there
+        else:
+            converted[theirs] = value
+    if to in ('official', 'mmpretrain') and grid is not None:  # buffers, which are part of their state dicts
+        index = relative_position_index(grid)
+        for name in [name for name in converted if name.endswith(TABLE)]:
+            converted[name.replace(TABLE, INDEX)] = index.clone()
+    return Converted(converted, left_out)
+
+
+def grid_of(tables: Mapping[str, Tensor], grid: Grid | None = None) -> Grid:
+    """Grid of bias tables or a position embedding, given by name.
+
+    Args:
+        tables: At least one; names that end in `relative_position_bias_table` are tables.
+        grid: What it should be; None: square.
+
+    Raises:
+        ValueError: The number of rows is that of another grid, or of none that is square.
+    """
+    name, value = next(iter(tables.items()))
+    is_table = name.endswith(TABLE)
+    rows = value.shape[0] if is_table else value.shape[1]
+    if grid is None:
+        side = round((rows - CLS_ROWS) ** 0.5 + 1) // 2 if is_table else round((rows - 1) ** 0.5)
+        grid = (side, side)
+    if rows != (table_rows(grid) if is_table else 1 + grid[0] * grid[1]):
+        raise ValueError(
+            f'{name} has {rows} rows, which a grid of {grid[0]} x {grid[1]} patches does not have; give the size of '
+            'the images that it was trained with: --img-size HEIGHT WIDTH'
+        )
+    return grid
+
+
+def _our_name(name: str, kind: str) -> str | None:
+    """Our name with `backbone.` or `head.`; None if there is none."""
+    if kind == 'plugin' and name.startswith('head.'):
+        return FC_INVERSE.get(name, name)
+    if kind == 'hf':
+        if name.startswith('classifier.'):
+            return name.replace('classifier.', 'head.fc.')
+        ours = translate(name, HF_INVERSE)
+    elif kind == 'mmpretrain':
+        if name.startswith('head.fc.'):
+            return name
+        ours = translate(name.removeprefix('backbone.'), MMPRETRAIN_INVERSE)
+    else:
+        if name.startswith('decoder.0.'):
+            return name.replace('decoder.0.', 'head.decoder.')
+        if name in FC_INVERSE:
+            return FC_INVERSE[name]
+        ours = translate(name.removeprefix('backbone.').removeprefix('encoder.'), OURS)
+    return ours and f'backbone.{ours}'
+
+
+def _their_name(name: str, to: str, pretraining: bool, classifier: bool) -> str | None:
+    """Name in the target; None if it has no place for it."""
+    bare = name.removeprefix('backbone.')
+    if name in FC:
+        return {'hf': name.replace('head.fc.', 'classifier.'), 'mmpretrain': name, 'backbone': None}.get(to, FC[name])
+    if bare == name:  # a decoder
+        linear = name in ('head.decoder.weight', 'head.decoder.bias')
+        return name.replace('head.decoder.', 'decoder.0.') if to == 'official' and linear else None
+    if bare == 'mask_token' and (to in ('timm', 'mmpretrain') or (to == 'official' and not pretraining)):
+        return None
+    if to == 'hf':
+        theirs = translate(bare, HF)
+        return f'beit.{theirs}' if classifier and theirs else theirs
+    if to == 'mmpretrain':
+        theirs = translate(bare, MMPRETRAIN)
+        return theirs and f'backbone.{theirs}'
+    return f'encoder.{bare}' if to == 'official' and pretraining else bare
+
+
+def _hf_disk_name(name: str) -> str:
+    """A name of Hugging Face's, without `beit.`, as it stands on disk."""
+    bare = name.removeprefix('beit.')
+    for pattern, replacement in HF_IN_MEMORY:
+        if pattern.search(bare):
+            return pattern.sub(replacement, bare)
+    return bare
+
+
+def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the weights of query, key and value, three tensors of (D, D), into one of (3D, D)."""
+    joined: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith('.attention.query.weight'):
+            parts = [state[name.replace('.query.', f'.{part}.')] for part in QKV]
+            joined[name.replace('.query.', '.qkv.')] = torch.cat(parts)
+        elif not name.endswith(('.attention.key.weight', '.attention.value.weight')):
+            joined[name] = value
+    return joined
+
+
+FC_INVERSE = inverse(FC)
+HF_INVERSE = inverse(HF)
+MMPRETRAIN_INVERSE = inverse(MMPRETRAIN)

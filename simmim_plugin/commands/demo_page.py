@@ -1,0 +1,274 @@
+"""The page of `simmim demo`, in Gradio: every picture on it is made by `Explorer`."""
+
+import base64
+import io
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from torch import Tensor
+
+from simmim_plugin.apis.explorer import Explorer
+from simmim_plugin.datasets.images import SUFFIXES
+
+MAX_UPLOAD = 64  # MB
+HOSTS = ('127.0.0.1', 'localhost')  # names of this machine; localhost behind a forwarded port
+BEGIN = 'Upload an image to begin.'
+SIMILARITY = 'similarity to the clicked patch'
+TITLE = '# What the model makes of an image\n{name}: {height} x {width} px, patches of {patch} px. {more}'
+# A brush over the patches: Gradio's ImageEditor stays empty (6.17) when its picture is set while the page loads.
+# value: picture, a URL; cells, a string of 0 and 1, one per patch, row by row, or empty.
+BRUSH_HTML = '<span>or paint over what shall be hidden</span> <button>clear</button><canvas></canvas>'
+BRUSH_CSS = """
+canvas { width: 100%; cursor: crosshair; touch-action: none; }
+button { float: right; padding: 0 .5em; font-size: small; }
+"""
+BRUSH_JS = """
+let cells = [], colour = null;
+const image = new Image();
+function draw() {
+    const canvas = element.querySelector('canvas'), { rows, columns } = props;
+    if (!canvas) return;
+    const side = props.value?.picture ? 24 : 0;
+    canvas.width = columns * side;
+    canvas.height = rows * side;
+    const context = canvas.getContext('2d');
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    context.fillStyle = '#ff2a2ac0';
+    cells.forEach((cell, i) => {
+        if (cell === '1') context.fillRect((i % columns) * side, Math.floor(i / columns) * side, side, side);
+    });
+}
+function show() {
+    const { picture, cells: given } = props.value || {};
+    cells = given ? given.split('') : Array(props.rows * props.columns).fill('0');
+    if (picture && image.src !== picture) image.src = picture;
+    draw();
+}
+function paint(event) {
+    const box = element.querySelector('canvas').getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) / box.width) * props.columns);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * props.rows);
+    if (row < 0 || column < 0 || row >= props.rows || column >= props.columns) return;
+    const i = row * props.columns + column;
+    colour = colour ?? (cells[i] === '1' ? '0' : '1');
+    cells[i] = colour;
+    draw();
+}
+function hand_over() {
+    if (!props.value?.picture) return;
+    props.value = { ...props.value, cells: cells.join('') };
+    trigger('input');
+}
+image.onload = draw;
+element.addEventListener('pointerdown', (event) => {
+    if (event.button === 0 && event.target.matches('canvas') && props.value?.picture) paint(event);
+});
+element.addEventListener('click', (event) => {
+    if (event.target.matches('button')) { cells.fill('0'); draw(); hand_over(); }
+});
+addEventListener('pointermove', (event) => {
+    if (colour !== null) (event.getCoalescedEvents?.() ?? [event]).forEach(paint);
+});
+for (const end of ['pointerup', 'pointercancel']) {
+    addEventListener(end, () => { if (colour !== null) { colour = null; hand_over(); } });
+}
+watch('value', show);
+show();
+"""
+Update = dict[Any, Any]
+
+
+class Page:
+    """Layout and events; `blocks` is what Gradio serves.
+
+    Args:
+        explorer: The model.
+        name: What the page calls it.
+        first: The image that is there when the page opens; None: none.
+    """
+
+    def __init__(self, explorer: Explorer, name: str, first: str | None = None) -> None:
+        self.explorer = explorer
+        (height, width), patch = explorer.size, explorer.patch_size
+        with gr.Blocks(title=f'SimMIM: {name}', analytics_enabled=False, fill_width=True) as self.blocks:
+            gr.Markdown(TITLE.format(name=name, height=height, width=width, patch=patch, more=explorer.more_masks))
+            self.image, self.features, self.query = gr.State(None), gr.State(None), gr.State(None)
+            with gr.Row():
+                with gr.Column(scale=1, min_width=300):
+                    self._add_controls(first)
+                with gr.Column(scale=3):
+                    self.told = gr.Markdown(BEGIN, elem_id='told')
+                    self.masked, self.predicted, self.composite = _pictures(
+                        masked='masked',
+                        reconstruction='reconstruction',
+                        composite='composite',
+                    )
+                    blocks = explorer.backbone.num_layers
+                    self.block = gr.Slider(1, blocks, blocks, step=1, label='features after block', elem_id='block')
+                    self.original, self.pca, self.near = _pictures(
+                        original='image: click a patch',
+                        pca='PCA of the features',
+                        similarity=SIMILARITY,
+                    )
+            self._connect()
+
+    def _add_controls(self, first: str | None) -> None:
+        (height, width), patch = self.explorer.size, self.explorer.patch_size
+        self.upload = gr.File(
+            first, file_types=list(SUFFIXES), height=120, label=f'image file, up to {MAX_UPLOAD} MB', elem_id='upload'
+        )
+        self.sliders = []  # ratio and unit of the local mask, of the global mask; seed
+        for kind, part in self.explorer.training_masks().items():
+            ratio, unit, largest = f'{kind} ratio', f'{kind} unit, px', max(height, width)
+            self.sliders += [
+                gr.Slider(0, 1, part['ratio'], step=0.05, label=ratio, elem_id=f'{kind}-ratio'),
+                gr.Slider(patch, largest, part['unit'], step=patch, label=unit, elem_id=f'{kind}-unit'),
+            ]
+        self.sliders.append(gr.Slider(0, 99, 0, step=1, label='seed', elem_id='seed'))
+        self.brush = gr.HTML(
+            None, html_template=BRUSH_HTML, css_template=BRUSH_CSS, js_on_load=BRUSH_JS, elem_id='brush',
+            rows=height // patch, columns=width // patch,
+        )  # fmt: skip
+
+    def _connect(self) -> None:
+        quietly: dict[str, Any] = dict(show_progress='hidden', trigger_mode='always_last')
+        loading: dict[str, Any] = dict(
+            fn=self._load, inputs=self.upload,
+            outputs=[self.image, self.features, self.query, self.original, self.brush, self.told],
+        )  # fmt: skip
+        hiding: dict[str, Any] = dict(
+            fn=self._hide, inputs=[self.image, self.brush, *self.sliders],
+            outputs=[self.masked, self.predicted, self.composite, self.told], **quietly,
+        )  # fmt: skip
+        looking: dict[str, Any] = dict(
+            fn=self._look, inputs=[self.features, self.block, self.query], outputs=[self.pca, self.near], **quietly
+        )
+        for event in (self.blocks.load, self.upload.upload, self.upload.clear):
+            event(**loading).then(**hiding).then(**looking)
+        for slider in self.sliders:
+            slider.change(**hiding)
+        self.brush.input(**hiding)
+        self.block.change(**looking)
+        for picture in (self.original, self.pca, self.near):
+            picture.select(self._click, None, self.query).then(**looking)
+
+    def _load(self, path: str | None) -> Update:
+        nothing = {self.image: None, self.features: None, self.original: None, self.brush: None}
+        if path is None:
+            return {**nothing, self.told: BEGIN}
+        try:
+            image = self.explorer.read(path)
+        except ValueError as error:
+            return {**nothing, self.told: _warned(error)}
+        features, picture = self.explorer.features(image), self.explorer.picture(image)
+        centre = (features[-1].shape[0] // 2, features[-1].shape[1] // 2)
+        brush = {'picture': _data_url(picture), 'cells': ''}
+        return {
+            self.image: image, self.features: features, self.query: centre, self.original: picture, self.brush: brush
+        }  # fmt: skip
+
+    def _hide(self, image: Tensor | None, brush: Any, *sliders: float) -> Update:
+        if image is None:
+            return {self.masked: None, self.predicted: None, self.composite: None}
+        cells = (brush or {}).get('cells', '')
+        try:
+            if '1' in cells:
+                masks = self.explorer.painted_mask(cells)
+            else:
+                local, whole = (dict(ratio=sliders[i], unit=int(sliders[i + 1])) for i in (0, 2))
+                masks = self.explorer.random_masks(local, whole, int(sliders[4]))
+        except ValueError as error:
+            return {self.masked: None, self.predicted: None, self.composite: None, self.told: _warned(error)}
+        made = self.explorer.reconstruct(image, masks)
+        told = f'{made.hidden:.0%} of the patches hidden, masked-pixel loss {made.loss:.3f}'
+        return {
+            self.masked: made.masked, self.predicted: made.predicted, self.composite: made.composite, self.told: told
+        }  # fmt: skip
+
+    def _look(self, features: list[Tensor] | None, block: float, query: tuple[int, int] | None) -> Update:
+        if features is None or query is None:
+            return {self.pca: None, self.near: gr.update(value=None, label=SIMILARITY)}
+        chosen = features[int(block) - 1]
+        picture, low = self.explorer.similarity_picture(chosen, query)
+        label = f'similarity to ({query[0] + 1}, {query[1] + 1}): {low:.2f} to 1'
+        return {self.pca: self.explorer.pca_picture(chosen), self.near: gr.update(value=picture, label=label)}
+
+    def _click(self, event: gr.SelectData) -> tuple[int, int]:
+        return self.explorer.patch_at(*event.index)
+
+
+class OwnPageOnly:
+    """Refuses what another website has the browser ask: requests that name it as their origin, or us by its name.
+
+    Args:
+        app: The application, by the rules of ASGI.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Pass a request on, or answer 403."""
+        headers = dict(scope.get('headers', ()))
+        asked = {b'//' + headers[b'host']} if b'host' in headers else set()
+        asked |= {headers[b'origin']} if b'origin' in headers else set()
+        if all(urlsplit(name.decode('latin-1')).hostname in HOSTS for name in asked):
+            await self.app(scope, receive, send)
+        else:
+            await PlainTextResponse('only the page itself is answered', status_code=403)(scope, receive, send)
+
+
+def serve(page: Page, port: int | None, open_browser: bool) -> str:
+    """Serve a page in a thread, to this machine alone, without Gradio's statistics and foreign fonts.
+
+    Args:
+        page: The one to serve.
+        port: Of 127.0.0.1; None: the first free one from 7860.
+        open_browser: Also open it in the user's browser.
+
+    Returns:
+        The address.
+
+    Raises:
+        ValueError: The port is taken or none.
+    """
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f'--port {port} is outside 1 ... 65535')
+    theme = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
+    try:
+        _, address, _ = page.blocks.launch(
+            server_name='127.0.0.1', server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=theme,
+            max_file_size=f'{MAX_UPLOAD}mb', footer_links=[], ssr_mode=False,
+            app_kwargs=dict(middleware=[Middleware(OwnPageOnly)]), prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        wanted = '' if port is None else f' {port}'
+        raise ValueError(f'--port{wanted}: no free port there ({error}); give another') from error
+    return address
+
+
+def _pictures(**labels: str) -> list[gr.Image]:
+    """A row of pictures; id -> label."""
+    with gr.Row():
+        return [
+            gr.Image(label=label, elem_id=key, interactive=False, buttons=['download', 'fullscreen'], format='png')
+            for key, label in labels.items()
+        ]
+
+
+def _warned(error: ValueError) -> str:
+    """Show what the user can mend, for a moment over the page, and return it to stay."""
+    gr.Warning(str(error))
+    return f'**{error}**'
+
+
+def _data_url(picture: np.ndarray) -> str:
+    """A picture as a PNG inside a URL."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format='PNG')
+    return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,156 @@
+"""Datasets of unlabelled images: a folder, or the photos inside installed packages."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from simmim_plugin.datasets.images import SUFFIXES, ImageReadError
+from simmim_plugin.datasets.sampling import NumberedIndex
+from simmim_plugin.datasets.transforms.crop import RandomResizedCrop
+from simmim_plugin.datasets.transforms.loading import LoadImage
+from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.files import printable
+from simmim_plugin.utils.random_state import seed_everything
+
+# So few images must have been tried before a share of bad ones means something (or all of a smaller folder).
+MIN_TRIED = 100
+NAMED_BAD_IMAGES = 20
+UNSEEN, GOOD, BAD = 0, 1, 2
+SAMPLE = 0  # second word of the seeds of samples, see IterationSeedHook
+
+
+class TooManyBadImagesError(RuntimeError):
+    """More images than `max_bad_ratio` could not be read. The message lists them."""
+
+
+@DATASETS.register_module()
+class ImageFolder(BaseDataset):
+    """All images below a folder, without labels.
+
+    An image that cannot be read is counted, named in the log and replaced by another; training goes on. When more than
+    `max_bad_ratio` of the images tried so far are bad, it stops with their list. The count is shared by all
+    worker processes of a data loader.
+
+    Args:
+        data_root: The folder; it is searched recursively, and links to folders are followed. None stands for the
+            top-level `data_root` of a config, which the tools put here.
+        pipeline: Transforms; a sample starts as `{'img_path': str}`, see `NumberedIndex` for `iteration`.
+        suffixes: Endings of files to take, in lower case.
+        max_bad_ratio: Share of unreadable images that is put up with.
+        kwargs: See `mmengine.dataset.BaseDataset`.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: No image in it.
+    """
+
+    def __init__(
+        self,
+        data_root: str | None,
+        pipeline: Sequence[Any] = (),
+        suffixes: Sequence[str] = SUFFIXES,
+        max_bad_ratio: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= max_bad_ratio <= 1:
+            raise ValueError(f'max_bad_ratio={max_bad_ratio} is outside [0, 1]')
+        if data_root is None:
+            raise ValueError('data_root of ImageFolder is not set; set it to the folder of the training images')
+        self.suffixes = tuple(suffix.lower() for suffix in suffixes)
+        self.max_bad_ratio = max_bad_ratio
+        super().__init__(data_root=os.path.expanduser(data_root), pipeline=list(pipeline), **kwargs)
+        transforms = self.pipeline.transforms
+        for transform, following in zip(transforms, [*transforms[1:], None]):
+            if isinstance(transform, LoadImage) and not isinstance(following, RandomResizedCrop):
+                transform.defer = False  # others want pixels
+
+    def full_init(self) -> None:
+        """List the images, and make the record of bad ones."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        # One byte per image in shared memory: forked and spawned workers write into the same record.
+        self.state = torch.full((len(self),), UNSEEN, dtype=torch.uint8).share_memory_()
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """List the images, sorted by path."""
+        if not os.path.isdir(self.data_root):
+            raise FileNotFoundError(
+                f'data_root={self.data_root!r} is not a folder (from {os.getcwd()}); set data_root in the config, or '
+                'on the command line: --cfg-options data_root=/path/to/images'
+            )
+        paths = list_images(self.data_root, self.suffixes)
+        if not paths:
+            raise ValueError(f'data_root={self.data_root!r} holds no file ending in {" ".join(self.suffixes)}')
+        return [{'img_path': path} for path in paths]
+
+    def __getitem__(self, idx: int) -> Any:
+        """A sample; what its pipeline draws is seeded by the number of the sample, if the index knows it."""
+        if isinstance(idx, NumberedIndex) and idx.key is not None:
+            seed, number = idx.key
+            seed_everything(seed, SAMPLE, number)
+        return super().__getitem__(idx)
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """`img_path` of an image, and `iteration` if the index knows it."""
+        info = super().get_data_info(int(idx))
+        return {**info, 'iteration': idx.iteration} if isinstance(idx, NumberedIndex) else info
+
+    def prepare_data(self, idx: int) -> Any:
+        """Run the pipeline on one image; None, which makes the caller draw another, if it cannot be read."""
+        self._iteration = idx.iteration if isinstance(idx, NumberedIndex) else None
+        try:
+            data = super().prepare_data(idx)
+        except ImageReadError as error:
+            self._note_bad(idx, error)
+            return None
+        self.state[idx] = GOOD
+        return data
+
+    def _rand_another(self) -> int:
+        index = int(super()._rand_another())
+        return index if self._iteration is None else NumberedIndex(index, self._iteration)
+
+    def bad_images(self) -> list[str]:
+        """Paths of the images that could not be read so far, by any worker."""
+        return [BaseDataset.get_data_info(self, int(i))['img_path'] for i in (self.state == BAD).nonzero()]
+
+    def _note_bad(self, idx: int, error: ImageReadError) -> None:
+        known = bool(self.state[idx] == BAD)
+        self.state[idx] = BAD
+        bad = int((self.state == BAD).sum())
+        if not known:
+            # As an error, so that it is shown from every rank.
+            print_log(f'Image skipped ({bad} of {len(self)} so far): {error}', 'current', logging.ERROR)
+        tried = int((self.state != UNSEEN).sum())
+        if bad > self.max_bad_ratio * max(tried, min(len(self), MIN_TRIED)):
+            paths = self.bad_images()
+            more = f'\n  ... and {bad - NAMED_BAD_IMAGES} more' if bad > NAMED_BAD_IMAGES else ''
+            listed = '\n'.join(f'  {printable(path)}' for path in paths[:NAMED_BAD_IMAGES])
+            mend = 'Remove or repair them, or raise max_bad_ratio of the dataset'
+            if bad == tried:
+                mend += '; as all are bad so far, channels or dtype of LoadImage may not fit the images'
+            raise TooManyBadImagesError(
+                f'{bad} of {tried} images tried cannot be read, more than max_bad_ratio={self.max_bad_ratio}; '
+                f'the last one: {error}. {mend}:\n{listed}{more}'
+            )
+
+
+def list_images(folder: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """Paths of the image files below a folder, sorted, without hidden files; links are followed, loops are not."""
+    found, visited = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        found += [
+            os.path.join(parent, name) for name in files if name.lower().endswith(tuple(suffixes)) and name[0] != '.'
+        ]
+    return sorted(found)

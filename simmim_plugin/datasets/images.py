@@ -1,0 +1,178 @@
+"""From a file to a (C, H, W) tensor, and from a sample to what the model takes."""
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from mmengine.logging import print_log
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from simmim_plugin.datasets.jpeg import MAX_PIXELS
+from simmim_plugin.utils.files import printable
+
+ARRAY_SUFFIXES = ('.npy',)
+TIFF_SUFFIXES = ('.tif', '.tiff')
+PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif')
+SUFFIXES = PHOTO_SUFFIXES + TIFF_SUFFIXES + ARRAY_SUFFIXES
+DTYPES = ('uint8', 'float32')
+Source = str | os.PathLike[str] | io.BytesIO
+MODES = {1: 'L', 3: 'RGB'}  # PIL's names, by number of channels
+FEW_LEVELS = 64  # of 256: 14 of 16 bits
+_WARNED_OF: list[str] = []  # the first image that lost most of its levels
+
+
+class ImageReadError(ValueError):
+    """A file that cannot be read as the image that the config asks for. The message is 'path: reason'."""
+
+
+def read_image(
+    path: str | os.PathLike[str], channels: int = 3, dtype: str = 'uint8', data: bytes | None = None
+) -> Tensor:
+    """Read a photo, a TIFF or a .npy array.
+
+    Photos (everything PIL reads) are turned upright by their EXIF tag and converted to the wanted number of channels:
+    for 3, grey is repeated, CMYK, palettes and YCbCr become RGB, alpha is dropped; for 1, colours become luma. TIFF and
+    .npy hold (H, W), (H, W, C) or (C, H, W); only a single channel is repeated for `channels=3`, and an alpha channel
+    dropped (4 where 3 are wanted).
+
+    Args:
+        path: The file.
+        channels: Channels of the result.
+        dtype: 'uint8': 8-bit values; 16-bit ones are divided by 257, wider and floating-point files are refused.
+            'float32': the values as stored; NaN and infinity are refused. (Of PNGs with several channels of 16 bits
+            PIL gives the upper 8 only: keep such data as TIFF or .npy.)
+        data: The file's content, if that has been read; the path is its name then.
+
+    Returns:
+        (channels, H, W), uint8 or float32.
+
+    Raises:
+        ImageReadError: The file is missing, damaged, larger than `MAX_PIXELS`, or does not hold such an image.
+    """
+    suffix = Path(path).suffix.lower()
+    source = path if data is None else io.BytesIO(data)
+    try:
+        if suffix in ARRAY_SUFFIXES:
+            array = _channels_first(np.load(source, allow_pickle=False), channels)
+        elif suffix in TIFF_SUFFIXES and (values := read_tiff(source)) is not None:
+            array = _channels_first(values, channels)
+        else:
+            array = _read_photo(source, channels)
+        array = _fit_channels(array, channels)
+        pixels = _as_dtype(array, dtype)
+        if pixels.itemsize < array.itemsize and pixels.max() < FEW_LEVELS:
+            _warn_of_lost_values(printable(path), int(array.max()))
+        return torch.from_numpy(pixels)
+    # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, IsADirectoryError):
+            reason = 'a folder; give image files'
+        elif isinstance(error, FileNotFoundError):
+            reason = f'no such file (from {os.getcwd()})'
+        raise ImageReadError(f'{printable(path)}: {reason}') from error
+
+
+def _warn_of_lost_values(path: str, largest: int) -> None:
+    """Say, once per process, that hardly anything is left of an image of 16 bits."""
+    if not _WARNED_OF:
+        _WARNED_OF.append(path)
+        print_log(
+            f'{path}: its values reach {largest} of 65535, of which 8 bits keep {largest // 257 + 1} levels; to read '
+            "values as stored, set dtype='float32' of LoadImage, and mean and std by `simmim statistics`",
+            'current',
+            logging.WARNING,
+        )
+
+
+def read_tiff(source: Source) -> np.ndarray | None:
+    """Values of a TIFF as stored; None where they want a conversion of colours (CMYK, palette, white is zero ...)."""
+    with tifffile.TiffFile(source) as file:
+        first = file.pages.first
+        if (pixels := first.imagelength * first.imagewidth) > MAX_PIXELS:
+            raise ValueError(f'it claims {pixels:,} pixels, more than {MAX_PIXELS:,}; cut it into smaller images')
+        if first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+            return file.asarray()
+    return None
+
+
+def _read_photo(source: Source, channels: int) -> np.ndarray:
+    """(C, H, W) of a file that PIL reads."""
+    with Image.open(source) as opened:
+        image: Image.Image = opened
+        ImageOps.exif_transpose(image, in_place=True)
+        if channels in MODES and not has_many_bits(image):
+            image = convert_mode(image, MODES[channels])
+        array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def has_many_bits(image: Image.Image) -> bool:
+    """Whether a photo holds 16 or 32 bits, which is one channel then."""
+    return image.mode.startswith('I') or image.mode == 'F'
+
+
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A photo in another mode of PIL; alpha is dropped."""
+    if image.mode == 'P' and 'transparency' in image.info:  # PIL wants this detour
+        image = image.convert('RGBA')
+    return image.convert(mode)
+
+
+def _channels_first(array: np.ndarray, channels: int) -> np.ndarray:
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W); which of the two is told by `channels`, else by the shorter side."""
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim != 3:
+        raise ValueError(f'an array of shape {array.shape} is no image; expected (H, W), (H, W, C) or (C, H, W)')
+    first, last = array.shape[0], array.shape[2]
+    channels_last = last == channels if channels in (first, last) and first != last else last <= first
+    return array.transpose(2, 0, 1) if channels_last else array
+
+
+def _fit_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    if 0 in array.shape:
+        raise ValueError(f'an image of {array.shape[1]} x {array.shape[2]} px is empty')
+    if channels == 3 and array.shape[0] == 1:
+        array = array.repeat(3, axis=0)
+    elif channels == 3 and array.shape[0] == 4:
+        array = array[:3]
+    if array.shape[0] != channels:
+        raise ValueError(
+            f'it has {array.shape[0]} channels, but channels={channels} are wanted; set channels of LoadImage, and '
+            'in_channels, mean and std of the model'
+        )
+    return array
+
+
+def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == 'float32':
+        values = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f'{np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; fill them first')
+        return values
+    kind, bits = array.dtype.kind, 8 * array.dtype.itemsize
+    if kind == 'b':
+        array = array.astype(np.uint8) * 255
+    elif (kind, bits) == ('u', 16) or ((kind, bits) == ('i', 32) and _fits_16_bits(array)):  # PIL reads some 16 as 32
+        array = np.round(array / 257)
+    elif (kind, bits) != ('u', 8):
+        raise ValueError(f"it holds {array.dtype} values, which have no fixed range; set dtype='float32' in LoadImage")
+    return np.array(array, dtype=np.uint8, order='C')
+
+
+def _fits_16_bits(array: np.ndarray) -> bool:
+    return bool(array.min() >= 0 and array.max() <= 65535)
+
+
+def photo_rows(image: Tensor) -> np.ndarray | None:
+    """A (C, H, W) image as OpenCV has photos, if it lies in memory so: (H, W, 3), uint8, contiguous."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.stride(0) != 1:
+        return None
+    rows = image.numpy().transpose(1, 2, 0)
+    return rows if rows.flags.c_contiguous else None

@@ -1,0 +1,186 @@
+"""A dataset of the images inside tar files, as `tools/prepare_dataset.py --shards-mb` and WebDataset write them."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import sys
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from simmim_plugin.datasets.image_folder import ImageFolder, list_images
+from simmim_plugin.datasets.images import ImageReadError
+from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.files import printable
+
+OPEN_FILES = 64  # shards that a process keeps open
+
+
+@DATASETS.register_module()
+class TarShards(ImageFolder):
+    """All images in the tar files of a folder, read from where they lie in them, without unpacking.
+
+    The headers are read once at the start; then any image is one read of an open file, so that samplers, processes,
+    resuming and the record of bad images are those of `ImageFolder`. Paths are `<tar file>/<name in it>`.
+
+    Args:
+        data_root: Folder with `.tar` files, not compressed. `shards.json`, if there is one, tells how many images each
+            must have.
+        kwargs: See `ImageFolder`.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: It has no tar file, a tar file is damaged or incomplete, or no image is in them.
+    """
+
+    _open: dict[str, int] | None = None
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """List the images of all shards, in the order of names and places."""
+        folder = Path(self.data_root)
+        if not folder.is_dir():
+            raise FileNotFoundError(f'data_root={self.data_root!r} is not a folder (from {os.getcwd()})')
+        shards = sorted(folder.glob('*.tar'))
+        if not shards:
+            raise ValueError(f'data_root={self.data_root!r} holds no *.tar file; write some with '
+                             '`simmim prepare --shards-mb`, or use ImageFolder for files')  # fmt: skip
+        index = folder / INDEX
+        listed = json.loads(index.read_text(encoding='utf-8'))['shards'] if index.is_file() else []
+        counts = {shard['file']: shard['images'] for shard in listed}
+        if missing := sorted(set(counts) - {shard.name for shard in shards}):
+            raise ValueError(f'{index} lists {", ".join(missing)}, which are not there; copy them, or make them again')
+        found: list[dict[str, Any]] = []
+        for shard in tqdm(shards, desc='list shards', unit='shard', file=sys.stderr, disable=len(shards) < OPEN_FILES):
+            images = self._images(shard)
+            if len(images) != counts.get(shard.name, len(images)):
+                raise ValueError(f'{shard} holds {len(images)} images, but {INDEX} says {counts[shard.name]}; make it '
+                                 'again: remove it and call `simmim prepare` as before')  # fmt: skip
+            found += images
+        if not found:
+            raise ValueError(f'the tar files in {self.data_root} hold no file ending in {" ".join(self.suffixes)}')
+        return found
+
+    def _images(self, shard: Path) -> list[dict[str, Any]]:
+        try:
+            with tarfile.open(shard, 'r:') as tar:
+                members = [member for member in tar if member.isfile()]
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(f'{shard} is damaged, or no tar file without compression ({error}); make it again, or '
+                             'remove it') from error  # fmt: skip
+        return [
+            dict(img_path=f'{shard}/{member.name}', shard=str(shard), offset=member.offset_data, size=member.size)
+            for member in members
+            if member.name.lower().endswith(self.suffixes)
+        ]
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """`img_path` and `img_bytes` of an image, and `iteration` if the index knows it."""
+        info = super().get_data_info(idx)
+        place = [info.pop(name) for name in ('shard', 'offset', 'size')]
+        return {**info, 'img_bytes': self._read(*place)}
+
+    def _read(self, shard: str, offset: int, size: int) -> bytes:
+        if self._open is None:
+            self._open = {}
+        try:
+            if shard not in self._open:
+                if len(self._open) >= OPEN_FILES:
+                    os.close(self._open.pop(next(iter(self._open))))
+                self._open[shard] = os.open(shard, os.O_RDONLY)
+            return os.pread(self._open[shard], size, offset)
+        except OSError as error:
+            raise ImageReadError(f'{printable(shard)}: {error}') from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files, for processes that are spawned."""
+        return {**self.__dict__, '_open': None}
+
+
+INDEX = 'shards.json'
+SEED = 0  # of the order of images: a reader that goes through a shard from its beginning gets mixed ones
+
+
+def write_shards(folder: str | os.PathLike[str], target: str | os.PathLike[str], megabytes: float) -> dict[str, Any]:
+    """Pack all images below a folder, in a random order that is always the same; shards that are there are kept.
+
+    A sample is two members of a tar file: `000000012.jpg` (the ending is the file's own) and `000000012.txt`, the path
+    within the folder. A shard gets its name when it is complete.
+
+    Args:
+        folder: Searched recursively.
+        target: Folder of the shards and of `shards.json`, which lists them with their numbers of images and bytes.
+        megabytes: Size of a shard, about; it has at least one image.
+
+    Returns:
+        What `shards.json` holds.
+
+    Raises:
+        ValueError: No image in `folder`, or `target` holds shards of other images or another size.
+        OSError: `target` cannot be written.
+    """
+    if megabytes <= 0:
+        raise ValueError(f'megabytes={megabytes} must be positive; 256 is usual')
+    paths = list_images(str(folder))
+    if not paths:
+        raise ValueError(f'folder={os.fspath(folder)!r} holds no image (from {os.getcwd()})')
+    random.Random(SEED).shuffle(paths)
+    names = [os.path.relpath(path, folder) for path in paths]
+    plan = _plan([os.path.getsize(path) for path in paths], megabytes * 1e6)
+    shards = [dict(file=f'shard-{i:06d}.tar', images=len(part), bytes=size) for i, (part, size) in enumerate(plan)]
+    index = dict(images=len(paths), shards=shards, names_hash=_digest(names))
+    _check_index(Path(target), index)
+    with tqdm(total=len(paths), unit='image', smoothing=0.05, file=sys.stderr) as progress:
+        for shard, (part, _) in zip(shards, plan):
+            file = Path(target, str(shard['file']))
+            if not file.is_file():
+                _write(file, ((i, paths[i], names[i]) for i in part))
+            progress.update(len(part))
+    return index
+
+
+def _plan(sizes: list[int], limit: float) -> list[tuple[range, int]]:
+    """Images of each shard, as indices, and their bytes."""
+    plan, start, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            plan.append((range(start, i), total))
+            start, total = i, 0
+        total += size
+    return [*plan, (range(start, len(sizes)), total)]
+
+
+def _write(file: Path, samples: Iterable[tuple[int, str, str]]) -> None:
+    part = file.with_name(f'.{file.name}.part')
+    with tarfile.open(part, 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for number, path, name in samples:
+            for suffix, content in (
+                (os.path.splitext(name)[1].lower(), Path(path).read_bytes()),
+                ('.txt', name.encode('utf-8', 'backslashreplace')),
+            ):
+                member = tarfile.TarInfo(f'{number:09d}{suffix}')
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with part.open('rb') as written:
+        os.fsync(written.fileno())
+    part.replace(file)
+
+
+def _digest(names: list[str]) -> str:
+    text = '\n'.join(names).encode('utf-8', 'backslashreplace')
+    return hashlib.sha256(text).hexdigest()
+
+
+def _check_index(target: Path, index: dict[str, Any]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    file = target / INDEX
+    if file.is_file():
+        there = json.loads(file.read_text(encoding='utf-8'))
+        if there != index:
+            raise ValueError(f'{target} holds shards of other images, or of another size; choose another folder')
+    else:
+        file.write_text(json.dumps(index, indent=1), encoding='utf-8')

@@ -1,0 +1,103 @@
+"""Transforms that read an image and pack a sample."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from simmim_plugin.datasets.images import DTYPES, ImageReadError, photo_rows, read_image
+from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
+from simmim_plugin.models.masks import MASKS
+from simmim_plugin.registry import TRANSFORMS
+from simmim_plugin.utils.files import printable
+
+
+def _read_pending(path: str, data: bytes | None) -> PendingJPEG | None:
+    try:
+        return pending_jpeg(path, data)
+    except OSError as error:
+        raise ImageReadError(f'{printable(path)}: {error}') from error
+
+
+@TRANSFORMS.register_module()
+class LoadImage:
+    """Read the image of a sample; see `read_image` for formats and conversions.
+
+    Required key: `img_path`; `img_bytes`, the file's content, is taken if it is there. Added key: `img`, a
+    (channels, H, W) tensor, or with `defer` maybe a `PendingJPEG`.
+
+    Args:
+        channels: Channels of the result; 3 gives RGB.
+        dtype: 'uint8' (photos) or 'float32' (values as stored: medical, satellite).
+        keep: Each process keeps the first so many decoded images in memory; for small sets.
+        defer: Leave JPEGs to be decoded by our `RandomResizedCrop` at the size that its crop wants. Only for 3
+            channels of uint8, and what is not kept; where another transform follows, `ImageFolder` switches it off.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(self, channels: int = 3, dtype: str = 'uint8', keep: int = 0, defer: bool = False) -> None:
+        if channels < 1:
+            raise ValueError(f'channels={channels} must be positive')
+        if dtype not in DTYPES:
+            raise ValueError(f'dtype={dtype!r} is unknown; choose one of {", ".join(map(repr, DTYPES))}')
+        self.channels = channels
+        self.dtype = dtype
+        self.keep = keep
+        self.defer = defer and channels == 3 and dtype == 'uint8'
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add `img` to the sample."""
+        path, data = results['img_path'], results.pop('img_bytes', None)
+        image: Tensor | PendingJPEG | None = self._kept.get(path)
+        if image is None and self.defer and len(self._kept) >= self.keep:
+            image = _read_pending(path, data)
+        if image is None:
+            image = read_image(path, self.channels, self.dtype, data)
+            if len(self._kept) < self.keep:
+                self._kept[path] = image
+        results['img'] = image
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(channels={self.channels}, dtype={self.dtype!r})'
+
+
+def _contiguous(image: Tensor) -> Tensor:
+    """The same image with contiguous planes; with OpenCV, several times as fast as torch, for what a JPEG becomes."""
+    rows = photo_rows(image)
+    if rows is None:
+        return image.contiguous()
+    planes = np.empty(image.shape, dtype=np.uint8)
+    cv2.split(rows, list(planes))
+    return torch.from_numpy(planes)
+
+
+@TRANSFORMS.register_module()
+class PackSimMIMInputs:
+    """Keep what the model takes: `inputs`, the (C, H, W) image, and the masks there are, (h, w) uint8; and `img_path`.
+
+    Masks are `mask`, and `mask_local` and `mask_global` where the generator drew two.
+
+    Plain tensors stack into one tensor per batch, which costs far less than one data object per image.
+    """
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Sample -> `{'inputs': tensor, 'mask': tensor, ..., 'img_path': str}`."""
+        image = results['img']
+        packed = {
+            'inputs': _contiguous(image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image)))
+        }
+        if 'img_path' in results:
+            packed['img_path'] = results['img_path']  # for FaultHook
+        for name in MASKS:
+            if name in results:
+                packed[name] = torch.from_numpy(results[name].astype(np.uint8, copy=False))
+        return packed
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'

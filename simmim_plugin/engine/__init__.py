@@ -1,0 +1,1 @@
+"""What drives a training: hooks, optimizers, schedules, runners."""

@@ -1,0 +1,121 @@
+"""Mask ratios that change during training."""
+
+import logging
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+
+from simmim_plugin.datasets.image_folder import ImageFolder
+from simmim_plugin.datasets.sampling import number_samples
+from simmim_plugin.datasets.transforms.masking import SCHEDULES, Ramp, SimMIMMaskGenerator
+from simmim_plugin.engine.hooks.iteration_seed_hook import first_iteration
+from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.distributed import bare_model
+
+
+@HOOKS.register_module()
+class MaskRatioHook(Hook):
+    """Ramp a ratio of `SimMIMMaskGenerator` over the iterations.
+
+    The ratio is a function of the iteration alone, which every sample's index carries to the worker processes: it is
+    the same with any number of workers, persistent or not, and after a resume. It is in the log as `mask_ratio`,
+    `local_ratio` or `global_ratio`. Pictures and losses of fixed images keep the generator's own ratio.
+
+    Args:
+        start: Ratio up to iteration `begin`.
+        end: Ratio from iteration `until` on. None: the one in the generator's config.
+        argument: Which one: `mask_ratio`, `local.ratio` or `global_.ratio`.
+        begin: First iteration of the ramp.
+        until: Its last iteration. None: the last one of the training.
+        schedule: 'linear' or 'cosine' (slow at both ends).
+
+    Raises:
+        ValueError: An argument is out of range, or the data has no such generator or hides the indices from it.
+    """
+
+    def __init__(
+        self,
+        start: float,
+        end: float | None = None,
+        argument: str = 'mask_ratio',
+        begin: int = 0,
+        until: int | None = None,
+        schedule: str = 'linear',
+    ) -> None:
+        for name, value in (('start', start), ('end', end)):
+            if name == 'end' and value is None:
+                continue
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f'{name}={value!r} of MaskRatioHook is outside [0, 1]')
+        if schedule not in SCHEDULES:
+            raise ValueError(f'schedule={schedule!r} is unknown; choose one of {", ".join(map(repr, SCHEDULES))}')
+        if begin < 0 or (until is not None and until <= begin):
+            raise ValueError(f'begin={begin} and until={until} of MaskRatioHook must rise and not be negative')
+        self.start, self.end, self.argument = start, end, argument
+        self.begin, self.until, self.schedule = begin, until, schedule
+
+    def before_train(self, runner: Any) -> None:
+        """Hand the ramp to the generator, and number the samples; the workers are not started yet."""
+        until = runner.max_iters if self.until is None else self.until
+        if until <= self.begin:
+            raise ValueError(f'begin={self.begin} of MaskRatioHook must lie before the last iteration, {until}')
+        if until > runner.max_iters:
+            print_log(
+                f'MaskRatioHook: until={until} lies beyond the last iteration, {runner.max_iters}; the ramp of '
+                f'{self.argument} will not reach its end',
+                'current',
+                logging.WARNING,
+            )
+        loader = runner.train_dataloader
+        iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if loader.num_workers > 0 and getattr(iterator, '_iterator', None) is not None:  # MMEngine up to 0.10.7
+            raise ValueError(
+                f'MaskRatioHook: this MMEngine starts the {loader.num_workers} workers of IterBasedTrainLoop before '
+                'its hooks; use onedl-mmengine >= 0.10.12, EpochBasedTrainLoop, or train_dataloader.num_workers=0'
+            )
+        generators = [generator for dataset in _datasets(loader.dataset) for generator in _generators(dataset)]
+        parts = {part.name: part for generator in generators for part in generator.parts}
+        if self.argument not in parts:
+            there = ', '.join(map(repr, parts)) or 'none: add SimMIMMaskGenerator to the pipeline'
+            raise ValueError(
+                f'argument={self.argument!r} of MaskRatioHook: the masks of the training data have {there}'
+            )
+        end = parts[self.argument].ratio if self.end is None else self.end
+        self.ramp = Ramp(self.start, end, self.begin, until, self.schedule)
+        model = bare_model(runner)
+        for generator in generators:
+            generator.ramps[self.argument] = self.ramp
+            if hasattr(model, 'backbone') and hasattr(model.backbone, 'grid'):
+                for iteration in (self.begin, until):  # a ratio that would hide all is found now, not at the end
+                    generator.ratios(model.backbone.grid, iteration)
+        number_samples(loader)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Say which iteration comes first."""
+        runner.train_dataloader.batch_sampler.sampler.next_iteration = first_iteration(runner)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Put the ratio into the log."""
+        name = 'mask_ratio' if self.argument == 'mask_ratio' else self.argument.replace('.', '_').replace('__', '_')
+        runner.message_hub.update_scalar(f'train/{name}', self.ramp(runner.iter))
+
+
+def _datasets(dataset: Any) -> list[BaseDataset]:
+    """Base datasets inside MMEngine's RepeatDataset and ConcatDataset."""
+    if isinstance(dataset, ImageFolder):
+        return [dataset]
+    kind = type(dataset).__name__
+    if kind == 'RepeatDataset':
+        return _datasets(dataset.dataset)
+    if kind == 'ConcatDataset':
+        return [base for part in dataset.datasets for base in _datasets(part)]
+    raise ValueError(
+        f'MaskRatioHook needs ImageFolder (also inside RepeatDataset or ConcatDataset) as training data, got {kind}, '
+        'which does not hand the iteration to the masks'
+    )
+
+
+def _generators(dataset: BaseDataset) -> list[SimMIMMaskGenerator]:
+    return [transform for transform in dataset.pipeline.transforms if isinstance(transform, SimMIMMaskGenerator)]

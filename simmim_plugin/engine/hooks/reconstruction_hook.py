@@ -1,0 +1,159 @@
+"""Look at what the model predicts: pictures and the loss on fixed images, during pretraining."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS as ROOT_DATASETS
+from PIL import Image
+from torch import Tensor
+
+from simmim_plugin.models.losses import masked_loss, visible_mean
+from simmim_plugin.models.masks import MASKS, pixel_mask
+from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.distributed import whole_model
+from simmim_plugin.utils.random_state import fixed_seed
+from simmim_plugin.visualization.sheets import reconstruction_sheet
+
+FIRST_LOSS = 'fixed_loss_at_start'
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Draw the reconstruction of fixed images with fixed masks, and measure the loss on them.
+
+    Before training, every `interval` epochs (or iterations) and at the end: a picture, to the visualiser's backends and
+    to `out_dir`, and in the log and the visualiser the masked-pixel loss beside that of predicting each image's visible
+    mean. It is the criterion's mean over the masked pixels, whatever scope and further terms the training's loss has;
+    of a local and a global mask each has its own, and its own colour in the picture.
+    Drawing the images leaves the run's random numbers as they were.
+
+    Args:
+        interval: Epochs, or iterations if not `by_epoch`, between two pictures.
+        by_epoch: Count epochs.
+        num_images: Images in the picture, drawn at random.
+        num_measured: Images that the loss is measured on; at least those in the picture.
+        dataset: Config of the data, with masks in its pipeline. None takes the training data through its own pipeline.
+        out_dir: Folder of the pictures; None: `reconstructions` in the work dir.
+        seed: Of the crops and masks.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+
+    priority = 'LOWEST'  # after the checkpoint is written, so that the summary can name it
+
+    def __init__(
+        self,
+        interval: int = 10,
+        by_epoch: bool = True,
+        num_images: int = 8,
+        num_measured: int = 64,
+        dataset: dict[str, Any] | None = None,
+        out_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if interval < 1 or num_images < 1 or num_measured < 1:
+            raise ValueError(
+                f'interval={interval}, num_images={num_images}, num_measured={num_measured} must be positive'
+            )
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.num_images = num_images
+        self.num_measured = max(num_images, num_measured)
+        self.dataset = dataset
+        self.out_dir = out_dir
+        self.seed = seed
+
+    def before_train(self, runner: Any) -> None:
+        """Draw the fixed images, and show the model as it is at the start."""
+        self._draw(runner)
+        self.show(runner, runner.epoch if self.by_epoch else runner.iter)
+
+    @master_only
+    def _draw(self, runner: Any) -> None:
+        dataset = runner.train_dataloader.dataset if self.dataset is None else ROOT_DATASETS.build(self.dataset)
+        count = min(self.num_measured, max(len(dataset), self.num_images))
+        with fixed_seed(self.seed):
+            samples = [dataset[int(i)] for i in np.resize(np.random.permutation(len(dataset)), count)]
+        if 'mask' not in samples[0]:
+            raise ValueError('ReconstructionHook needs masks; add SimMIMMaskGenerator to the pipeline of the data')
+        names = [key for key in ('inputs', *MASKS) if key in samples[0]]
+        self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in names}
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Every `interval` epochs and after the last."""
+        if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
+            self.show(runner, runner.epoch + 1)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Every `interval` iterations and after the last."""
+        if not self.by_epoch and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
+            self.show(runner, runner.iter + 1)
+
+    @master_only
+    def after_train(self, runner: Any) -> None:
+        """Sum the run up in the log."""
+        checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
+        first = runner.message_hub.get_info(FIRST_LOSS)
+        runner.logger.info(
+            f'Done. Masked-pixel loss on {len(self.batch["mask"])} fixed images: {first:.4f} at the start -> '
+            f'{self.last_loss:.4f} at the end\n'
+            f"  predicting each image's visible mean: {self.mean_loss:.4f}\n"
+            f'  checkpoint: {checkpoint}\n'
+            f'  picture:    {self.last_picture}'
+        )
+
+    def show(self, runner: Any, step: int) -> None:
+        """Measure, log and draw, in the first process; all must call it."""
+        model = whole_model(runner)
+        if not is_main_process():
+            return
+        inputs, predicted = self._predict(model)
+        masks = {name: pixel_mask(self.batch[name], model.head.patch_size) for name in MASKS if name in self.batch}
+        masks = {name: mask.to(inputs.device) for name, mask in masks.items()}
+        pixels = masks['mask']
+        losses = {name: masked_loss(model, predicted, inputs, mask) for name, mask in masks.items()}
+        self.last_loss = losses['mask']
+        self.mean_loss = masked_loss(model, visible_mean(inputs, pixels), inputs, pixels)
+        parts = (masks['mask_local'], masks['mask_global']) if 'mask_local' in masks else None
+        told = f', local {losses["mask_local"]:.4f}, global {losses["mask_global"]:.4f}' if parts else ''
+        hub = runner.message_hub  # goes into checkpoints, so that a resumed run still knows where it started
+        if FIRST_LOSS not in hub.runtime_info:
+            hub.update_info(FIRST_LOSS, self.last_loss)
+        runner.logger.info(
+            f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}: masked-pixel loss {self.last_loss:.4f} '
+            f'(predicting the visible mean: {self.mean_loss:.4f}){told}'
+        )
+        shown = torch.arange(0, len(pixels), max(1, len(pixels) // self.num_images))[: self.num_images]
+        denormalize = model.data_preprocessor.denormalize
+        sheet = reconstruction_sheet(
+            denormalize(inputs[shown]),
+            denormalize(predicted[shown]),
+            pixels[shown],
+            parts=None if parts is None else (parts[0][shown], parts[1][shown]),
+        )
+        folder = Path(self.out_dir or Path(runner.work_dir) / 'reconstructions')
+        folder.mkdir(parents=True, exist_ok=True)
+        self.last_picture = folder / f'{"epoch" if self.by_epoch else "iter"}_{step}.png'
+        Image.fromarray(sheet).save(self.last_picture)
+        runner.visualizer.add_image('reconstruction', sheet, step)
+        scalars = {f'fixed/{name.replace("mask", "loss")}': loss for name, loss in losses.items()}
+        runner.visualizer.add_scalars({**scalars, 'fixed/loss_visible_mean': self.mean_loss}, step)
+
+    @torch.no_grad()
+    def _predict(self, model: Any) -> tuple[Tensor, Tensor]:
+        was_training = model.training
+        model.eval()
+        parts = []
+        for start in range(0, len(self.batch['mask']), self.num_images):
+            data = model.data_preprocessor({k: v[start : start + self.num_images] for k, v in self.batch.items()})
+            parts.append((data['inputs'], model.reconstruct(data['inputs'], data['mask'])))
+        model.train(was_training)
+        inputs, predicted = (torch.cat(tensors) for tensors in zip(*parts))
+        return inputs, predicted

@@ -1,0 +1,40 @@
+"""A check of segmentation masks against the number of classes, before a loss or a metric goes wrong on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.distributed import bare_model
+
+
+@HOOKS.register_module()
+class SegLabelHook(Hook):
+    """Stop training and evaluation at a mask with a value that is no class, and name the file.
+
+    PyTorch's loss fails with a device-side assert on GPUs, and MMSegmentation's metric counts wrong. The check takes
+    the largest value of each mask of a batch, where the data loader has put it: on the processor.
+    """
+
+    def _before_iter(
+        self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None, mode: str = 'train'
+    ) -> None:
+        """Check the masks of a batch, whatever the mode ('train', 'val' or 'test').
+
+        Raises:
+            ValueError: A mask has a value that is neither a class nor the head's `ignore_index`.
+        """
+        model = bare_model(runner)
+        head = model.decode_head
+        for sample in (data_batch or {}).get('data_samples', ()):
+            if 'gt_sem_seg' not in sample:  # images to predict alone
+                continue
+            labels = sample.gt_sem_seg.data
+            wrong = labels[(labels >= head.num_classes) & (labels != head.ignore_index)]
+            if wrong.numel():
+                raise ValueError(
+                    f'{sample.seg_map_path} has the value {int(wrong.max())}, but decode_head.num_classes='
+                    f'{head.num_classes} means 0 ... {head.num_classes - 1} (and {head.ignore_index}: not judged); '
+                    'add the missing classes, or reduce_zero_label where the masks count from 1'
+                )

@@ -1,0 +1,149 @@
+"""Mixed precision: bfloat16 autocast without a gradient scaler."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
+
+from simmim_plugin.registry import OPTIM_WRAPPERS
+from simmim_plugin.utils.hardware import has_bfloat16
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """Autocast in the forward pass, and no step where loss or gradient is not finite.
+
+    There is no gradient scaler (bfloat16 has float32's range); parameters stay float32. A step is skipped in all
+    processes alike, and nothing waits for the device for it where the optimiser is a fused one; `FaultHook` counts.
+
+    MMEngine's `AmpOptimWrapper` refuses to run without an accelerator and scales gradients by default.
+
+    Args:
+        on_cpu: Autocast on processors, too: True, or 'auto' where it gains, see `has_bfloat16`.
+        parts: Submodules to autocast in, None for the whole model; what they return is float32 again. A detector
+            takes `('backbone', 'neck')`: MMCV's RoIAlign and NMS do not know bfloat16.
+        skip_nonfinite: Skip such steps.
+        kwargs: See `mmengine.optim.OptimWrapper`.
+
+    Raises:
+        ValueError: `on_cpu` is unknown, or the model has no such part.
+    """
+
+    def __init__(
+        self,
+        on_cpu: bool | str = False,
+        parts: Sequence[str] | None = None,
+        skip_nonfinite: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if on_cpu not in (True, False, 'auto'):
+            raise ValueError(f"on_cpu={on_cpu!r} is unknown; choose True, False or 'auto'")
+        self.on_cpu, self.parts = has_bfloat16() if on_cpu == 'auto' else on_cpu, parts
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped: Tensor | None = None  # whether the last step was: 1, or 0
+        self.keep_grad_norm = False  # whether the norm stays a tensor here, for SimMIMRuntimeInfoHook
+        self.grad_norm: Tensor | None = None
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Backward pass; from a loss that is not finite all gradients become NaN, in every process."""
+        if self.skip_nonfinite:  # an infinite difference has a finite gradient; a factor of 1 changes nothing
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        super().backward(loss, **kwargs)
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip, and step unless a gradient is not finite."""
+        norm = self._clip_grad() if self.clip_grad_kwargs else None
+        if not self.skip_nonfinite:
+            self.optimizer.step(**kwargs)
+            return
+        if norm is None:
+            norm = _whole(nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None]))
+        self.skipped = 1 - norm.isfinite().float()
+        if getattr(self.optimizer, '_step_supports_amp_scaling', False):  # fused: the device itself looks
+            self.optimizer.found_inf = self.skipped
+            try:
+                self.optimizer.step(**kwargs)
+            finally:
+                del self.optimizer.found_inf
+        elif not self.skipped.item():
+            self.optimizer.step(**kwargs)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
+
+    def _clip_grad(self) -> Tensor | None:
+        """Clip as MMEngine does; returns the norm before it, if that is what is clipped.
+
+        Reading the norm for the log would wait for the device; `keep_grad_norm` leaves that to the hook.
+        """
+        parameters = self._parameters()
+        norm = _whole(self.clip_func(parameters, **self.clip_grad_kwargs)) if parameters else None
+        if self.keep_grad_norm:
+            self.grad_norm = norm
+        elif norm is not None:
+            self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+        return norm
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Gradient accumulation as in MMEngine, and autocast."""
+        device = next(model.parameters()).device.type
+        enabled = device != 'cpu' or self.on_cpu
+        with super().optim_context(model), autocast(model, self.parts) if enabled else nullcontext():
+            yield
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients
+
+
+@contextmanager
+def autocast(model: nn.Module, parts: Sequence[str] | None = None) -> Iterator[None]:
+    """Within it, a model computes under bfloat16 autocast.
+
+    Args:
+        model: The model, or a wrapper around it.
+        parts: Children of the model to autocast in, None for all of it; their outputs in bfloat16 become float32.
+
+    Raises:
+        ValueError: The model has no such part.
+    """
+    inner: Any = model.module if is_model_wrapper(model) else model
+    device = next(inner.parameters()).device.type
+    children = dict(inner.named_children())
+    with ExitStack() as stack:
+        if parts is None:
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        for name in dict.fromkeys(parts or ()):
+            if name not in children:
+                raise ValueError(f'parts={tuple(parts or ())}: no {name!r} in the model, but {", ".join(children)}')
+            stack.enter_context(_autocast_forward(children[name], device))
+        yield
+
+
+@contextmanager
+def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
+    whole, patched = part.forward, 'forward' in vars(part)  # MMEngine patches it for activation checkpointing
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16):
+            outputs = whole(*args, **kwargs)
+        return tree_map_only(torch.Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, outputs)
+
+    part.forward = forward
+    try:
+        yield
+    finally:
+        if patched:
+            part.forward = whole
+        else:
+            del part.forward

@@ -1,0 +1,106 @@
+"""Parameter groups: layer-wise learning rates, and no weight decay for biases, norms and tables."""
+
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import OPTIMIZERS
+from torch import nn
+
+from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+# Parameters without weight decay whatever their shape, by the end of their name.
+NO_DECAY_NAMES = ('cls_token', 'pos_embed')
+
+
+def has_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Whether the reference decays a parameter.
+
+    It does not decay 1-D ones (norms, biases, LayerScale), the cls token and a position embedding. The mask token and
+    the relative position bias tables are decayed, as there.
+    """
+    return parameter.ndim > 1 and not name.endswith(NO_DECAY_NAMES)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class SimMIMOptimWrapperConstructor:
+    """Parameter groups with and without weight decay (see `has_decay`), and by layer with layer decay.
+
+    Works on any model, of MMPretrain, MMDetection, MMSegmentation or none: what has a layer is asked of the submodule
+    with `get_layer_depth(name)`, the backbone; everything outside it has the full rate. MMEngine's own
+    constructors make one group per parameter, which keeps the optimiser from working on many tensors at once.
+
+    Args:
+        optim_wrapper_cfg: Config of the optimiser wrapper, with `optimizer`.
+        paramwise_cfg: None, or `dict(layer_decay_rate=0.65)`: the rate of layer i of L is lr * 0.65 ** (L - 1 - i),
+            with layer 0 what comes before the blocks, i + 1 block i, and L - 1 the rest (arXiv 2111.09886 fine-tunes
+            ViT-B so). A group says its `layer_id` and `lr_scale`.
+
+    Raises:
+        ValueError: `paramwise_cfg` has other keys, or the rate is not in (0, 1].
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        wishes = dict(paramwise_cfg or {})
+        self.layer_decay_rate = wishes.pop('layer_decay_rate', 1.0)
+        if wishes:
+            raise ValueError(
+                f'paramwise_cfg={wishes}: this constructor knows layer_decay_rate only; for other wishes set '
+                "optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
+            )
+        if not 0 < self.layer_decay_rate <= 1:
+            raise ValueError(f'layer_decay_rate={self.layer_decay_rate} is outside (0, 1]; the published value is 0.65')
+        self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build optimiser and wrapper for the parameters that have gradients.
+
+        Raises:
+            ValueError: Layer decay is asked for, and no part of the model knows its layers.
+        """
+        cfg = {'type': 'OptimWrapper', **self.optim_wrapper_cfg}
+        optimizer = dict(cfg.pop('optimizer'))
+        groups: dict[tuple[int | None, bool], list[nn.Parameter]] = {}
+        layers = self._layers(model)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                key = (layers.of(name) if layers else None, has_decay(name, parameter))
+                groups.setdefault(key, []).append(parameter)
+        settings: list[dict[str, Any]] = []
+        for (layer, decayed), parameters in sorted(groups.items(), key=lambda item: (item[0][0] or 0, not item[0][1])):
+            group: dict[str, Any] = dict(params=parameters)
+            if layer is not None and layers:
+                scale = self.layer_decay_rate ** (layers.count - 1 - layer)
+                group.update(lr=optimizer['lr'] * scale, lr_scale=scale, layer_id=layer)
+            settings.append(group if decayed else {**group, 'weight_decay': 0.0})
+        counts = [sum(len(p) for (_, decayed), p in groups.items() if decayed is wanted) for wanted in (True, False)]
+        told = f'; layer decay {self.layer_decay_rate} over {layers.count} layers' if layers else ''
+        print_log(f'Weight decay on {counts[0]} tensors, none on {counts[1]}{told}', 'current')
+        built = OPTIMIZERS.build({**optimizer, 'params': settings})
+        return ROOT_OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=built))
+
+    def _layers(self, model: nn.Module) -> '_Layers | None':
+        if self.layer_decay_rate == 1:
+            return None
+        for name, module in model.named_modules():
+            # MMPretrain's classifiers have a method of that name, too, which asks the backbone.
+            if hasattr(module, 'get_layer_depth') and not hasattr(module, 'backbone'):
+                return _Layers(module, f'{name}.' if name else '')
+        raise ValueError(
+            f'layer_decay_rate={self.layer_decay_rate}: no part of {type(model).__name__} has get_layer_depth; use a '
+            'backbone that has it, such as SimMIMViT, or leave layer_decay_rate out'
+        )
+
+
+class _Layers:
+    """Layers of all parameters of a model, by those of its backbone."""
+
+    def __init__(self, backbone: Any, prefix: str) -> None:
+        self.backbone, self.prefix = backbone, prefix
+        self.count: int = backbone.get_layer_depth('')[1]
+
+    def of(self, name: str) -> int:
+        if not name.startswith(self.prefix):
+            return self.count - 1
+        return self.backbone.get_layer_depth(name, self.prefix)[0]

@@ -1,0 +1,1 @@
+"""Loops, logs, strategies and resuming."""

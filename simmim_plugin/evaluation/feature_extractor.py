@@ -1,0 +1,299 @@
+"""Features of whole images from a trained backbone: pooled, class token, or one vector per patch, of any blocks."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from simmim_plugin.checkpoints.files import load_file
+from simmim_plugin.checkpoints.loading import NOTE, check_fits
+from simmim_plugin.datasets.images import ImageReadError, read_image
+from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
+from simmim_plugin.models.layers.transformer import Block
+from simmim_plugin.models.vit import SimMIMViT, block_numbers
+from simmim_plugin.registry import SCOPE, build_part
+from simmim_plugin.utils.configs import reading_arguments, transform_arguments
+from simmim_plugin.utils.hardware import checked_device
+
+KINDS = ('pooled', 'cls', 'patches')
+COVER = (256, 224)  # images are resized to cover 256/224 of the input, of which the centre is seen
+
+
+class FeatureExtractor:
+    """The backbone of a checkpoint, giving features of whole images; nothing is masked.
+
+    Features are those after a block. The last block's go through the model's final norm, as its output does; a
+    fine-tuned model's pooled ones are what its classifier sees (`fc_norm` of the mean). Other blocks' are as they are.
+
+    Args:
+        checkpoint: Written by a pretraining or fine-tuning run with `SimMIMCheckpointHook`.
+        device: Where to run the backbone.
+        size: Side, or (height, width), in pixels that `load` brings images to, multiples of the patch. None: the
+            backbone's `img_size`.
+        blocks: Numbers of blocks, from 1; 'all'. None: the last.
+        kinds: What to give, of 'pooled' (mean of the patch tokens, without the class token), 'cls' (class token),
+            'patches' (one vector per patch).
+
+    Attributes:
+        backbone: The `SimMIMViT`.
+        data_preprocessor: It normalises images: `data_preprocessor({'inputs': images})['inputs']`.
+        reading: What `read_image` is told, so that images are read as in training.
+        source: Path, size and time of the checkpoint; None for a model in memory.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: It is no checkpoint of this kind, or an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        device: str = 'cpu',
+        size: int | Sequence[int] | None = None,
+        blocks: int | Sequence[int] | str | None = None,
+        kinds: Sequence[str] = ('pooled',),
+    ) -> None:
+        checked_device(device)
+        path = os.fspath(checkpoint)
+        saved = load_file(checkpoint)
+        if NOTE not in saved:
+            raise ValueError(
+                f'checkpoint {path!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
+                'write one, and `simmim convert SRC DST --to plugin` does'
+            )
+        model, pipeline = saved[NOTE]['model'], saved[NOTE]['pipeline']
+        self.backbone = _backbone(model, saved['state_dict'], path).to(device).eval()
+        self.data_preprocessor: nn.Module = _data_preprocessor(model, pipeline, path).to(device)
+        self.flips_channels = False
+        self.reading = _reading(pipeline, self.backbone)
+        status = os.stat(checkpoint)
+        self.source: dict[str, Any] | None = dict(
+            checkpoint=os.path.realpath(path), bytes=status.st_size, modified=status.st_mtime_ns
+        )
+        self._choose(size, blocks, kinds)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        size: int | Sequence[int] | None = None,
+        blocks: int | Sequence[int] | str | None = None,
+        kinds: Sequence[str] = ('pooled',),
+        pipeline: Sequence[dict[str, Any]] = (),
+    ) -> 'FeatureExtractor':
+        """Features of a model in memory, such as one in training; its weights are shared, not copied.
+
+        Each call gives the features of the weights at that time, in evaluation mode, and leaves the modes of the
+        model's modules as they were.
+
+        Args:
+            model: It has a `backbone`, a `SimMIMViT`, and a `data_preprocessor`, as `SimMIM` and MMPretrain's
+                `ImageClassifier` do.
+            size: See the class.
+            blocks: See the class.
+            kinds: See the class.
+            pipeline: Transforms of the training, from which `load` knows how to read images.
+
+        Raises:
+            ValueError: The backbone is of another type, or an argument is out of range.
+        """
+        if not isinstance(model.backbone, SimMIMViT):
+            raise ValueError(f'the backbone of the model is a {type(model.backbone).__name__}, not a SimMIMViT')
+        self = cls.__new__(cls)
+        self.backbone, self.data_preprocessor = model.backbone, model.data_preprocessor
+        # MMPretrain's, made for OpenCV's order, would turn red first into blue first.
+        self.flips_channels = (
+            bool(getattr(model.data_preprocessor, 'to_rgb', False)) and model.backbone.in_channels == 3
+        )
+        self.reading, self.source = _reading(pipeline, self.backbone), None
+        self._choose(size, blocks, kinds)
+        return self
+
+    def _choose(
+        self, size: int | Sequence[int] | None, blocks: int | Sequence[int] | str | None, kinds: Sequence[str]
+    ) -> None:
+        count = self.backbone.num_layers
+        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        if not kinds or any(kind not in KINDS for kind in kinds):
+            raise ValueError(f'--kinds {" ".join(map(str, kinds))}: choose some of {" ".join(KINDS)}')
+        self.kinds = tuple(kind for kind in KINDS if kind in kinds)
+        wanted = (blocks,) if isinstance(blocks, int) else (count,) if blocks is None else blocks
+        self.blocks = tuple(block_numbers(wanted, count))
+        self.size = _checked_size(self.backbone.img_size if size is None else size, self.backbone.patch_size)
+
+    @property
+    def width(self) -> int:
+        """Length of a feature vector."""
+        return self.backbone.embed_dims
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of what one image of `size` gives, by name; the names are the keys of what a call gives."""
+        h, w = (side // self.backbone.patch_size for side in self.size)
+        return {
+            _name(block, kind, self.blocks): (h, w, self.width) if kind == 'patches' else (self.width,)
+            for block in self.blocks
+            for kind in self.kinds
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of what a call gives: the kinds, or 'block8_pooled' and so on where there are several blocks."""
+        return tuple(self.shapes)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | np.ndarray) -> dict[str, np.ndarray]:
+        """Features of a batch of images.
+
+        Args:
+            images: (B, C, H, W), uint8 or float, in the units of the stored values (RGB of 0 ... 255 for photos); H
+                and W are multiples of the patch size, of any size.
+
+        Returns:
+            One float32 array per name (see `names`): 'pooled' and 'cls' (B, width), 'patches' (B, h, w, width).
+
+        Raises:
+            ValueError: Another shape, or the channels are not the model's.
+        """
+        images = torch.as_tensor(images)
+        if images.ndim != 4:
+            hint = '; for a single image, give image[None]' if images.ndim == 3 else ''
+            raise ValueError(f'images of shape {tuple(images.shape)}: expected (B, C, H, W){hint}')
+        device = self.backbone.cls_token.device
+        images = images.flip(1) if self.flips_channels else images
+        inputs = self.data_preprocessor({'inputs': images.to(device)})['inputs']
+        grid = tuple(side // self.backbone.patch_size for side in images.shape[2:])
+        found = {}
+        for block, tokens in zip(self.blocks, self._tokens(inputs)):  # (B, 1 + h*w, D)
+            for kind in self.kinds:
+                if kind == 'cls':
+                    values = tokens[:, 0]
+                elif kind == 'patches':
+                    values = tokens[:, 1:].unflatten(1, grid)
+                else:
+                    values = tokens[:, 1:].mean(dim=1)
+                    values = self.backbone.fc_norm(values) if block == self.backbone.num_layers else values
+                found[_name(block, kind, self.blocks)] = values.float().cpu().numpy()
+        return found
+
+    def load(self, path: str | os.PathLike[str]) -> Tensor:
+        """Read an image, resize it (bicubic) to cover 256/224 of `size`, and crop the centre to `size`.
+
+        This is how fine-tuned classifiers are tested: at 224 px, the shorter side becomes 256.
+
+        Args:
+            path: The file.
+
+        Returns:
+            (C, height, width), uint8 or float32 as in training.
+
+        Raises:
+            ImageReadError: The file cannot be read as such an image.
+        """
+        return load_image(path, self.size, self.reading)
+
+    def _tokens(self, inputs: Tensor) -> list[Tensor]:
+        """Tokens after each of `blocks`, (B, 1 + h*w, D)."""
+        found: list[Tensor] = []
+        last = self.backbone.blocks[-1]
+
+        def record(block: Block, args: tuple[Any, ...], output: Tensor) -> None:
+            found.append(self.backbone.norm(output) if block is last else output)
+
+        modes = {module: module.training for module in self.backbone.modules()}
+        hooks = [self.backbone.blocks[number - 1].register_forward_hook(record) for number in self.blocks]
+        try:
+            if any(modes.values()):
+                self.backbone.eval()
+            self.backbone(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in modes.items():
+                module.training = mode
+        return found
+
+
+def load_image(path: str | os.PathLike[str], size: tuple[int, int], reading: dict[str, Any]) -> Tensor:
+    """See `FeatureExtractor.load`; `reading` is what `read_image` is told."""
+    image = read_image(path, **reading)
+    height, width = image.shape[1:]
+    over, under = COVER
+    tall, wide = (round(side * over / under) for side in size)
+    cover = [tall, tall * width // height] if tall * width >= wide * height else [wide * height // width, wide]
+    return TF.center_crop(TF.resize(image, cover, InterpolationMode.BICUBIC, antialias=True), list(size))
+
+
+def _reading(pipeline: Sequence[dict[str, Any]], backbone: SimMIMViT) -> dict[str, Any]:
+    return {'channels': backbone.in_channels, **reading_arguments(pipeline)}
+
+
+def _name(block: int, kind: str, blocks: Sequence[int]) -> str:
+    return kind if len(blocks) == 1 else f'block{block}_{kind}'
+
+
+def _backbone(model: dict[str, Any], state: dict[str, Tensor], path: str) -> SimMIMViT:
+    """Build the backbone of a noted model, with the checkpoint's weights."""
+    if 'backbone' not in model or str(model['backbone'].get('type')).split('.')[-1] != 'SimMIMViT':
+        found = model.get('backbone', {}).get('type')
+        raise ValueError(f'checkpoint {path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+    backbone = build_part({key: value for key, value in model['backbone'].items() if key != 'init_cfg'})
+    names = {name: name.removeprefix('module.') for name in state}
+    weights = {n.removeprefix('backbone.'): state[name] for name, n in names.items() if n.startswith('backbone.')}
+    if not weights:
+        raise ValueError(f"checkpoint {path!r} has no weights whose names start with 'backbone.'")
+    check_fits(backbone.state_dict(), weights, complete=True)
+    backbone.load_state_dict(weights)
+    return backbone
+
+
+def _data_preprocessor(model: dict[str, Any], pipeline: Sequence[dict[str, Any]], path: str) -> SimMIMDataPreprocessor:
+    """Mean and std of a noted model, SimMIM's or one of MMPretrain, whose images are RGB here."""
+    noted = model.get('data_preprocessor') or {}
+    if noted.get('mean') is None or noted.get('std') is None:
+        raise ValueError(
+            f'checkpoint {path!r} notes no mean and std of the images; they must stand in data_preprocessor of its '
+            'model'
+        )
+    # OpenCV reads blue first, LoadImage red first.
+    blue_first = not transform_arguments(pipeline, 'LoadImage') and any(
+        str(step.get('type')).split('.')[-1] == 'LoadImageFromFile' for step in pipeline
+    )
+    if len(noted['mean']) == 3 and blue_first != bool(noted.get('to_rgb', False)):
+        raise ValueError(
+            f'checkpoint {path!r} was trained on images with blue first (to_rgb={noted.get("to_rgb", False)} of its '
+            'data_preprocessor); extract its features in Python: FeatureExtractor.from_model(model), which takes the '
+            'model as it is'
+        )
+    return SimMIMDataPreprocessor(noted['mean'], noted['std'])
+
+
+def _checked_size(size: int | Sequence[int], patch: int) -> tuple[int, int]:
+    sides = [size] if isinstance(size, int) else list(size)
+    if len(sides) not in (1, 2):
+        raise ValueError(f'--size takes a side, or height and width, got {sides}')
+    if min(sides) < 1 or any(side % patch for side in sides):
+        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in sides)
+        raise ValueError(
+            f'--size {" ".join(map(str, sides))}: sides must be multiples of the patch, {patch} px; try --size {near}'
+        )
+    return sides[0], sides[-1]
+
+
+class SizedImages(Dataset):
+    """Images of one size by number; of an unreadable one, the reason."""
+
+    def __init__(self, paths: Sequence[str], size: tuple[int, int], reading: dict[str, Any]) -> None:
+        self.paths, self.size, self.reading = paths, size, reading
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, load_image(self.paths[index], self.size, self.reading)
+        except ImageReadError as error:
+            return index, str(error)

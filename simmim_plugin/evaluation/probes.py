@@ -1,0 +1,212 @@
+"""Judge frozen features on labelled images: a linear classifier on them, and their nearest neighbours."""
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, broadcast_object_list, get_dist_info, is_main_process
+from mmengine.logging import print_log
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from simmim_plugin.datasets.class_names import class_folders
+from simmim_plugin.datasets.few_labels import stratified_subset
+from simmim_plugin.datasets.image_folder import list_images
+from simmim_plugin.evaluation.feature_extractor import FeatureExtractor, SizedImages
+
+K = 20
+TEMPERATURE = 0.07  # as in DINO (arXiv 2104.14294) and its forerunners
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: the larger, the weaker the regularisation
+FOLDS = 3
+MAX_ITER = 300  # of L-BFGS; scikit-learn warns where it is not enough
+SPLITS = ('train', 'val')
+
+
+class Score(NamedTuple):
+    """Share of the test images that are right, and its mean over the classes, in percent."""
+
+    top1: float
+    balanced: float
+
+
+class Labelled(NamedTuple):
+    """Features by name, (images, width) each, and the images' classes."""
+
+    features: dict[str, np.ndarray]
+    labels: np.ndarray
+
+
+def knn_probe(train: Labelled, test: Labelled, name: str, k: int = K, temperature: float = TEMPERATURE) -> Score:
+    """Each test image gets the class that the k most similar training images vote for.
+
+    Cosine similarity; a neighbour's vote is exp(similarity / temperature).
+
+    Args:
+        train: Features that vote.
+        test: Features that are judged.
+        name: Which of the features.
+        k: Number of neighbours.
+        temperature: The smaller, the more the nearest ones count.
+
+    Raises:
+        ValueError: `k` is not in 1 ... number of training images.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    count = len(train.labels)
+    if not 1 <= k <= count:
+        raise ValueError(f'k={k} of k-NN is outside 1 ... {count}, the number of training images')
+    # exp(-distance / t) is exp(similarity / t) but for a factor that all neighbours share.
+    classifier = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=partial(_votes, t=temperature))
+    return _score(classifier.fit(train.features[name], train.labels), test, name)
+
+
+def _votes(distance: np.ndarray, t: float) -> np.ndarray:
+    return np.exp(-distance / t)
+
+
+def linear_probe(train: Labelled, test: Labelled, name: str) -> Score:
+    """Multinomial logistic regression on features that are normalised as by a batch-norm without parameters.
+
+    Its L2 regularisation is the best of `STRENGTHS` in a 3-fold cross-validation of the training images; with fewer
+    than three images in a class it is 0.1.
+
+    Args:
+        train: Features that the classifier learns from.
+        test: Features that are judged.
+        name: Which of the features.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model: Any = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=MAX_ITER))
+    if np.bincount(train.labels).min() >= FOLDS:
+        model = GridSearchCV(model, dict(logisticregression__C=STRENGTHS), cv=FOLDS)
+    model.fit(train.features[name].astype(np.float64), train.labels)
+    return _score(model, test, name)
+
+
+def _score(classifier: Any, test: Labelled, name: str) -> Score:
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+    predicted = classifier.predict(test.features[name])
+    scores = (metric(test.labels, predicted) for metric in (accuracy_score, balanced_accuracy_score))
+    return Score(*(100 * float(score) for score in scores))
+
+
+class LabelledFolder:
+    """Images of `data_root`/train and `data_root`/val, each with a folder per class.
+
+    Args:
+        data_root: The folder.
+        fraction: Share of the training images of each class, at least one, see `few_labels`.
+        seed: Of their choice.
+
+    Raises:
+        ValueError: There are no classes, other ones in val than in train, or no images.
+    """
+
+    def __init__(self, data_root: str | os.PathLike[str], fraction: float = 1.0, seed: int = 0) -> None:
+        root = Path(data_root).expanduser()
+        found = [class_folders(dict(data_root=root, data_prefix=split)) for split in SPLITS]
+        if not found[0] or found[0] != found[1]:
+            raise ValueError(
+                f'data_root={os.fspath(data_root)!r} needs the folders train and val, with the same folders of classes '
+                f'in both; found {found[0]} and {found[1]}'
+            )
+        if not 0 < fraction <= 1:
+            raise ValueError(f'fraction={fraction} is outside (0, 1]; 0.1 keeps 10 % of the labels')
+        self.classes = found[0]
+        self.paths: dict[str, list[str]] = {}
+        self.labels: dict[str, np.ndarray] = {}
+        for split in SPLITS:
+            by_class = [list_images(os.fspath(root / split / name)) for name in self.classes]
+            if not all(by_class):
+                empty = self.classes[[bool(paths) for paths in by_class].index(False)]
+                raise ValueError(f'{os.fspath(root / split / empty)!r} holds no image; remove it, or fill it')
+            self.paths[split] = [path for paths in by_class for path in paths]
+            self.labels[split] = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class])
+        if fraction < 1:
+            chosen = stratified_subset(self.labels['train'], fraction, seed)
+            self.paths['train'] = [self.paths['train'][i] for i in chosen]
+            self.labels['train'] = self.labels['train'][chosen]
+
+    def features(
+        self, extractor: FeatureExtractor, split: str, batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> Labelled:
+        """Features of a split; the processes of a distributed run share the work, and all get the whole.
+
+        Images that cannot be read are named in the log and left out.
+
+        Args:
+            extractor: What to extract; 'pooled' or 'cls' features.
+            split: 'train' or 'val'.
+            batch_size: Images at a time.
+            workers: Processes that read images.
+            progress: Draw a progress bar.
+        """
+        rank, world = get_dist_info()
+        mine = range(rank, len(self.paths[split]), world)
+        images = Subset(SizedImages(self.paths[split], extractor.size, extractor.reading), mine)
+        # A generator of its own: DataLoader would draw from the one of the training that this happens in.
+        loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator())
+        numbers: list[int] = []
+        parts: list[dict[str, np.ndarray]] = []
+        for batch in tqdm(loader, desc=split, unit='batch', disable=None if progress else True):
+            good = [(number, value) for number, value in batch if isinstance(value, torch.Tensor)]
+            for reason in (value for _, value in batch if isinstance(value, str)):
+                print_log(f'Image left out: {reason}', 'current', logging.ERROR)
+            if good:
+                numbers += [number for number, _ in good]
+                parts.append(extractor(torch.stack([image for _, image in good])))
+        gathered = all_gather_object((numbers, parts))
+        order = np.argsort([number for found, _ in gathered for number in found], kind='stable')
+        kept = sorted(number for found, _ in gathered for number in found)
+        joined = [part for _, found in gathered for part in found]
+        if not joined:
+            raise ValueError(f'no image of {split} could be read')
+        features = {name: np.concatenate([part[name] for part in joined])[order] for name in joined[0]}
+        return Labelled(features, self.labels[split][kept])
+
+
+def run_probes(
+    extractor: FeatureExtractor,
+    folder: LabelledFolder,
+    k: int = K,
+    temperature: float = TEMPERATURE,
+    workers: int = 0,
+    progress: bool = False,
+    linear: Sequence[str] | None = None,
+) -> dict[str, Score]:
+    """Linear probe and k-NN of each of the extractor's features.
+
+    Args:
+        extractor: What to extract.
+        folder: Where the labelled images are.
+        k: See `knn_probe`; no more than there are training images.
+        temperature: See `knn_probe`.
+        workers: Processes that read images.
+        progress: Draw a progress bar.
+        linear: Features to judge by a linear classifier, too; None: all.
+
+    Returns:
+        Scores by 'knn' and 'linear', with the feature's name in front where there are several: 'block8_pooled_linear'.
+        Of a distributed run the first process judges, and all get its scores.
+    """
+    train, val = (folder.features(extractor, split, workers=workers, progress=progress) for split in SPLITS)
+    scores: dict[str, Score] = {}
+    for name in extractor.names if is_main_process() else ():
+        prefix = f'{name}_' if len(extractor.names) > 1 else ''
+        scores[f'{prefix}knn'] = knn_probe(train, val, name, min(k, len(train.labels)), temperature)
+        if linear is None or name in linear:
+            scores[f'{prefix}linear'] = linear_probe(train, val, name)
+    shared = [scores]
+    broadcast_object_list(shared)
+    return shared[0]

@@ -1,0 +1,193 @@
+"""Comparisons of many runs: each a training in a process of its own, several at a time, going on where they stopped."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from tqdm import tqdm
+
+from simmim_plugin.config import add_cfg_options, apply_options, load_config
+from simmim_plugin.utils.configs import training_data
+from simmim_plugin.utils.files import check_writable, read_json, write_json
+from simmim_plugin.utils.resources import CONFIGS, TOOLS
+from simmim_plugin.visualization.curves import read_scalars
+
+
+@dataclass
+class Stages:
+    """Trainings that share the machine.
+
+    Args:
+        jobs: Trainings at a time; the cores are shared out.
+        amp: bfloat16 autocast.
+    """
+
+    jobs: int = 1
+    amp: bool = False
+    _processes: set[subprocess.Popen] = field(default_factory=set)
+
+    def run_all(self, tasks: Mapping[Any, Callable[[], Any]], progress: tqdm) -> dict[Any, Any]:
+        """Call the tasks, `jobs` at a time, and collect what they return; when one fails, all trainings are ended."""
+        results = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(task): name for name, task in tasks.items()}
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(self._processes):
+                    process.terminate()
+                raise
+        return {name: results[name] for name in tasks}
+
+    def train(self, cfg: Config, folder: Path) -> float:
+        """Train a config in a process of its own, unless that is done; an interrupted one goes on.
+
+        `<folder>.py` is the config, `<folder>.log` the output and `<folder>.json` the time, written at the end.
+
+        Args:
+            cfg: What to train.
+            folder: Its work dir.
+
+        Returns:
+            Seconds of the last call; those before an interruption are not counted.
+
+        Raises:
+            ValueError: The folder is of another config, or its checkpoint hook would not fit `load_from` to the model.
+            RuntimeError: The training failed, or did not begin with the weights of `load_from`; the message names its
+                log.
+        """
+        path, done = folder.with_name(f'{folder.name}.py'), folder.with_name(f'{folder.name}.json')
+        text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{cfg.pretty_text}'
+        if path.is_file() and path.read_text(encoding='utf-8') != text:
+            raise ValueError(
+                f'{path} holds other settings than asked for now; choose another --out, or remove {folder}*'
+            )
+        if done.is_file():
+            return read_json(done)['seconds']
+        hook = str(cfg.get('default_hooks', {}).get('checkpoint', {}).get('type', 'CheckpointHook'))
+        if cfg.get('load_from') and hook.rsplit('.', maxsplit=1)[-1] != 'SimMIMCheckpointHook':
+            raise ValueError(
+                f"{path.stem}: default_hooks.checkpoint.type is {hook!r}, which loads a pretraining's weights in part "
+                "or not at all; set it to 'simmim_plugin.SimMIMCheckpointHook'"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding='utf-8')
+        start = time.monotonic()
+        options = ['--work-dir', str(folder), '--resume', *['--amp'] * self.amp]
+        log = path.with_suffix('.log')
+        self.call([str(TOOLS / 'train.py'), str(path), *options], log)
+        if cfg.get('load_from') and 'tensors of load_from' not in log.read_text(encoding='utf-8'):
+            raise RuntimeError(f'{path} says load_from={cfg.load_from}, but nothing of it was loaded (see {log})')
+        seconds = round(time.monotonic() - start, 1)
+        write_json(done, {'seconds': seconds})
+        return seconds
+
+    def call(self, command: Sequence[str], log: Path) -> None:
+        """Run a Python program in a process of its own, with its share of the cores; its output is added to `log`.
+
+        Raises:
+            RuntimeError: It failed; the message is its own, and names the log.
+        """
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+        with log.open('a', encoding='utf-8') as output:
+            before = output.tell()
+            process = subprocess.Popen(
+                [sys.executable, *command], env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+            self._processes.add(process)
+            code = process.wait()
+            self._processes.discard(process)
+        if code:
+            new = log.read_bytes()[before:].decode('utf-8', errors='replace')
+            lines = [line for line in new.splitlines() if line.startswith('error: ')]
+            raise RuntimeError(f'{command[1]} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
+
+
+def pretrain_config(path: str, images: str, seed: int, options: Mapping[str, Any]) -> Config:
+    """Config of the pretraining of a comparison.
+
+    Args:
+        path: The config file.
+        images: Folder of its images.
+        seed: Its seed.
+        options: `--cfg-options`.
+
+    Raises:
+        ValueError: It is no such config.
+    """
+    cfg = load_config(path)
+    kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
+    if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
+        raise ValueError(f'--pretrain {path} is no config of a SimMIM pretraining that counts epochs')
+    apply_options(cfg, options)
+    cfg.data_root = training_data(cfg).data_root = images
+    cfg.randomness.seed = seed
+    return cfg
+
+
+def last_checkpoint(folder: Path, cfg: Config) -> Path:
+    """The checkpoint that a training by epochs leaves in its work dir."""
+    return (folder / f'epoch_{cfg.train_cfg.max_epochs}.pth').resolve()
+
+
+def last_scalar(folder: Path, name: str) -> float:
+    """The last value of that name in the logs of a work dir."""
+    values = [line[name] for line in read_scalars(folder) if name in line]
+    if not values:
+        raise RuntimeError(f'{folder} has no {name} in its logs; remove {folder}* to run it again')
+    return float(values[-1])
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    out: str,
+    data: str = 'folder with train/ and val/, each with a folder per class',
+    seeds: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Add what all comparisons take on the command line.
+
+    Args:
+        parser: Of the tool.
+        out: The folder that it writes to by default.
+        data: What `--data-root` is.
+        seeds: The default ones.
+    """
+    parser.add_argument('--data-root', required=True, help=data)
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=list(seeds), help=f'seeds ({" ".join(map(str, seeds))})'
+    )
+    parser.add_argument('--out', default=out, help=f'folder of everything ({out})')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; the cores are shared out (1)')
+
+
+def add_pretraining(parser: argparse.ArgumentParser, config: str, options_for: str) -> None:
+    """Add `--pretrain`, which is that config of configs/ by default, and `--cfg-options`, whose values are for it."""
+    parser.add_argument(
+        '--pretrain',
+        default=str(CONFIGS / config),
+        help=f'pretraining config (configs/{config})',
+    )
+    add_cfg_options(parser, options_for)
+
+
+def check_arguments(args: argparse.Namespace) -> Path:
+    """Check them; returns the folder, which exists."""
+    check_writable(args.out)
+    if args.jobs < 1:
+        raise ValueError(f'--jobs {args.jobs} must be positive')
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f'--seeds {args.seeds} must differ')
+    return Path(args.out)

@@ -1,0 +1,6 @@
+"""SimMIM in five files: simmim.py (what is predicted), masks.py (what is hidden), head.py, losses.py, vit.py.
+
+One convention throughout: a mask is (B, h, w) over the patches, 1 = masked.
+"""
+
+from simmim_plugin.models import data_preprocessor, ema, head, losses, pyramid, simmim, vit  # noqa: F401 (registered)

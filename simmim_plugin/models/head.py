@@ -1,0 +1,143 @@
+"""SimMIMHead: from patch features to pixels, and the loss."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from simmim_plugin.models.losses import normalize_patches, reconstruction_loss
+from simmim_plugin.models.masks import masked_tokens, pixel_mask, take
+from simmim_plugin.registry import MODELS, build_part
+
+
+@MODELS.register_module()
+class SimMIMHead(BaseModule):
+    """Predict the pixels of each patch from its feature vector (arXiv 2111.09886, section 3.3).
+
+    Args:
+        in_channels: Width of the features.
+        patch_size: Side of a patch in pixels.
+        out_channels: Channels of the image.
+        num_layers: 1 is the published linear layer, 2 an MLP with one hidden layer of `in_channels` and GELU.
+        normalize_target: Predict patches normalised by their own mean and standard deviation (`normalize_patches`).
+        loss: Config of the loss (or a built one).
+        init_cfg: MMEngine's.
+
+    Raises:
+        ValueError: `num_layers` is less than 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int,
+        out_channels: int = 3,
+        num_layers: int = 1,
+        normalize_target: bool = False,
+        loss: dict[str, Any] | nn.Module | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not isinstance(num_layers, int) or num_layers < 1:
+            raise ValueError(f'num_layers={num_layers!r} of SimMIMHead must be 1 (the published linear layer) or more')
+        self.patch_size = patch_size
+        self.out_channels = out_channels
+        self.normalize_target = normalize_target
+        hidden = [part for _ in range(num_layers - 1) for part in (nn.Linear(in_channels, in_channels), nn.GELU())]
+        last = nn.Linear(in_channels, out_channels * patch_size**2)  # outputs in (c, p, q) order
+        self.decoder = nn.Sequential(*hidden, last) if hidden else last
+        self.loss_module = build_part(loss or dict(type='ReconstructionLoss', criterion='l1'))
+
+    def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """Decode all tokens, for a picture.
+
+        Args:
+            features: (B, in_channels, h, w).
+            target: (B, out_channels, h*p, w*p), the images. With `normalize_target`, the prediction is put into their
+                units by each true patch's mean and std, which the model does not know.
+
+        Returns:
+            (B, out_channels, h*p, w*p).
+        """
+        rows = self.decoder(features.permute(0, 2, 3, 1))  # (B, h, w, C*p*p)
+        if self.normalize_target and target is not None:
+            _, mean, std = normalize_patches(self._rows(target))
+            rows = rows * std + mean
+        return F.pixel_shuffle(rows.permute(0, 3, 1, 2), self.patch_size)
+
+    def normalized(self, images: Tensor, reference: Tensor) -> Tensor:
+        """With `normalize_target`, images in units of each patch of the reference; else unchanged. (B, C, H, W) all."""
+        if not self.normalize_target:
+            return images
+        _, mean, std = normalize_patches(self._rows(reference))
+        return F.pixel_shuffle(((self._rows(images) - mean) / std).permute(0, 3, 1, 2), self.patch_size)
+
+    @property
+    def whole_image(self) -> bool:
+        """Whether the loss needs the features of all patches."""
+        return getattr(self.loss_module, 'whole_image', False)
+
+    def loss(
+        self, features: Tensor, target: Tensor, mask: Tensor, tokens: Tensor | None = None, **parts: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Decode the tokens that count and compare them with the image.
+
+        Args:
+            features: (B, in_channels, h, w), or with `tokens` those of theirs, (B, K, in_channels).
+            target: (B, out_channels, h*p, w*p), normalised images.
+            mask: (B, h, w), 1 = masked.
+            tokens: (B, K) indices into h*w of all masked patches, maybe among visible ones, as `masked_tokens` gives.
+            parts: Masks whose pixels' error shall be told apart, of the same shape: `local`, `global_`.
+
+        Returns:
+            `{'loss': scalar}`, and for each of the parts `error_<name>`: the criterion's mean over its pixels, for the
+            log (MMEngine adds up what has 'loss' in its name).
+
+        Raises:
+            ValueError: `tokens` are given, but the loss is one of whole images.
+        """
+        if self.whole_image:
+            if tokens is not None:
+                raise ValueError('a loss of whole images needs the features of all patches; leave tokens out')
+            prediction = self.decoder(features.permute(0, 2, 3, 1))
+            truth = self._truth(self._rows(target))
+            images = [F.pixel_shuffle(x.permute(0, 3, 1, 2), self.patch_size) for x in (prediction, truth)]
+            losses = {'loss': self.loss_module(images[0], images[1], pixel_mask(mask, self.patch_size))}
+        else:
+            if tokens is None:
+                tokens = masked_tokens(mask)
+                features = take(features.flatten(2).transpose(1, 2), tokens)
+            prediction = self.decoder(features)  # (B, K, C*p*p)
+            truth = self._truth(take(self._rows(target).flatten(1, 2), tokens))
+            weight = self._pixel_weight(mask.flatten(1).gather(1, tokens))
+            losses = {'loss': self.loss_module(self._pixels(prediction), self._pixels(truth), weight)}
+        for name, part in parts.items():
+            if part is not None:
+                chosen = part if tokens is None else part.flatten(1).gather(1, tokens)
+                losses[f'error_{name.rstrip("_")}'] = self._error(prediction, truth, chosen)
+        return losses
+
+    @torch.no_grad()
+    def _error(self, prediction: Tensor, truth: Tensor, chosen: Tensor) -> Tensor:
+        """The criterion's mean over the pixels of the tokens that are 1 in `chosen`, one value per token."""
+        criterion = getattr(self.loss_module, 'criterion', 'l1')
+        pixels = self._pixels(prediction), self._pixels(truth)
+        return reconstruction_loss(*pixels, self._pixel_weight(chosen), criterion)
+
+    def _truth(self, rows: Tensor) -> Tensor:
+        """What shall be predicted of patches, (..., C*p*p)."""
+        return normalize_patches(rows)[0] if self.normalize_target else rows
+
+    def _rows(self, images: Tensor) -> Tensor:
+        """(B, C, h*p, w*p) -> (B, h, w, C*p*p)."""
+        return F.pixel_unshuffle(images, self.patch_size).permute(0, 2, 3, 1)
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        """(..., C*p*p) -> (tokens, C, p*p)."""
+        return rows.reshape(-1, self.out_channels, self.patch_size**2)
+
+    def _pixel_weight(self, chosen: Tensor) -> Tensor:
+        """One value per token -> (tokens, 1, p*p)."""
+        return chosen.reshape(-1, 1, 1).expand(-1, 1, self.patch_size**2)

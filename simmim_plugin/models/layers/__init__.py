@@ -1,0 +1,1 @@
+"""What any Vision Transformer has: blocks, relative position bias, sizes."""

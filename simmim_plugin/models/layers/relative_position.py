@@ -1,0 +1,162 @@
+"""Relative position bias (BEiT, arXiv 2106.08254): tables, index and resizing.
+
+A table for a grid of h x w patches has (2h-1)(2w-1) rows, one per offset between two patches, and three more for the
+class token: cls -> patch, patch -> cls, cls -> cls. It has one column per head.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int]  # height and width in patches
+
+CLS_ROWS = 3
+ALIGNMENT = 8  # elements; rows of a bias begin at multiples of it, as the fused attention kernels of GPUs ask for
+
+
+def table_rows(grid: Grid) -> int:
+    """Number of rows of a table for a grid of h x w patches."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
+
+
+def relative_position_index(grid: Grid, device: torch.device | None = None, table_grid: Grid | None = None) -> Tensor:
+    """Row of the table for every pair of tokens, class token first.
+
+    Args:
+        grid: Height h and width w in patches.
+        device: Where the index shall live.
+        table_grid: The grid that the table is made for, at least as large; None: `grid`. Offsets in patches are those
+            of the table: nothing is interpolated.
+
+    Returns:
+        (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
+    """
+    return _aligned_index(grid, device, table_grid)[:, : 1 + grid[0] * grid[1]]
+
+
+def _aligned_index(grid: Grid, device: torch.device | None, table_grid: Grid | None) -> Tensor:
+    """With columns of zeros behind, to a multiple of `ALIGNMENT`."""
+    if torch.compiler.is_compiling():  # which knows no caches; the few operations become part of the graph
+        return _index(grid, table_grid or grid, device)
+    return _cached_index(grid, device, table_grid or grid)
+
+
+@lru_cache(maxsize=8)
+def _cached_index(grid: Grid, device: torch.device | None, table_grid: Grid) -> Tensor:
+    with torch.inference_mode(False):  # else a first call under inference mode would spoil it for training
+        return _index(grid, table_grid, device)
+
+
+def _index(grid: Grid, table_grid: Grid, device: torch.device | None) -> Tensor:
+    h, w = grid
+    H, W = table_grid
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing='ij')
+    y, x = y.flatten(), x.flatten()
+    rows = table_rows(table_grid)
+    tokens = 1 + h * w
+    index = torch.zeros(tokens, tokens + -tokens % ALIGNMENT, dtype=torch.long, device=device)
+    index[1:, 1:tokens] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
+    index[0, :tokens] = rows - 3
+    index[:, 0] = rows - 2
+    index[0, 0] = rows - 1
+    return index
+
+
+def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+    """Interpolate a table to another grid, per head, as an image of (2h-1) x (2w-1); the cls rows stay.
+
+    Plain bicubic interpolation (align_corners=False), as timm's `resize_rel_pos_bias_table_simple`; non-square
+    grids work on both sides. The reference implementation interpolates on geometrically spaced coordinates.
+
+    Args:
+        table: ((2h-1)(2w-1)+3, heads).
+        old_grid: The grid (h, w) that the table was made for.
+        new_grid: The grid that is wanted.
+
+    Returns:
+        A table for `new_grid`; the same tensor if the grids are equal. Differentiable.
+    """
+    if old_grid == new_grid:
+        return table
+    old_size = (2 * old_grid[0] - 1, 2 * old_grid[1] - 1)
+    new_size = (2 * new_grid[0] - 1, 2 * new_grid[1] - 1)
+    offsets, cls_rows = table[:-CLS_ROWS], table[-CLS_ROWS:]
+    image = offsets.T.reshape(1, -1, *old_size).float()  # (1, heads, 2h-1, 2w-1)
+    image = F.interpolate(image, size=new_size, mode='bicubic', align_corners=False)
+    return torch.cat((image.flatten(2).squeeze(0).T.to(table.dtype), cls_rows))
+
+
+class GridCache:
+    """Resize a parameter to other grids, and remember the last result while the parameter cannot change.
+
+    Under `torch.no_grad()` (inference) the result is kept until the parameter is written to, moved or cleared; with
+    gradients it is computed anew in each call, since it is part of the graph.
+
+    Args:
+        resize: `resize(parameter, old_grid, new_grid)`.
+    """
+
+    def __init__(self, resize: Callable[[Tensor, Grid, Grid], Tensor]) -> None:
+        self.resize = resize
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the result. Writing through `.data` leaves no trace: call this after it."""
+        self._key: tuple | None = None
+        self._value: Tensor | None = None
+
+    def __call__(self, parameter: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+        """Return `parameter` for `new_grid`."""
+        if old_grid == new_grid:
+            return parameter
+        if torch.is_grad_enabled() and parameter.requires_grad:
+            return self.resize(parameter, old_grid, new_grid)
+        key = (new_grid, parameter._version, parameter.data_ptr(), parameter.dtype)
+        if self._value is None or self._key != key:
+            self._key, self._value = key, self.resize(parameter, old_grid, new_grid)
+        return self._value
+
+
+def bias_from_table(
+    table: Tensor, grid: Grid, table_grid: Grid | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Attention bias of a grid, from a table.
+
+    Args:
+        table: (rows, heads), made for `grid`, or for a larger `table_grid`.
+        grid: Height h and width w in patches.
+        table_grid: See above.
+        dtype: Of the result; None: the table's.
+
+    Returns:
+        (heads, 1 + h*w, 1 + h*w), [head, query, key]; rows of keys begin at multiples of `ALIGNMENT`.
+    """
+    bias = table[_aligned_index(grid, table.device, table_grid)]  # (query, aligned key, heads)
+    return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., : 1 + grid[0] * grid[1]]
+
+
+class RelativePositionBias(nn.Module):
+    """One learned table, shared by all blocks.
+
+    Args:
+        grid: Height and width in patches that the table is made for.
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(self, grid: Grid, num_heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
+        self.cache = GridCache(resize_table)
+
+    def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Bias for a grid of h x w patches, or for a part of a window: (heads, 1 + h*w, 1 + h*w)."""
+        whole = window or grid
+        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, whole), grid, whole, dtype)
+
+
+TABLE = 'relative_position_bias_table'
+INDEX = 'relative_position_index'  # a buffer of the others, made from the grid alone

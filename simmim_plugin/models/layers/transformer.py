@@ -1,0 +1,267 @@
+"""Blocks of a Vision Transformer: patch embedding, attention with relative position bias, windows."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, PatchEmbed
+from torch import Tensor, nn
+
+from simmim_plugin.models.layers.relative_position import (
+    ALIGNMENT,
+    Grid,
+    GridCache,
+    bias_from_table,
+    resize_table,
+    table_rows,
+)
+from simmim_plugin.models.masks import take
+
+Biases = Mapping[Grid, Tensor]  # of a shared table, by the grid of the tokens: (heads, N, N) each
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention; the one place where its kernel is chosen.
+
+    A bias that learns keeps PyTorch from its fused kernel on processors; attention is written out there, which measured
+    faster (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
+
+    Args:
+        q: (B, heads, K, d), queries.
+        k: (B, heads, N, d), keys.
+        v: (B, heads, N, d), values.
+        bias: Added to the scaled products, (heads, K, N) or (B, heads, K, N), of the dtype of q; None: none.
+
+    Returns:
+        (B, heads, K, d).
+    """
+    if q.device.type == 'cpu' and bias is not None and bias.requires_grad:
+        with torch.autocast('cpu', enabled=False):  # which would have the softmax give float32
+            return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with learned q and v biases (k has none) and a relative position bias.
+
+    Args:
+        embed_dims: Width.
+        num_heads: Number of heads.
+        table_grid: Grid (h, w) of this block's own bias table; None: no table of its own.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, table_grid: Grid | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.table_grid = table_grid
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.v_bias = nn.Parameter(torch.zeros(embed_dims))
+        self.relative_position_bias_table = None
+        if table_grid is not None:
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(table_grid), num_heads))
+            self.cache = GridCache(resize_table)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(
+        self, x: Tensor, grid: Grid, shared: Biases | None, window: Grid | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Attention between all tokens, or of some of them to all.
+
+        Args:
+            x: (B, N, D), class token first.
+            grid: Height and width in patches, N = 1 + h*w.
+            shared: Biases of a shared table, or None.
+            window: The window that the grid is a part of.
+            tokens: (B, K) indices into N of the tokens that attend; None: all.
+
+        Returns:
+            (B, N, D), or (B, K, D).
+        """
+        if tokens is None:
+            q, k, v = self._heads(F.linear(x, self.qkv.weight, self._qkv_bias()), 3)
+        else:
+            D = x.shape[-1]
+            (q,) = self._heads(F.linear(take(x, tokens), self.qkv.weight[:D], self.q_bias), 1)
+            k, v = self._heads(F.linear(x, self.qkv.weight[D:], self._qkv_bias()[D:]), 2)
+        bias = self._bias(grid, shared, window, q.dtype)
+        if bias is not None and tokens is not None:
+            bias = _rows_of(bias, tokens)
+        return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
+
+    def attention_of(self, x: Tensor, grid: Grid, shared: Biases | None, query: int) -> Tensor:
+        """Attention weights of one token, which `forward` uses without showing them.
+
+        Args:
+            x: (B, N, D) tokens of the grid, class token first.
+            grid: Height and width in patches.
+            shared: Biases of a shared table, or None.
+            query: Index of the token that attends; 0 is the class token.
+
+        Returns:
+            (B, heads, N), which sums to 1 over the keys.
+        """
+        q, k, _ = self._heads(F.linear(x, self.qkv.weight, self._qkv_bias()), 3)
+        bias = self._bias(grid, shared, None, q.dtype)
+        scores = torch.einsum('bhd,bhnd->bhn', q[:, :, query], k) * q.shape[-1] ** -0.5
+        return (scores if bias is None else scores + bias[:, query]).softmax(dim=-1)
+
+    def _qkv_bias(self) -> Tensor:
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, N, parts * D) -> that many of (B, heads, N, D / heads)."""
+        return projected.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+    def _bias(self, grid: Grid, shared: Biases | None, window: Grid | None, dtype: torch.dtype) -> Tensor | None:
+        """(heads, N, N), of this block's table or the shared one, or None."""
+        if self.relative_position_bias_table is None or self.table_grid is None:
+            return None if shared is None else shared[grid].to(dtype)
+        whole = window or grid
+        table = self.cache(self.relative_position_bias_table, self.table_grid, whole)
+        return bias_from_table(table, grid, whole, dtype)
+
+
+def _rows_of(bias: Tensor, tokens: Tensor) -> Tensor:
+    """(heads, N, N), (B, K) -> (B, heads, K, N), the rows of the tokens that attend."""
+    heads, _, N = bias.shape
+    padded = F.pad(bias, (0, -N % ALIGNMENT)).transpose(0, 1).flatten(1)  # (N, heads * aligned N)
+    return F.embedding(tokens, padded).unflatten(-1, (heads, -1)).transpose(1, 2)[..., :N]
+
+
+class LinearPatchEmbed(PatchEmbed):
+    """timm's `PatchEmbed`; under autocast one matrix product over the cut patches instead of a convolution.
+
+    Values and parameters (`proj.weight` (D, C, p, p), `proj.bias`) are the same but for rounding. In bfloat16 the
+    product takes a third to a half of the time (docs/performance.md); in float32 little is gained, and the convolution
+    rounds as the reference does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h*w, D); with `dynamic_img_pad` sides are padded with 0 to multiples of the patch."""
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        height, width = self.patch_size
+        if self.dynamic_img_pad:
+            x = F.pad(x, (0, -x.shape[3] % width, 0, -x.shape[2] % height))
+        B, C, H, W = x.shape
+        cut = x.reshape(B, C, H // height, height, W // width, width).permute(0, 2, 4, 1, 3, 5)
+        patches = cut.reshape(B, -1, C * height * width)  # (B, h*w, C*p*p), in the order of the kernel
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def has_windows(grid: Grid, size: int) -> bool:
+    """Whether windows of that side (0: none) divide a grid; one that covers it all does not."""
+    return size > 0 and max(grid) > size
+
+
+def window_parts(grid: Grid, size: int) -> list[Grid]:
+    """Heights and widths of the windows that a grid is cut into: whole ones, and smaller ones at its ends."""
+    return [(h, w) for _, _, h in _cuts(grid[0], size) for _, _, w in _cuts(grid[1], size)]
+
+
+def in_windows(attention: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Grid, size: int) -> Tensor:
+    """Attend inside windows of size x size patches, from the top left corner on.
+
+    Where the grid is no multiple of `size`, the last window of a row or column is smaller. That gives what padding the
+    grid to whole windows gives when no token sees the padding, without computing it. (ViTDet pads and lets the padding
+    be seen.) The class token takes part in every window; its result is the mean over the windows.
+
+    Args:
+        attention: `attention(tokens, (h, w))` maps (n, 1 + h*w, D), class token first, to the same shape.
+        x: (B, 1 + h*w, D), class token first.
+        grid: Height and width in patches.
+        size: Side of a window in patches.
+
+    Returns:
+        (B, 1 + h*w, D).
+    """
+    B, _, D = x.shape
+    cls, patches = x[:, :1], x[:, 1:].unflatten(1, grid)  # (B, 1, D), (B, H, W, D)
+    cls_results, rows = [], []
+    for top, bottom, h in _cuts(grid[0], size):
+        row = []
+        for left, right, w in _cuts(grid[1], size):
+            n, m = (bottom - top) // h, (right - left) // w  # windows below and beside each other
+            region = patches[:, top:bottom, left:right].reshape(B, n, h, m, w, D)
+            tokens = region.permute(0, 1, 3, 2, 4, 5).reshape(B * n * m, h * w, D)
+            tokens = torch.cat((cls.expand(-1, n * m, -1).reshape(B * n * m, 1, D), tokens), dim=1)
+            result = attention(tokens, (h, w))
+            cls_results.append(result[:, 0].reshape(B, n * m, D))
+            region = result[:, 1:].reshape(B, n, m, h, w, D).permute(0, 1, 3, 2, 4, 5)
+            row.append(region.reshape(B, bottom - top, right - left, D))
+        rows.append(torch.cat(row, dim=2))
+    cls = torch.cat(cls_results, dim=1).mean(dim=1, keepdim=True)
+    return torch.cat((cls, torch.cat(rows, dim=1).flatten(1, 2)), dim=1)
+
+
+def _cuts(length: int, size: int) -> list[tuple[int, int, int]]:
+    """Start, end and side of the windows along an axis: the whole ones, then a smaller last one."""
+    whole = length - length % size
+    return [cut for cut in ((0, whole, size), (whole, length, length - whole)) if cut[0] < cut[1]]
+
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale and drop path on both branches.
+
+    Args:
+        embed_dims: Width.
+        num_heads: Number of heads.
+        feedforward_channels: Hidden width of the MLP.
+        drop_path: Probability to drop a branch, per sample.
+        layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
+        table_grid: See `Attention`.
+        window_size: Side in patches of the windows that attention stays inside; 0: attention over the whole grid. See
+            `in_windows`. A grid that one window covers is attended to as a whole.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        drop_path: float,
+        layer_scale_init_value: float,
+        table_grid: Grid | None,
+        window_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.norm1 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.attn = Attention(embed_dims, num_heads, table_grid)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(embed_dims, feedforward_channels)
+        self.drop_path = DropPath(drop_path)
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale_init_value > 0:
+            self.gamma_1 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
+            self.gamma_2 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
+
+    def forward(self, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None = None) -> Tensor:
+        """All tokens, or some of them; what the others would become is then not computed.
+
+        Args:
+            x: (B, N, D), class token first.
+            grid: Height and width in patches.
+            shared: Biases of a shared table, or None.
+            tokens: (B, K) indices into N; None: all.
+
+        Returns:
+            (B, N, D), or (B, K, D).
+        """
+        branch = self._attend(self.norm1(x), grid, shared, tokens)
+        if tokens is not None:
+            x = take(x, tokens)
+        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
+
+    def _attend(self, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None) -> Tensor:
+        size = self.window_size
+        if not has_windows(grid, size):
+            return self.attn(x, grid, shared, tokens=tokens)
+        result = in_windows(lambda part_tokens, part: self.attn(part_tokens, part, shared, (size, size)), x, grid, size)
+        return result if tokens is None else take(result, tokens)

@@ -1,0 +1,192 @@
+"""Reconstruction losses: pure functions, and a module for configs."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simmim_plugin.registry import MODELS
+
+# Keeps an empty mask from dividing by zero; the value is the reference implementation's.
+EPS = 1e-5
+SCOPES = ('masked', 'all')
+
+CRITERIA: dict[str, Callable[..., Tensor]] = {
+    'l1': F.l1_loss,
+    'l2': F.mse_loss,
+    'smooth_l1': F.smooth_l1_loss,
+}
+
+
+def reconstruction_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, criterion: str = 'l1'
+) -> Tensor:
+    """Mean error per pixel and channel over the masked pixels of the whole batch.
+
+    The published SimMIM loss (arXiv 2111.09886, eq. 1) as the reference implementation computes it:
+    `sum(error * mask) / (sum(mask) + 1e-5) / C`. The mean is over the batch, not per image.
+
+    Args:
+        prediction: (B, C, ...), any number of pixel dimensions.
+        target: Same shape, same (normalised) units.
+        mask: (B, 1, ...) over the pixels, 1 = masked = counted. None counts every pixel.
+        criterion: 'l1', 'l2' (squared error) or 'smooth_l1' (beta 1).
+
+    Returns:
+        A scalar in float32 or wider. An empty mask gives 0.
+
+    Raises:
+        ValueError: Shapes differ or the criterion is unknown.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f'prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}'
+        )
+    _check_criterion(criterion)
+    target = _wide(target)
+    channels = target.shape[1]
+    error = CRITERIA[criterion](prediction.to(target.dtype), target, reduction='none')
+    if mask is None:
+        return error.sum() / (error.numel() / max(channels, 1) + EPS) / channels
+    if mask.shape != (target.shape[0], 1, *target.shape[2:]):
+        raise ValueError(
+            f'mask must be (B, 1, ...) over the pixels of the target {tuple(target.shape)}, got {tuple(mask.shape)}'
+        )
+    mask = mask.to(error.dtype)
+    return (error * mask).sum() / (mask.sum() + EPS) / channels
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if torch.is_floating_point(x) and torch.finfo(x.dtype).bits >= 32 else x.float()
+
+
+def _check_criterion(criterion: str) -> None:
+    if criterion not in CRITERIA:
+        raise ValueError(f'criterion={criterion!r} is unknown; choose one of {", ".join(map(repr, CRITERIA))}')
+
+
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every patch mean 0 and variance 1 over its pixels and channels, as target (MAE, arXiv 2111.06377).
+
+    Args:
+        patches: (..., values of a patch).
+        eps: Added to the variance.
+
+    Returns:
+        The normalised patches, and what undoes it, mean and std, (..., 1): `normalised * std + mean`.
+    """
+    mean = patches.mean(dim=-1, keepdim=True)
+    std = (patches.var(dim=-1, keepdim=True) + eps).sqrt()  # unbiased variance, as there
+    return (patches - mean) / std, mean, std
+
+
+def focal_frequency_loss(error: Tensor, alpha: float = 1.0, weight: Tensor | None = None) -> Tensor:
+    """Focal frequency loss (arXiv 2012.12821): squared error of the spectrum, weighted towards hard frequencies.
+
+    Args:
+        error: (B, C, H, W), prediction minus target (the Fourier transform is linear).
+        alpha: Exponent of the weight, `abs(spectrum of the error) ** alpha` over its largest value in each channel; no
+            gradient flows through it.
+        weight: Use this, (B, C, H, W), instead.
+
+    Returns:
+        The mean over all frequencies (orthonormal transform), channels and images.
+    """
+    spectrum = torch.fft.fft2(error, norm='ortho')
+    distance = spectrum.real.square() + spectrum.imag.square()
+    if weight is None:
+        weight = distance.detach().sqrt() ** alpha
+        weight = weight / weight.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight * distance).mean()
+
+
+@MODELS.register_module()
+class ReconstructionLoss(nn.Module):
+    """`reconstruction_loss` as a module, optionally over the whole image, optionally with a frequency term.
+
+    Args:
+        criterion: 'l1' (the published one), 'l2' (squared error) or 'smooth_l1'.
+        scope: 'masked', the published one, counts masked pixels; 'all' every pixel. The squared error of all pixels is
+            1 / (H W C) * sum of (x - p)^2, the formula of simultaneous masking (docs/masking.md).
+        frequency_weight: Factor of `focal_frequency_loss` over the whole image, with the error of pixels that do not
+            count set to 0. 0 leaves it out. The idea and the weight 0.1 are A2MIM's (arXiv 2205.13943), whose code
+            weights spectra averaged over the batch, and visible pixels by half.
+        loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: An argument is unknown or out of range.
+    """
+
+    def __init__(
+        self, criterion: str = 'l1', scope: str = 'masked', frequency_weight: float = 0.0, loss_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        _check_criterion(criterion)
+        if scope not in SCOPES:
+            raise ValueError(f'scope={scope!r} is unknown; choose one of {", ".join(map(repr, SCOPES))}')
+        if not isinstance(frequency_weight, int | float) or not 0 <= frequency_weight < math.inf:
+            raise ValueError(f'frequency_weight={frequency_weight!r} must be a number from 0; A2MIM uses 0.1')
+        self.criterion = criterion
+        self.scope = scope
+        self.frequency_weight = frequency_weight
+        self.loss_weight = loss_weight
+
+    @property
+    def whole_image(self) -> bool:
+        """Whether whole images are needed; else the masked pixels, in any order, will do."""
+        return self.scope == 'all' or self.frequency_weight > 0
+
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            prediction: (B, C, H, W), or (B, C, ...) unless `whole_image`.
+            target: Same shape.
+            mask: (B, 1, H, W) over the pixels, 1 = masked. None: every pixel is.
+
+        Returns:
+            A scalar.
+        """
+        counted = None if self.scope == 'all' else mask
+        loss = reconstruction_loss(prediction, target, counted, self.criterion)
+        if self.frequency_weight > 0:
+            error = prediction.to(_wide(target).dtype) - _wide(target)
+            loss = loss + self.frequency_weight * focal_frequency_loss(error if counted is None else error * counted)
+        return self.loss_weight * loss
+
+
+def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
+    """The simplest prediction: each image's mean over its visible pixels, per channel.
+
+    Args:
+        images: (B, C, H, W).
+        mask: (B, 1, H, W) over the pixels, 1 = masked. An image without a visible pixel is predicted as 0.
+
+    Returns:
+        (B, C, H, W).
+    """
+    visible = 1 - mask.to(images.dtype)
+    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
+    return mean.expand_as(images)
+
+
+def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) -> float:
+    """Mean of the head's criterion over masked pixels: comparable between losses of different scope or terms.
+
+    With the head's `normalize_target`, both are first put into units of the target's patches.
+
+    Args:
+        model: A `SimMIM`; a loss module of another kind than `ReconstructionLoss` is called as it is.
+        prediction: (B, C, H, W), normalised.
+        target: Likewise.
+        mask: (B, 1, H, W) over the pixels, 1 = masked.
+    """
+    module = model.head.loss_module
+    prediction, target = model.head.normalized(prediction, target), model.head.normalized(target, target)
+    if isinstance(module, ReconstructionLoss):
+        return float(reconstruction_loss(prediction, target, mask, module.criterion))
+    return float(module(prediction, target, mask))

@@ -1,0 +1,102 @@
+"""SimMIM: a backbone that sees a masked image and a head that predicts the masked pixels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from simmim_plugin.models.masks import masked_tokens
+from simmim_plugin.registry import MODELS, build_part
+
+MODES = ('loss', 'tensor')
+
+
+@MODELS.register_module()
+class SimMIM(BaseModel):
+    """SimMIM: a simple framework for masked image modelling (arXiv 2111.09886).
+
+    Args:
+        backbone: Config of a backbone (or a built one) with `forward(x, mask)`, such as `SimMIMViT`.
+        head: Config of the head. `in_channels`, `patch_size` and `out_channels` are the backbone's where not given.
+        data_preprocessor: Config of the preprocessor, such as `SimMIMDataPreprocessor`.
+        init_cfg: MMEngine's.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | nn.Module,
+        head: dict[str, Any] | nn.Module | None = None,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        if data_preprocessor is not None:
+            data_preprocessor = build_part(data_preprocessor)
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = build_part(backbone)
+        fitting = dict(
+            type='SimMIMHead',
+            in_channels=self.backbone.embed_dims,
+            patch_size=self.backbone.patch_size,
+            out_channels=self.backbone.in_channels,
+        )
+        self.head = build_part({**fitting, **(head or {})} if head is None or isinstance(head, Mapping) else head)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        mode: str = 'tensor',
+        mask_local: Tensor | None = None,
+        mask_global: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        """Loss or features of normalised images.
+
+        Args:
+            inputs: (B, C, H, W).
+            mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
+            mode: 'loss' gives what `SimMIMHead.loss` returns; 'tensor' gives the backbone's features without a mask.
+            mask_local: With simultaneous masks, the local one; its error then goes into the log.
+            mask_global: Likewise the global one. `mask` is their union.
+            tokens: `masked_tokens(mask)`, which `SimMIMDataPreprocessor` adds; None: made here.
+
+        Raises:
+            ValueError: Unknown mode, or no mask where one is needed.
+        """
+        if mode == 'tensor':
+            return self.backbone(inputs)
+        if mode != 'loss':
+            raise ValueError(f'mode={mode!r} is unknown; choose one of {", ".join(map(repr, MODES))}')
+        if mask is None:
+            raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
+        return self.loss(inputs, mask, mask_local, mask_global, tokens)
+
+    def loss(
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        mask_local: Tensor | None = None,
+        mask_global: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`.
+
+        Where the loss counts masked pixels only, the last block computes masked tokens only; loss and gradients are
+        the same.
+        """
+        parts = dict(local=mask_local, global_=mask_global)
+        # Heads and backbones of others may know of all tokens only.
+        if getattr(self.head, 'whole_image', True) or not hasattr(self.backbone, 'forward_tokens'):
+            return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, **parts)
+        if tokens is None:
+            tokens = masked_tokens(mask)
+        features = self.backbone.forward_tokens(inputs, mask, tokens)
+        return self.head.loss(features, inputs, mask, tokens, **parts)
+
+    def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.
+
+        With the head's `normalize_target`, each patch is given its true mean and std, which the model does not know.
+        """
+        return self.head(self.backbone(inputs, mask)[-1], inputs)

@@ -1,0 +1,408 @@
+"""SimMIMViT: the Vision Transformer of SimMIM, for pretraining (with a mask) and transfer (without)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils.checkpoint
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from simmim_plugin.models.fit import fit_state
+from simmim_plugin.models.layers.architecture import arch_settings, grid_of, rising_blocks, window_sizes
+from simmim_plugin.models.layers.relative_position import Grid, GridCache, RelativePositionBias
+from simmim_plugin.models.layers.transformer import (
+    LAYER_NORM_EPS,
+    Biases,
+    Block,
+    LinearPatchEmbed,
+    has_windows,
+    window_parts,
+)
+from simmim_plugin.registry import MODELS
+
+OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token', 'raw')
+
+
+@MODELS.register_module()
+class SimMIMViT(BaseModule):
+    """Vision Transformer with mask token and relative position bias (arXiv 2111.09886; BEiT's architecture).
+
+    Words and meanings are MMPretrain's; parameter names are the reference implementation's and timm's `Beit`, so
+    those state dicts load as they are.
+
+    Args:
+        arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
+        img_size: Side, or (height, width), in pixels that the bias tables (or position embedding) are made for.
+            Other inputs whose sides are multiples of `patch_size` work: tables are interpolated (bicubic).
+        dynamic_img_pad: Pad inputs at the right and bottom with 0 to multiples of `patch_size`; maps then cover the
+            padding, too. Else such inputs are an error.
+        patch_size: Side of a patch in pixels.
+        in_channels: Channels of the input, any number.
+        drop_path_rate: Drop path of the last block; it rises linearly from 0. Pretraining and fine-tuning: 0.1.
+        layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
+        use_shared_rel_pos_bias: One relative position bias table for all blocks (pretraining).
+        use_rel_pos_bias: One table per block (fine-tuning). Not together with the shared one.
+        use_abs_pos_embed: A learned absolute position embedding.
+        out_type: 'featmap' (B, embed_dims, h, w); 'avg_featmap' (B, embed_dims), the mean of the patch tokens through
+            a new norm `fc_norm` (then there is no final `norm`); 'cls_token' (B, embed_dims); 'raw'
+            (B, 1 + h*w, embed_dims).
+        out_indices: Block or blocks whose output is returned, rising; negative from the end. The final norm is applied
+            to the last block's only.
+        frozen_stages: Above 0, freeze the patch embedding, the tokens and the first so many blocks; all blocks: the
+            final norm and a shared bias table, too.
+        window_size: Side in patches of windows that attention stays inside, for large images; 14 is the grid of 224 px,
+            whose tables fit as they are. 0: attention over the whole image. See `in_windows`.
+        global_blocks: Blocks that attend over the whole image all the same, such as (2, 5, 8, 11) of 12 (ViTDet).
+        with_cp: Recompute each block in the backward pass, to save memory.
+        init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
+            training a classifier from scratch (the reference's values).
+        init_cfg: MMEngine's, e.g. `dict(type='Pretrained', checkpoint=...)`: a checkpoint of ours, or of another
+            project that `tools/convert_checkpoint.py` knows (see `load_pretrained_weights`).
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict[str, int] = 'base',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.1,
+        use_shared_rel_pos_bias: bool = True,
+        use_rel_pos_bias: bool = False,
+        use_abs_pos_embed: bool = False,
+        out_type: str = 'featmap',
+        out_indices: int | Sequence[int] = -1,
+        frozen_stages: int = -1,
+        window_size: int = 0,
+        global_blocks: Sequence[int] = (),
+        dynamic_img_pad: bool = False,
+        with_cp: bool = False,
+        init_cut: float = 0.02,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if use_shared_rel_pos_bias and use_rel_pos_bias:
+            raise ValueError(
+                'use_shared_rel_pos_bias=True and use_rel_pos_bias=True exclude each other; set one to False'
+            )
+        if out_type not in OUT_TYPES:
+            raise ValueError(f'out_type={out_type!r} is unknown; choose one of {", ".join(map(repr, OUT_TYPES))}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate} is outside [0, 1); the published value is 0.1')
+        self.embed_dims, self.num_layers, num_heads, feedforward_channels = arch_settings(arch)
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f'frozen_stages={frozen_stages} is outside -1 ... {self.num_layers}, the number of blocks')
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.out_type = out_type
+        self.out_indices = rising_blocks('out_indices', out_indices, self.num_layers)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.dynamic_img_pad = dynamic_img_pad
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(sides) != 2:
+            raise ValueError(f'img_size={img_size} must be one side or (height, width)')
+        self.img_size = (sides[0], sides[1])
+        self.grid = grid_of('img_size', self.img_size, patch_size)
+
+        D = self.embed_dims
+        self.patch_embed = LinearPatchEmbed(
+            None, patch_size, in_channels, D, strict_img_size=False, dynamic_img_pad=dynamic_img_pad
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.pos_embed = None
+        if use_abs_pos_embed:
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], D))
+            self.pos_cache = GridCache(_resize_pos_embed)
+        self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rel_pos_bias else None
+        table_grid = self.grid if use_rel_pos_bias else None
+        rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
+        self.window_sizes = window_sizes(window_size, global_blocks, self.num_layers)  # of each block
+        self.blocks = nn.ModuleList(
+            Block(D, num_heads, feedforward_channels, rate, layer_scale_init_value, table_grid, window)
+            for rate, window in zip(rates, self.window_sizes)
+        )
+        pooled = out_type == 'avg_featmap'
+        self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS) if pooled else nn.Identity()
+        init_parameters(self, init_cut)
+        if self.frozen_stages > 0:
+            self._freeze()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Features of normalised images.
+
+        Args:
+            x: (B, in_channels, H, W); H and W are multiples of `patch_size`, unless `dynamic_img_pad`.
+            mask: (B, H / patch_size, W / patch_size), 1 = replaced by the mask token. None: nothing is.
+
+        Returns:
+            One tensor per block of `out_indices`, in the order of the blocks, shaped as `out_type` says.
+
+        Raises:
+            ValueError: Channels or sides of `x`, or the shape of `mask`, do not fit.
+        """
+        x, grid, shared = self._embed(x, mask)
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            x = self._run(block, x, grid, shared)
+            if i in self.out_indices:
+                last = i == self.num_layers - 1
+                outputs.append(self._format_output(self.norm(x) if last else x, grid))
+        return tuple(outputs)
+
+    def forward_tokens(self, x: Tensor, mask: Tensor | None, tokens: Tensor) -> Tensor:
+        """Features of some patches: those of the last output of `forward`, without computing the others there.
+
+        Args:
+            x: See `forward`.
+            mask: See `forward`.
+            tokens: (B, K) indices into the h*w patches; see `masked_tokens`.
+
+        Returns:
+            (B, K, embed_dims).
+
+        Raises:
+            ValueError: See `forward`; or `out_type` is not 'featmap'.
+        """
+        if self.out_type != 'featmap':
+            raise ValueError(f"out_type={self.out_type!r} has no map of patches; pretraining wants 'featmap'")
+        x, grid, shared = self._embed(x, mask)
+        last = self.out_indices[-1]
+        for block in self.blocks[:last]:
+            x = self._run(block, x, grid, shared)
+        x = self._run(self.blocks[last], x, grid, shared, tokens + 1)  # the class token is the first
+        return self.norm(x) if last == self.num_layers - 1 else x
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter for layer-wise learning rates, as MMPretrain's constructor asks for it.
+
+        Args:
+            param_name: Its name, with the prefix.
+            prefix: The backbone's name and a dot.
+
+        Returns:
+            Layer and number of layers: 0 for what comes before the blocks, i + 1 for block i, the last for the rest,
+            the classifier included.
+        """
+        layers = self.num_layers + 2
+        name = param_name.removeprefix(prefix)
+        if param_name.startswith(prefix) and name.startswith('blocks.'):
+            return int(name.split('.')[1]) + 1, layers
+        first = ('patch_embed.', 'cls_token', 'mask_token', 'pos_embed')
+        return (0 if param_name.startswith(prefix) and name.startswith(first) else layers - 1), layers
+
+    def _embed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Grid, Biases | None]:
+        """What the blocks take: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
+                'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
+            )
+        height, width = x.shape[2:]
+        if self.dynamic_img_pad:  # patch_embed pads
+            height, width = height + -height % self.patch_size, width + -width % self.patch_size
+        grid = grid_of('input', (height, width), self.patch_size)
+        x = self.patch_embed(x)  # (B, h*w, D)
+        shared = self._shared_biases(grid, x.dtype)  # bfloat16 under autocast, as queries and keys
+        x = self._apply_mask(x, mask, grid)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
+        if self.pos_embed is not None:
+            x = x + self.pos_cache(self.pos_embed, self.grid, grid)
+        return x, grid, shared
+
+    def _run(
+        self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None = None
+    ) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(block, x, grid, shared, tokens, use_reentrant=False)
+        return block(x, grid, shared, tokens)
+
+    def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        if mask is None:
+            # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.
+            return x + 0 * self.mask_token if self.training and self.mask_token.requires_grad else x
+        if mask.shape != (x.shape[0], *grid):
+            raise ValueError(
+                f'mask of shape {tuple(mask.shape)} does not fit: expected {(x.shape[0], *grid)}, one value per patch; '
+                f'set model_patch_size={self.patch_size} in SimMIMMaskGenerator, or input_size (in patches) in '
+                'BEiTMaskGenerator'
+            )
+        weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
+        return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
+
+    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> Biases | None:
+        """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
+        if self.rel_pos_bias is None:
+            return None
+        biases: dict[Grid, Tensor] = {}
+        for size in set(self.window_sizes):
+            if has_windows(grid, size):
+                biases |= {part: self.rel_pos_bias(part, (size, size), dtype) for part in window_parts(grid, size)}
+            else:
+                biases[grid] = self.rel_pos_bias(grid, dtype=dtype)
+        return biases
+
+    def _format_output(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.out_type == 'raw':
+            return x
+        if self.out_type == 'cls_token':
+            return x[:, 0]
+        patches = x[:, 1:]
+        if self.out_type == 'avg_featmap':
+            return self.fc_norm(patches.mean(dim=1))
+        return patches.transpose(1, 2).reshape(x.shape[0], self.embed_dims, *grid)
+
+    def init_weights(self) -> None:
+        """Initialise as `init_cfg` says; `Pretrained` is ours, found through the registry, and comes last."""
+        init_cfg: Any = getattr(self, 'init_cfg', None)
+        given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+        ours = [{**cfg, 'type': 'simmim_plugin.PretrainedViT'} for cfg in given if cfg['type'] == 'Pretrained']
+        # MMEngine's own `Pretrained` unpickles anything, and only warns when nothing fits.
+        self.init_cfg = [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours
+        super().init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Make weights of another grid, or with a shared bias table, fit; see `fit_state`."""
+        own = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
+        fitted = fit_state(self, own)
+        for name in own:
+            if name not in fitted.skipped:
+                del state_dict[prefix + name]
+        state_dict.update({prefix + name: value for name, value in fitted.state.items()})
+        if fitted.state.keys() != own.keys() or fitted.resized:
+            print_log(fitted.report('a state dict'), 'current')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        parts: list[nn.Module] = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        if self.frozen_stages == self.num_layers:
+            parts += [self.norm, self.fc_norm, *([] if self.rel_pos_bias is None else [self.rel_pos_bias])]
+        return parts
+
+    def _freeze(self) -> None:
+        for token in (self.cls_token, self.mask_token, self.pos_embed):
+            if token is not None:
+                token.requires_grad_(False)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'SimMIMViT':
+        """Switch to training; frozen blocks stay in evaluation mode (no drop path)."""
+        super().train(mode)
+        if mode and self.frozen_stages > 0:
+            for part in self._frozen_parts():
+                part.eval()
+        for module in self.modules():  # weights may have been swapped through .data (EMA)
+            for cache in (getattr(module, 'cache', None), getattr(module, 'pos_cache', None)):
+                if isinstance(cache, GridCache):
+                    cache.clear()
+        return self
+
+
+def _resize_pos_embed(pos_embed: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+    return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid))
+
+
+def init_parameters(vit: 'SimMIMViT', cut: float) -> None:
+    """Draw the weights from a normal of std 0.02 cut at +-`cut`; scale each block's output layers down by its depth.
+
+    Bias tables, q and v biases stay 0, norms 1 and 0, as they are made.
+    """
+    drawn: list[Tensor] = [vit.cls_token, vit.mask_token, *([] if vit.pos_embed is None else [vit.pos_embed])]
+    for module in vit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            drawn.append(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for parameter in drawn:
+        nn.init.trunc_normal_(parameter, std=0.02, a=-cut, b=cut)
+    with torch.no_grad():
+        for i in range(vit.num_layers):
+            for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
+                vit.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
+
+
+class BlockMaps(NamedTuple):
+    """What one block gives: `features` (h, w, D), and `attention` (heads, h, w) of the query patch to all patches."""
+
+    features: Tensor
+    attention: Tensor | None
+
+
+@torch.no_grad()
+def block_features(backbone: SimMIMViT, images: Tensor, query: tuple[int, int] | None = None) -> list[BlockMaps]:
+    """Features after each block, and each block's attention from one patch, in one pass without a mask.
+
+    Of the attention only the query's row is computed, so that memory is what the backbone needs anyway.
+
+    Args:
+        backbone: In evaluation mode.
+        images: (1, C, H, W), normalised; H and W are multiples of the patch size.
+        query: Row and column of the patch that attends; None: no attention.
+
+    Returns:
+        One entry per block, on the CPU. The last block's features went through the final norm, as the output does.
+        Attention is softmax over all keys; the class token's share is left out, so it sums to less than 1.
+
+    Raises:
+        ValueError: `images` are not one image that the backbone takes, or `query` is outside the grid, or asked of
+            attention inside windows.
+    """
+    if images.ndim != 4 or images.shape[0] != 1:
+        raise ValueError(f'images of shape {tuple(images.shape)}: give one image, (1, C, H, W)')
+    h, w = (side // backbone.patch_size for side in images.shape[2:])
+    if query is not None and not (0 <= query[0] < h and 0 <= query[1] < w):
+        raise ValueError(
+            f'query={query} is outside the {h} x {w} patches; give row 0 ... {h - 1}, column 0 ... {w - 1}'
+        )
+    if query is not None and any(has_windows((h, w), size) for size in backbone.window_sizes):
+        raise ValueError(
+            f'query={query}: some blocks attend inside windows only, so that no token sees the whole image; build the '
+            'backbone with window_size=0, or leave the query out'
+        )
+    maps: list[BlockMaps] = []
+
+    def record(block: Block, args: tuple[Any, ...], output: Tensor) -> None:
+        x, grid, shared = args[:3]
+        attention = None
+        if query is not None:
+            token = 1 + query[0] * w + query[1]  # the class token comes first
+            attention = block.attn.attention_of(block.norm1(x), grid, shared, token)[0, :, 1:]
+            attention = attention.reshape(-1, h, w).cpu()
+        features = backbone.norm(output) if block is backbone.blocks[-1] else output
+        maps.append(BlockMaps(features[0, 1:].reshape(h, w, -1).cpu(), attention))
+
+    hooks = [block.register_forward_hook(record) for block in backbone.blocks]
+    try:
+        backbone(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+def block_arguments(words: Sequence[str] | None) -> Any:
+    """`--blocks` of the command line as `draw_features` and `FeatureExtractor` take it."""
+    if words is None:
+        return None
+    return 'all' if list(words) == ['all'] else [int(word) if word.isdecimal() else word for word in words]
+
+
+def block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
+    """Rising numbers from 1."""
+    if blocks == 'all':
+        return list(range(1, count + 1))
+    numbers = [math.ceil(count * i / 4) for i in (1, 2, 3, 4)] if blocks is None else blocks
+    if not numbers or any(not isinstance(n, int) or not 1 <= n <= count for n in numbers):
+        raise ValueError(f"blocks={numbers}: the model has blocks 1 ... {count}; give numbers of these, or 'all'")
+    return sorted({int(n) for n in numbers})

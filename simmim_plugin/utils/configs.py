@@ -1,0 +1,37 @@
+"""Find data sets and transforms in a config."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+
+def training_data(cfg: Config) -> Any:
+    """Config of the training data set itself, see `innermost`; {} if there is none."""
+    return innermost(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else {}
+
+
+def datasets_of(cfg: Config) -> list[Any]:
+    """Configs of the data sets themselves, of training, validation and test."""
+    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
+    return [innermost(loader.dataset) for loader in loaders if loader]
+
+
+def innermost(dataset: Any) -> Any:
+    """Config of the data set itself, inside RepeatDataset and its like."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Arguments of the first transform of a type, without its type; {} if there is none."""
+    for transform in pipeline:
+        if str(transform.get('type')).split('.')[-1] == name:
+            return {key: value for key, value in transform.items() if key != 'type'}
+    return {}
+
+
+def reading_arguments(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `read_image` must be told to read images as the pipeline does."""
+    return {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}

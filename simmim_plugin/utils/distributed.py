@@ -1,0 +1,83 @@
+"""The process group of a training with several processes: its start where MMEngine cannot start it, and its end."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+
+WAIT = 1800  # seconds that a process waits for another one, or for a worker, unless the config says otherwise
+
+
+def start_process_group(cfg: Config) -> None:
+    """Start gloo where there is no GPU, and on GPUs NCCL where torchrun has started the processes again.
+
+    MMEngine does the rest. torchrun keeps its store of addresses when it starts processes again; with those of the dead
+    in it the new ones would not find each other.
+
+    Args:
+        cfg: Its `launcher`, and `env_cfg.dist_cfg.timeout` in seconds; `model_wrapper_cfg` is set for gloo.
+
+    Raises:
+        ValueError: Slurm without GPUs.
+    """
+    if cfg.get('launcher', 'none') == 'none':
+        return
+    starts = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    if torch.cuda.is_available():
+        if cfg.launcher != 'pytorch' or starts == '0':
+            return
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    elif cfg.launcher != 'pytorch':
+        raise ValueError(f'--launcher {cfg.launcher} needs GPUs; without them use tools/dist_train.sh (gloo)')
+    else:
+        wrapper = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    timeout = timedelta(seconds=(cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout', WAIT))
+    store, rank, world_size = next(dist.rendezvous('env://', timeout=timeout))
+    store = dist.PrefixStore(f'start_{starts}', store)
+    backend = 'nccl' if torch.cuda.is_available() else 'gloo'
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def leave_process_group() -> None:
+    """Wait for the other processes, and end the process group: at the interpreter's exit its threads may abort."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _whole() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def bare_model(runner: Any) -> Any:
+    """The model in training, without the wrapper of data-parallel training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process has a part of the model only."""
+    return isinstance(model, FSDPModule)
+
+
+def whole_model(runner: Any) -> Any:
+    """A model with the weights in training that a process can use alone: the bare one, or of a sharded one a copy.
+
+    All processes must call it.
+    """
+    model = bare_model(runner)
+    if not is_sharded(model):
+        return model
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    device = next(model.parameters()).device
+    copy = MODELS.build(runner.cfg.model).to(device)
+    copy.load_state_dict(state)
+    return copy.train(model.training)

@@ -1,0 +1,68 @@
+"""What the machine has."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def default_workers(processes: int | None = None) -> int:
+    """Worker processes of a data loader where the config has None: one per core of this training process.
+
+    The cores are Slurm's per task, else those that the machine lets us use, shared by torchrun's processes. At most 16;
+    without a GPU at most 2, as the training needs the cores itself.
+
+    Args:
+        processes: That share the cores; None: torchrun's on this machine.
+    """
+    if 'SLURM_CPUS_PER_TASK' in os.environ:
+        cores = int(os.environ['SLURM_CPUS_PER_TASK'])
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        cores //= processes or int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+    return max(1, min(cores, 16 if torch.cuda.is_available() else 2))
+
+
+def hardware() -> str:
+    """Processor or GPU, number of cores, and version of PyTorch."""
+    name = platform.processor() or platform.machine()
+    cpu = Path('/proc/cpuinfo')
+    if cpu.is_file():
+        names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
+        name = names[0] if names else name
+    if torch.cuda.is_available():
+        name = f'{torch.cuda.get_device_name()}, {name}'
+    return f'{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}'
+
+
+def free_memory() -> float:
+    """Bytes that are free on the GPU, or that this process may still take of the machine's memory."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0])
+    table = Path('/proc/meminfo')
+    if table.is_file():  # free, or holding copies of files
+        free = 1024.0 * int(next(line.split()[1] for line in table.read_text().splitlines() if 'MemAvailable' in line))
+    else:
+        free = float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')) / 2
+    limit, used = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory.current')
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != 'max':  # a container
+        free = min(free, float(limit.read_text()) - float(used.read_text()))
+    return free
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16 matrices (AVX512-BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def checked_device(device: str) -> str:
+    """The name of a device; ValueError where it cannot be used."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        reason = str(error).split('\n')[0]
+        raise ValueError(
+            f'--device {device} cannot be used ({reason}); use cpu, or cuda on a machine with a GPU'
+        ) from error
+    return device

@@ -1,0 +1,61 @@
+"""Curves of training runs from the scalars that MMEngine's visualiser wrote."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+matplotlib.use('Agg')
+
+
+def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Logged lines of all runs in a work dir, oldest first.
+
+    Raises:
+        FileNotFoundError: Nothing was logged there.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise FileNotFoundError(
+            f'{os.fspath(work_dir)!r} holds no */vis_data/scalars.json; name the work dir of a training'
+        )
+    return [json.loads(line) for file in files for line in file.read_text(encoding='utf-8').splitlines()]
+
+
+def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
+    """Draw the training loss over epochs, and the loss on the fixed images beside that of their visible mean.
+
+    Args:
+        work_dirs: Folders that training wrote, one colour each.
+        out: The picture to write.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout='constrained')
+    for i, work_dir in enumerate(work_dirs):
+        lines, name, color = read_scalars(work_dir), Path(work_dir).name, f'C{i}'
+        training = [line for line in lines if 'loss' in line]
+        # A resumed run logs some iterations again: the last entry of each counts.
+        by_iteration = {line['iter']: line for line in training}
+        iterations = sorted(by_iteration)
+        # Lines at the end of an epoch have the largest quotient; runs by iteration have no epochs.
+        per_epoch = max((line['iter'] / line['epoch'] for line in training if line.get('epoch')), default=1)
+        axis.plot(
+            [it / per_epoch for it in iterations],
+            [by_iteration[it]['loss'] for it in iterations],
+            color, alpha=0.6, label=f'{name}: training',
+        )  # fmt: skip
+        fixed = {line['step']: line for line in lines if 'fixed/loss' in line}
+        steps = sorted(fixed)
+        axis.plot(steps, [fixed[s]['fixed/loss'] for s in steps], f'{color}o-', label=f'{name}: fixed images')
+        if steps:
+            mean = fixed[steps[-1]]['fixed/loss_visible_mean']
+            axis.axhline(mean, color=color, ls='--', label=f'{name}: their visible mean')
+    axis.set(xlabel='epoch (iteration, for runs without epochs)', ylabel='reconstruction loss (normalised units)')
+    axis.grid(alpha=0.3)
+    axis.legend()
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

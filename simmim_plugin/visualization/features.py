@@ -1,0 +1,87 @@
+"""Pictures of features: principal components as colours, similarity, attention."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_plugin.models.vit import BlockMaps
+from simmim_plugin.visualization.sheets import PANEL_PX, draw_table, enlarge, mark_patch, to_display
+
+COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root scale')
+LEAST_SIMILAR = 0.99  # a map in which all patches are alike shall look so
+
+
+def pca_rgb(features: Tensor) -> Tensor:
+    """First three principal components of the features as red, green and blue.
+
+    Each is stretched between its 1st and 99th percentile, and signed so that its largest weight is positive. A
+    component in which the features do not differ is 0.5 everywhere.
+
+    Args:
+        features: (h, w, D), D at least 3.
+
+    Returns:
+        (h, w, 3) in [0, 1], float32.
+
+    Raises:
+        ValueError: Another shape.
+    """
+    if features.ndim != 3 or features.shape[2] < 3:
+        raise ValueError(f'features of shape {tuple(features.shape)}: expected (h, w, D) with D of 3 or more')
+    values = features.flatten(0, 1).double()  # (h*w, D)
+    centred = values - values.mean(dim=0)
+    weights = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)  # (D, 3), largest variance first
+    largest = weights.gather(0, weights.abs().argmax(dim=0, keepdim=True))
+    components = centred @ (weights * largest.sign())  # (h*w, 3)
+    low, high = torch.quantile(components, torch.tensor([0.01, 0.99]).to(components), dim=0)
+    flat = high - low <= 1e-5 * values.abs().max()  # rounding errors of float32, not to be blown up
+    stretched = ((components - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1)
+    return stretched.masked_fill(flat, 0.5).float().reshape(*features.shape[:2], 3)
+
+
+def similarity(features: Tensor, query: tuple[int, int]) -> Tensor:
+    """Cosine similarity of each patch to the query patch: (h, w, D), (row, column) -> (h, w) in [-1, 1]."""
+    return F.cosine_similarity(features, features[query], dim=-1).clamp(-1, 1)
+
+
+def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, int], names: Sequence[str]) -> np.ndarray:
+    """One row per block: image with the query patch | PCA | similarity | attention, mean over the heads.
+
+    Similarity is coloured from the map's least value, 0.99 at most (dark), to 1 (yellow); the square root of attention
+    from 0 to its largest (a few patches often take much). Captions say these values. PCA colours are each row's own.
+
+    Args:
+        image: (C, H, W) in the units of the stored values, as the model sees it.
+        maps: One per row, with attention.
+        query: Row and column of the patch.
+        names: One per row, first words of its caption.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ValueError: `maps` are without attention.
+    """
+    scale = math.ceil(PANEL_PX / image.shape[2])
+    patch = scale * image.shape[1] // maps[0].features.shape[0]  # side of a patch in the sheet
+    shown = to_display(image[None].float(), image[None].float())[0].permute(1, 2, 0)  # (H, W, 3)
+    photo = mark_patch(enlarge(shown.numpy(), scale), query, patch)
+    rows, captions = [], []
+    for (features, heads), name in zip(maps, names):
+        if heads is None:
+            raise ValueError('maps without attention; call block_features with query=(row, column)')
+        near, attention = similarity(features, query), heads.mean(dim=0)
+        low, most = min(float(near.min()), LEAST_SIMILAR), float(attention.max())
+        near = (near - low) / (1 - low)
+        similar, attended = (
+            mark_patch(enlarge(matplotlib.colormaps[colours](values.numpy())[..., :3], patch), query, patch)
+            for colours, values in (('viridis', near), ('inferno', (attention / most).sqrt()))
+        )
+        rows.append(np.stack((photo, enlarge(pca_rgb(features).numpy(), patch), similar, attended)))
+        captions.append(f'{name};  similarity {low:.2f} ... 1,  attention 0 ... {100 * most:.2g} %')
+    return draw_table(np.stack(rows), COLUMNS, captions)

@@ -1,0 +1,172 @@
+"""Pictures that people look at."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+COLUMNS = ('original', 'masked', 'reconstruction', 'composite')
+PANEL_PX = 192
+GAP_PX = 4
+HEADER_PX = 24
+MASK_GREY = 0.55
+LOCAL_COLOUR = (0.30, 0.55, 0.85)  # blue, orange, and what lies under both
+GLOBAL_COLOUR = (0.95, 0.65, 0.20)
+BOTH_COLOUR = (0.65, 0.35, 0.55)
+Heading = str | Sequence[tuple[str, tuple[float, float, float]]]  # plain, or words with their colours
+PARTS_HEADING = (('local', LOCAL_COLOUR), ('global', GLOBAL_COLOUR), ('both', BOTH_COLOUR))
+TINT = 0.75  # of the colour; the rest is the image, so that one sees what is hidden
+
+
+def check_picture_name(out: str | os.PathLike[str]) -> None:
+    """Raise ValueError where no picture can be written under that name, before the work is done."""
+    if Image.registered_extensions().get(os.path.splitext(out)[1].lower()) not in Image.SAVE:
+        raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
+
+
+def to_display(images: Tensor, reference: Tensor) -> Tensor:
+    """Map stored values to [0, 1] grey or RGB.
+
+    RGB with values up to 255 keeps its range. Anything else (16 bit, [0, 1], other channels) is stretched between the
+    1st and 99th percentile of `reference`, image by image; of more than three channels the first three are shown, of
+    two the first.
+
+    Args:
+        images: (B, C, H, W) in the units of the stored values.
+        reference: The originals, (B, C, H, W), which set the range.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    channels = images.shape[1]
+    shown = slice(0, 3) if channels >= 3 else slice(0, 1)
+    images, reference = images[:, shown].float(), reference[:, shown].float()
+    if channels == 3 and reference.min() >= -0.5 and 1.5 < reference.max() <= 255.5:
+        images = images / 255
+    else:
+        # Strided, since torch.quantile takes 2**24 values at most.
+        values = reference.flatten(1)[:, :: max(1, reference[0].numel() // 100_000)]
+        low, high = torch.quantile(values, torch.tensor([0.01, 0.99], device=values.device), dim=1).view(2, -1, 1, 1, 1)
+        images = (images - low) / (high - low).clamp_min(1e-6)
+    return images.clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def masked_images(images: Tensor, mask: Tensor, parts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Grey out what is masked; of a local and a global mask, tint each: blue, orange, purple where they overlap.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W) over the pixels, 1 = masked.
+        parts: Local and global mask, likewise.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    weight = mask.to(images.dtype)
+    if parts is None:
+        return images * (1 - weight) + MASK_GREY * weight
+    local, whole = (part.to(images.dtype) for part in parts)
+    colours = images.new_tensor((LOCAL_COLOUR, GLOBAL_COLOUR, BOTH_COLOUR)).view(3, 1, 3, 1, 1)
+    tint = local * (1 - whole) * colours[0] + whole * (1 - local) * colours[1] + local * whole * colours[2]
+    grey = images.mean(dim=1, keepdim=True)  # so that the image's own colours are not taken for the masks'
+    return images * (1 - weight) + (1 - TINT) * weight * grey + TINT * tint
+
+
+def reconstruction_sheet(
+    originals: Tensor,
+    reconstructions: Tensor,
+    mask: Tensor,
+    captions: Sequence[str] | None = None,
+    parts: tuple[Tensor, Tensor] | None = None,
+    filled: Tensor | None = None,
+) -> np.ndarray:
+    """One row per image: original | masked | reconstruction | composite.
+
+    The composite shows the prediction where the image was masked and the image elsewhere. The prediction of
+    visible patches, seen in the third column, was never trained.
+
+    Args:
+        originals: (B, C, H, W) in the units of the stored values.
+        reconstructions: Same shape and units.
+        mask: (B, 1, H, W) over the pixels, 1 = masked.
+        captions: One line per image, drawn below its row.
+        parts: Local and global mask, likewise, to be told apart by colour.
+        filled: Pixels that the composite takes from the prediction, (B, 1, H, W). None: the masked ones.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    original = to_display(originals, originals)
+    predicted = to_display(reconstructions, originals)
+    weight = (mask if filled is None else filled).to(original.dtype)
+    composite = original * (1 - weight) + predicted * weight
+    panels = torch.stack((original, masked_images(original, mask, parts), predicted, composite), dim=1)
+    columns: list[Heading] = [*COLUMNS]
+    if parts is not None:
+        columns[1] = PARTS_HEADING
+    return draw_table(enlarged(panels), columns, captions)
+
+
+def enlarged(panels: Tensor) -> np.ndarray:
+    """(rows, columns, 3, H, W) in [0, 1] -> (rows, columns, H', W', 3) uint8, small ones enlarged by whole numbers."""
+    scale = max(1, round(PANEL_PX / panels.shape[-1]))
+    if scale > 1:
+        panels = F.interpolate(panels.flatten(0, 1), scale_factor=scale, mode='nearest').unflatten(0, panels.shape[:2])
+    return (panels.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def draw_table(
+    tiles: np.ndarray, columns: Sequence[Heading], captions: Sequence[str | Sequence[str]] | None
+) -> np.ndarray:
+    """Put tiles under a header, each row over its caption.
+
+    Args:
+        tiles: (rows, columns, H, W, 3) uint8.
+        columns: Headings.
+        captions: One per row, or several that share the row's width evenly.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    rows, n, height, width, _ = tiles.shape
+    caption_px = HEADER_PX if captions else 0
+    step = height + caption_px + GAP_PX
+    sheet = Image.new('RGB', (n * (width + GAP_PX) + GAP_PX, HEADER_PX + rows * step + GAP_PX), 'white')
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for j, name in enumerate(columns):
+        words = [(name, (0.0, 0.0, 0.0))] if isinstance(name, str) else name
+        for k, (word, colour) in enumerate(words):
+            x = GAP_PX + j * (width + GAP_PX) + width * (k + 0.5) / len(words)
+            fill = tuple(round(255 * value) for value in colour)
+            draw.text((x, HEADER_PX / 2), word, fill, font, anchor='mm')
+    for i in range(rows):
+        top = HEADER_PX + i * step
+        for j in range(n):
+            sheet.paste(Image.fromarray(tiles[i, j]), (GAP_PX + j * (width + GAP_PX), top))
+        if captions:
+            row = captions[i]
+            texts: Sequence[str] = [row] if isinstance(row, str) else row
+            for k, text in enumerate(texts):
+                x = GAP_PX + k * n * (width + GAP_PX) / len(texts)
+                draw.text((x, top + height + caption_px / 2), text, 'black', font, anchor='lm')
+    return np.asarray(sheet)
+
+
+def enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
+    """(h, w, 3) in [0, 1] -> (h * factor, w * factor, 3) uint8; nearest, so that a patch stays a square."""
+    return (picture * 255).round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+
+
+def mark_patch(tile: np.ndarray, query: tuple[int, int], patch: int) -> np.ndarray:
+    """Draw a red frame with a white rim around the patch, seen on any ground; the patch itself stays free."""
+    picture = Image.fromarray(tile)
+    top, left = (patch * index for index in query)
+    line = max(1, tile.shape[1] // 200)
+    for reach, colour, width in ((3 * line, 'white', line), (2 * line, 'red', 2 * line)):
+        box = (left - reach, top - reach, left + patch - 1 + reach, top + patch - 1 + reach)
+        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=width)
+    return np.asarray(picture)

@@ -1,0 +1,120 @@
+"""A training that is killed again and again ends where one that was never stopped does, bit by bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers.paths import ROOT
+from helpers.same import same
+from simmim_plugin.checkpoints.files import load_file
+
+pytestmark = pytest.mark.slow
+
+EPOCHS, LINES = 40, 1  # lines of the log in an epoch of six iterations: at the fourth
+KILLS = 20
+# Everything that draws or remembers: drop path, crops, masks, a ramp of their ratio, an average of the weights, workers
+# that stay, histories, schedules.
+CONFIG = """
+_base_ = {base!r}
+data_root = {data!r}
+model = dict(backbone=dict(arch=dict(embed_dims=32, num_layers=2, num_heads=2), drop_path_rate=0.5))
+train_dataloader = dict(batch_size=2, num_workers=2)
+auto_scale_lr = dict(base_batch_size=2)
+param_scheduler = [
+    dict(type='LinearWarmupLR', start_factor=0.1, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=5, end=40, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs={epochs})
+default_hooks = dict(logger=dict(interval=4), checkpoint=dict(interval=1, max_keep_ckpts=2))
+custom_hooks = [
+    dict(type='ReconstructionHook', interval=20, num_images=2, num_measured=2),
+    dict(type='MaskRatioHook', start=0.1),
+    dict(type='EMAHook', ema_type='simmim_plugin.ForeachEMA', momentum=0.01),
+]
+"""
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    path = tmp_path / 'survival.py'
+    base = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    path.write_text(CONFIG.format(base=base, data=str(image_folder), epochs=EPOCHS))
+    return path
+
+
+def train(config, work_dir, *flags, **kwargs):
+    command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *flags]
+    return subprocess.Popen(
+        [str(word) for word in command], env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,
+    )  # fmt: skip
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def losses(work_dir):
+    """Iteration -> what its line of the log says, of all runs in a work dir; those seen twice must agree."""
+    found = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            values = json.loads(line) if line.endswith('}') else {}  # the last one of a killed run may be cut
+            if 'loss' in values:
+                told = {name: values[name] for name in ('loss', 'grad_norm', 'lr', 'mask_ratio')}
+                assert found.setdefault(values['iter'], told) == told, values
+    return found
+
+
+def same_end(straight, stopped):
+    """Two work dirs hold the same last checkpoint, and the same lines for every iteration."""
+    assert losses(stopped) == losses(straight) and len(losses(straight)) == EPOCHS * LINES
+    ends = [load_file(folder / f'epoch_{EPOCHS}.pth') for folder in (straight, stopped)]
+    for part in ('state_dict', 'ema_state_dict', 'optimizer'):
+        assert same(ends[0][part], ends[1][part], part) > 10
+    assert ends[0]['param_schedulers'] == ends[1]['param_schedulers']
+    assert same(*(end['message_hub']['log_scalars'] for end in ends)) >= 4
+
+
+@pytest.fixture
+def straight(config, tmp_path):
+    finish(train(config, tmp_path / 'straight'))
+    return tmp_path / 'straight'
+
+
+def test_twenty_kills_at_random_moments(config, straight, tmp_path):
+    work_dir = tmp_path / 'killed'
+    command = [sys.executable, ROOT / 'tests/helpers/survival.py', config, work_dir, str(KILLS), '0']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told['killed'] == KILLS
+    same_end(straight, work_dir)
+    assert {path.name for path in work_dir.glob('*.pth')} == {f'epoch_{EPOCHS - 1}.pth', f'epoch_{EPOCHS}.pth'}
+    assert not list(work_dir.glob('.*.part'))  # what was half written is gone
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+def test_a_signal_writes_a_checkpoint_in_the_middle_of_an_epoch(config, straight, name, tmp_path):
+    work_dir = tmp_path / 'signalled'
+    process = train(config, work_dir)
+    while not (work_dir / 'epoch_3.pth').exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.01)
+    process.send_signal(signal.Signals[name])
+    output = finish(process, 75)
+    (path,) = work_dir.glob('iter_*.pth')
+    assert f'{name}: stopped after iteration {path.stem[5:]}; {path} is written. Go on with --resume' in output
+    assert load_file(path)['meta']['iter'] == int(path.stem[5:])
+    output = finish(train(config, work_dir, '--resume'))
+    assert f'iter: {path.stem[5:]}' in output
+    same_end(straight, work_dir)
+    assert not path.exists()  # counted among those that max_keep_ckpts keeps

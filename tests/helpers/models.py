@@ -1,0 +1,25 @@
+"""A tiny model, and how to compare its numbers with the reference."""
+
+import numpy as np
+import torch
+
+# The size that the reference numbers were computed at (tests/data/README.md).
+TINY = dict(
+    type='simmim_plugin.SimMIMViT',
+    arch=dict(embed_dims=48, num_layers=3, num_heads=4, feedforward_channels=192),
+    img_size=64,
+    patch_size=16,
+)
+
+
+def our_name(name: str) -> str:
+    """The reference's name of a pretraining parameter -> ours."""
+    return name.replace('encoder.', 'backbone.').replace('decoder.0', 'head.decoder')
+
+
+def assert_close(actual: torch.Tensor, expected: np.ndarray | float, tolerance: float = 1e-5) -> None:
+    """Largest difference, relative to the largest value, at most `tolerance`."""
+    expected = torch.as_tensor(np.asarray(expected)).double()
+    actual = actual.detach().double().reshape(expected.shape)
+    scale = expected.abs().max().clamp_min(1e-12)
+    assert ((actual - expected).abs().max() / scale).item() <= tolerance

@@ -1,0 +1,48 @@
+"""tools/measure_image_sizes.py: the table, and a limit that is too low."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.commands import run
+from helpers.paths import ROOT
+from helpers.processes import command_of
+
+TOOL = [sys.executable, ROOT / 'tools/measure_image_sizes.py', '--arch', 'small', '--repeats', 1]
+
+
+@pytest.mark.slow
+def test_table_and_limit():
+    """Global attention of 24 x 24 tokens needs more than the windows; a limit between the two stops it alone."""
+    printed = run(*TOOL, '--sizes', 384, '--memory-limit', 2)
+    rows = re.findall(r'^\| 384 \| (.+) \| (\d+\.\d\d) \| (\d+\.\d\d) \|$', printed, re.MULTILINE)
+    assert [row[0] for row in rows] == ['windows', 'windows, recomputing', 'global', 'global, recomputing']
+    memory = [float(row[2]) for row in rows]
+    assert 0 < memory[1] < memory[0] and memory[3] < memory[2] and all(float(row[1]) > 0 for row in rows)
+    limit = memory[1] / 2
+    assert run(*TOOL, '--sizes', 384, '--memory-limit', limit).count(f'| more than {limit:g} GiB |') >= 2
+
+
+def test_sizes_are_multiples_of_the_patch():
+    assert '--sizes [100] multiples of 16' in run(*TOOL, '--sizes', 100, ok=False)
+    assert '--memory-limit 2 is for processors' in run(*TOOL, '--memory-limit', 2, '--device', 'cuda', ok=False)
+
+
+@pytest.mark.slow
+def test_measuring_ends_with_the_tool():
+    """A tool that is terminated leaves no process behind."""
+    with subprocess.Popen([str(part) for part in (*TOOL, '--sizes', 1024)]) as tool:
+        listed = Path(f'/proc/{tool.pid}/task/{tool.pid}/children')
+        for _ in range(600):
+            processes = [pid for pid in listed.read_text().split() if 'spawn_main' in command_of(pid)]
+            if processes:
+                break
+            time.sleep(0.1)
+        time.sleep(5)  # it is at work
+        tool.terminate()
+        tool.wait(timeout=30)
+    assert len(processes) == 1 and not command_of(processes[0])

@@ -1,0 +1,120 @@
+"""Files are converted as the tool does it: kinds, configs, and what our tools and the family's make of the result."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from helpers.models import TINY, assert_close
+from helpers.other_projects import CLS, WIDE, assert_same, mmpretrain_model, plugin_state
+from helpers.paths import ROOT
+from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
+from simmim_plugin.checkpoints.loading import load_pretrained
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise
+from simmim_plugin.models.layers.relative_position import relative_position_index
+from simmim_plugin.registry import build_part
+
+
+def official_state(reference: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The reference's state dict with the buffers that its files hold beside the parameters."""
+    state = {name[6:]: torch.from_numpy(value) for name, value in reference.items() if name.startswith('state/')}
+    for name in [name for name in state if name.endswith('_table')]:
+        state[name.replace('bias_table', 'index')] = relative_position_index((4, 4)).clone()
+    return state
+
+
+def test_official_pretraining_has_the_reference_loss(pretrain_reference, tmp_path):
+    state = official_state(pretrain_reference)
+    torch.save({'model': state, 'epoch': 99, 'max_accuracy': 0.0}, tmp_path / 'official.pth')
+    report = convert_file(tmp_path / 'official.pth', tmp_path / 'ours.safetensors', 'plugin')
+    assert report.kind == 'official' and not report.left_out and not report.notes
+    model, pipeline = load_pretrained(tmp_path / 'ours.safetensors')
+    image, mask = (torch.from_numpy(pretrain_reference[name]) for name in ('image', 'mask'))
+    assert_close(model(image, mask=mask, mode='loss')['loss'], pretrain_reference['loss'])
+    assert_close(model.reconstruct(image, mask), pretrain_reference['reconstruction'])
+    assert [step['type'].split('.')[-1] for step in pipeline][-2:] == ['SimMIMMaskGenerator', 'PackSimMIMInputs']
+    convert_file(tmp_path / 'ours.safetensors', tmp_path / 'back.pth', 'official')
+    assert_same(torch.load(tmp_path / 'back.pth', weights_only=True)['model'], state)
+
+
+def test_official_finetuning_has_the_reference_logits(finetune_reference, tmp_path):
+    state = official_state(finetune_reference)
+    torch.save({'model': state}, tmp_path / 'official.pth')
+    assert recognise(state) == 'official'
+    report = convert_file(tmp_path / 'official.pth', tmp_path / 'ours.pth', 'plugin')
+    assert report.notes == ['added: backbone.mask_token, zeros (it is used with a mask only)']
+    checkpoint = load_file(tmp_path / 'ours.pth')
+    model = mmpretrain_model(checkpoint[NOTE]['model'])
+    model.load_state_dict(checkpoint['state_dict'])
+    with torch.no_grad():
+        assert_close(model.eval()(torch.from_numpy(finetune_reference['image'])), finetune_reference['logits'])
+    convert_file(tmp_path / 'ours.pth', tmp_path / 'back.safetensors', 'official')
+    assert_same(load_file(tmp_path / 'back.safetensors')['state_dict'], state)
+
+
+def test_our_own_config_is_carried_over_and_tells_the_size(tmp_path):
+    state = plugin_state('wide')
+    note = dict(model=dict(type='SimMIM', backbone={**TINY, **WIDE}), pipeline=[dict(type='LoadImage', channels=3)])
+    save_file({'state_dict': state, NOTE: note}, tmp_path / 'a.pth')
+    convert_file(tmp_path / 'a.pth', tmp_path / 'b.safetensors', 'plugin')
+    model, pipeline = load_pretrained(tmp_path / 'b.safetensors')
+    assert model.backbone.grid == (4, 6) and pipeline == note['pipeline']
+    report = convert_file(tmp_path / 'b.safetensors', tmp_path / 'c.pth', 'timm')
+    assert 'img_size=(64, 96)' in report.notes[0]
+    assert sorted(report.left_out) == ['backbone.mask_token', 'head.decoder.bias', 'head.decoder.weight']
+    with pytest.raises(ValueError, match=r'has 80 rows, which a grid of .* --img-size HEIGHT WIDTH'):
+        convert_file(tmp_path / 'c.pth', tmp_path / 'd.pth', 'plugin')
+    convert_file(tmp_path / 'c.pth', tmp_path / 'd.pth', 'plugin', img_size=(64, 96))
+    back = load_file(tmp_path / 'd.pth')
+    assert tuple(back[NOTE]['model']['backbone']['img_size']) == (64, 96)
+    assert not back['state_dict'].pop('backbone.mask_token').any()
+    assert_same(back['state_dict'], {k: v for k, v in state.items() if k not in report.left_out})
+
+
+def test_a_bare_backbone_loads_where_the_family_loads_one(tmp_path):
+    """MMEngine's own `init_cfg`, as in MMDetection and MMSegmentation."""
+    state = plugin_state('pretrain')
+    save_file({'state_dict': state}, tmp_path / 'a.pth')
+    report = convert_file(tmp_path / 'a.pth', tmp_path / 'bare.pth', 'backbone')
+    assert report.left_out == ['head.decoder.weight', 'head.decoder.bias']
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'bare.pth'))
+    model = build_part({**TINY, **CLS, 'init_cfg': init})
+    model.init_weights()
+    loaded = model.state_dict()
+    assert torch.equal(loaded['blocks.2.mlp.fc2.weight'], state['backbone.blocks.2.mlp.fc2.weight'])
+    table = state['backbone.rel_pos_bias.relative_position_bias_table']
+    assert torch.equal(loaded['blocks.1.attn.relative_position_bias_table'], table)
+
+
+def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / f'tools/{name}.py'), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_tools(tmp_path):
+    """Official file -> ours -> a picture by tools/reconstruct.py; and errors in one line."""
+    state = from_plugin(plugin_state('pretrain'), 'official').state
+    torch.save({'model': state, 'config': Path('needs/unpickling')}, tmp_path / 'official.pth')
+    refused = tool('convert_checkpoint', tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'plugin')
+    assert refused.returncode == 1 and refused.stderr.startswith('error: checkpoint ')
+    assert 'pathlib.PosixPath), which are refused' in refused.stderr and '--ignore-objects' in refused.stderr
+    done = tool(
+        'convert_checkpoint', tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to=plugin', '--ignore-objects'
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ['recognised: official', f'54 tensors written: {tmp_path / "ours.pth"}']
+    done = tool('convert_checkpoint', tmp_path / 'ours.pth', tmp_path / 'beit.safetensors', '--to=timm')
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ['recognised: plugin', 'left out: backbone.mask_token']
+    assert lines[4].startswith('model: timm.models.beit.Beit(img_size=(64, 64), ')
+    spec = importlib.util.find_spec('skimage')
+    photo = Path(spec.origin).parent / 'data/astronaut.png'
+    drawn = tool('reconstruct', tmp_path / 'ours.pth', photo, '--out', tmp_path / 'picture.png')
+    assert drawn.returncode == 0 and (tmp_path / 'picture.png').is_file(), drawn.stderr

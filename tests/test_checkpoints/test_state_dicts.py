@@ -1,0 +1,206 @@
+"""Converted models are compared with the libraries they go to, on photos; round trips are exact."""
+
+import os
+
+import pytest
+import torch
+from timm.models.beit import Beit
+from torch import Tensor
+
+from helpers.models import TINY, assert_close
+from helpers.other_projects import (
+    KINDS,
+    MEAN,
+    STD,
+    assert_same,
+    mmpretrain_model,
+    photos,
+    plugin_state,
+    randomise,
+)
+from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
+from simmim_plugin.checkpoints.other_projects import facts_of, mmpretrain_config, timm_arguments
+from simmim_plugin.checkpoints.state_dicts import backbone_state, from_plugin, recognise, to_plugin
+from simmim_plugin.registry import build_part
+
+os.environ['HF_HUB_OFFLINE'] = '1'
+SQUARE = [kind for kind in KINDS if not kind.startswith('wide')]
+
+
+@torch.no_grad()
+def ours(state: dict[str, Tensor], kind: str, out_type: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Our features (or another out_type) and logits."""
+    backbone = build_part({**TINY, **KINDS[kind], **({'out_type': out_type} if out_type else {})}).eval()
+    missing, unexpected = backbone.load_state_dict(backbone_state(state), strict=False)
+    assert set(missing) <= {'mask_token'} and not unexpected
+    (features,) = backbone(photos(kind))
+    if 'head.fc.weight' not in state:
+        return features, None
+    return features, features @ state['head.fc.weight'].T + state['head.fc.bias']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('to', ['official', 'timm', 'hf', 'mmpretrain', 'backbone'])
+def test_round_trips_from_ours(kind, to):
+    state = plugin_state(kind)
+    if kind.startswith('wide') and to in ('official', 'hf'):
+        with pytest.raises(ValueError, match=rf"a grid of 4 x 6 patches cannot go to '{to}'"):
+            from_plugin(state, to, (4, 6))
+        return
+    converted, left_out = from_plugin(state, to, (4, 6) if kind.startswith('wide') else (4, 4))
+    back, nothing = to_plugin(converted)
+    lost = {name for name in state if name not in back}
+    assert lost == set(left_out) and not nothing
+    pretraining = 'head.decoder.weight' in state
+    decoder, classifier = {'head.decoder.weight', 'head.decoder.bias'}, {'head.fc.weight', 'head.fc.bias'}
+    held = {
+        'official': set() if pretraining else {'backbone.mask_token'},
+        'timm': {'backbone.mask_token', *(decoder if pretraining else ())},
+        'hf': decoder if pretraining else set(),
+        'mmpretrain': {'backbone.mask_token', *(decoder if pretraining else ())},
+        'backbone': decoder if pretraining else classifier,
+    }
+    assert lost == held[to]
+    assert_same(back, {name: value for name, value in state.items() if name not in lost})
+    assert_same(from_plugin(back, to, (4, 6) if kind.startswith('wide') else (4, 4)).state, converted)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_timm_gives_the_same_numbers(kind):
+    state = plugin_state(kind)
+    grid = (4, 6) if kind.startswith('wide') else (4, 4)
+    model = Beit(**timm_arguments(facts_of(state, (grid[0] * 16, grid[1] * 16), 4))).eval()
+    model.load_state_dict(from_plugin(state, 'timm', grid).state)  # strict: all names, all shapes
+    features, logits = ours(state, kind, None if 'head.fc.weight' in state else 'cls_token')
+    with torch.no_grad():
+        assert_close(model(photos(kind)), (features if logits is None else logits).numpy())
+    randomise(model)  # and theirs come to us
+    assert recognise(model.state_dict()) == 'timm'
+    theirs, left_out = to_plugin(model.state_dict())
+    assert not left_out
+    assert_same(from_plugin(theirs, 'timm', grid).state, dict(model.state_dict()))
+    features, logits = ours(theirs, kind, None if 'head.fc.weight' in state else 'cls_token')
+    with torch.no_grad():
+        assert_close(model(photos(kind)), (features if logits is None else logits).numpy())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_mmpretrain_gives_the_same_numbers(kind):
+    state = plugin_state(kind)
+    grid = (4, 6) if kind.startswith('wide') else (4, 4)
+    model = mmpretrain_model(mmpretrain_config(facts_of(state, (grid[0] * 16, grid[1] * 16), 4))).eval()
+    model.load_state_dict(from_plugin(state, 'mmpretrain', grid).state)
+    features, logits = ours(state, kind)
+
+    def compare() -> None:
+        with torch.no_grad():
+            assert_close(model.backbone(photos(kind))[0], features.numpy())
+            if logits is not None:
+                assert_close(model(photos(kind)), logits.numpy())
+
+    compare()
+    randomise(model)
+    for checkpoint in (model.state_dict(), model.backbone.state_dict()):
+        assert recognise(checkpoint) == 'mmpretrain'
+        assert not to_plugin(checkpoint).left_out
+    theirs = to_plugin(model.state_dict()).state
+    assert_same(from_plugin(theirs, 'mmpretrain', grid).state, dict(model.state_dict()))
+    features, logits = ours(theirs, kind)
+    compare()
+
+
+@pytest.mark.parametrize('kind', SQUARE)
+def test_transformers_gives_the_same_numbers(kind, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    state = plugin_state(kind)
+    source = tmp_path / 'ours.pth'
+    save_file({'state_dict': state, NOTE: {'model': {'backbone': {'arch': TINY['arch']}}}}, source)
+    convert_file(source, tmp_path / 'hf', 'hf')
+    classifier = 'head.fc.weight' in state
+    load = transformers.BeitForImageClassification if classifier else transformers.BeitModel
+    model, info = load.from_pretrained(tmp_path / 'hf', output_loading_info=True)
+    assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys']
+    features, logits = ours(state, kind, None if classifier else 'raw')
+
+    def compare() -> None:
+        with torch.no_grad():
+            outputs = model.eval()(photos(kind))
+        theirs = outputs.logits if classifier else outputs.last_hidden_state
+        assert_close(theirs, (logits if classifier else features).numpy())
+
+    compare()
+    if kind != 'channels':  # and the image processor's numbers, which differ in the order of rounding
+        processor = transformers.BeitImageProcessor.from_pretrained(tmp_path / 'hf')
+        pixels = (photos(kind).permute(0, 2, 3, 1) * STD + MEAN).round().byte().numpy()
+        assert_close(processor(list(pixels), return_tensors='pt')['pixel_values'], photos(kind).numpy())
+    randomise(model)
+    model.save_pretrained(tmp_path / 'theirs')  # on disk, and in memory: the names may differ
+    saved = load_file(tmp_path / 'theirs/model.safetensors')
+    theirs, left_out = to_plugin(saved)
+    assert recognise(saved) == recognise(model.state_dict()) == 'hf' and not left_out
+    assert_same(to_plugin(model.state_dict()).state, theirs)
+    assert_same(from_plugin(theirs, 'hf').state, saved['state_dict'])
+    features, logits = ours(theirs, kind, None if classifier else 'raw')
+    compare()
+    report = convert_file(tmp_path / 'theirs', tmp_path / 'back.safetensors', 'plugin', **channels_of(kind))
+    assert report.kind == 'hf' and not report.left_out
+    back = load_file(tmp_path / 'back.safetensors')
+    assert back[NOTE]['model']['backbone']['arch'] == TINY['arch']  # heads by config.json where no table tells
+    assert_same({k: v for k, v in back['state_dict'].items() if k in theirs}, theirs)
+
+
+def channels_of(kind: str) -> dict:
+    return dict(mean=[1.0] * 5, std=[2.0] * 5) if kind == 'channels' else {}
+
+
+def test_masked_image_models_of_transformers_are_read():
+    transformers = pytest.importorskip('transformers')
+    config = transformers.BeitConfig(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, image_size=64,
+        layer_norm_eps=1e-6, use_mask_token=True, use_shared_relative_position_bias=True, vocab_size=11,
+        attn_implementation='eager',
+    )  # fmt: skip
+    model = randomise(transformers.BeitForMaskedImageModeling(config))
+    state, left_out = to_plugin(model.state_dict())
+    assert left_out == ['lm_head.weight', 'lm_head.bias']
+    mask = torch.rand(2, 4, 4) > 0.5
+    backbone = build_part({**TINY, 'out_type': 'raw'}).eval()
+    backbone.load_state_dict(backbone_state(state))
+    with torch.no_grad():
+        expected = model.lm_head(backbone(photos('pretrain'), mask)[0][:, 1:])
+        assert_close(model(photos('pretrain'), bool_masked_pos=mask.flatten(1)).logits, expected.numpy())
+
+
+def test_what_is_not_known_or_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'names are those of no known model\. It starts with conv1.weight'):
+        recognise({'conv1.weight': torch.ones(1), 'fc.weight': torch.ones(1)})
+    vit = {'blocks.0.norm1.weight': torch.ones(1), 'patch_embed.proj.weight': torch.ones(1)}
+    with pytest.raises(ValueError, match='biases of the key'):
+        recognise({**vit, 'blocks.0.attn.qkv.bias': torch.ones(1)})
+    state = plugin_state('absolute')
+    with pytest.raises(ValueError, match="to='keras' is unknown; choose one of 'plugin'"):
+        from_plugin(state, 'keras')
+    with pytest.raises(ValueError, match='48 channels cannot be divided among 5 heads'):
+        facts_of(state, num_heads=5)
+    assert facts_of(plugin_state('pretrain')).img_size == (64, 64)
+    with pytest.raises(ValueError, match=r'--num-heads 3: the bias tables are of 4 heads'):
+        facts_of(plugin_state('pretrain'), num_heads=3)
+    with pytest.raises(ValueError, match=r'--img-size 60 64: sides must be multiples of the patch, 16'):
+        facts_of(plugin_state('pretrain'), (60, 64))
+    del state['backbone.pos_embed']
+    with pytest.raises(ValueError, match='give it: --img-size'):
+        facts_of(state, num_heads=4)
+    path = tmp_path / 'a.pth'
+    save_file(plugin_state('channels'), path)
+    with pytest.raises(ValueError, match=r'--mean None and --std None: 5 values of each'):
+        convert_file(path, tmp_path / 'b.pth', 'plugin')
+    with pytest.raises(ValueError, match=r"a.pth' is SRC"):
+        convert_file(path, f'{tmp_path}/../{tmp_path.name}/a.pth', 'timm')
+    with pytest.raises(ValueError, match='must be a folder for --to hf'):
+        convert_file(path, tmp_path / 'b.safetensors', 'hf')
+    with pytest.raises(ValueError, match=r'has neither model\.safetensors nor'):
+        convert_file(tmp_path, tmp_path / 'b.pth', 'plugin')
+    both = {**plugin_state('pretrain'), 'backbone.fc_norm.weight': torch.ones(48)}
+    with pytest.raises(ValueError, match=r"norms \['norm', 'fc_norm'\]"):
+        facts_of(both)

@@ -1,0 +1,268 @@
+"""The command line `simmim`: what it writes, says and starts; the wheel that carries it."""
+
+import importlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from helpers.commands import SIMMIM, run
+from helpers.paths import ROOT
+from simmim_plugin import cli
+from simmim_plugin.checkpoints.files import load_file
+from simmim_plugin.commands import doctor, recipes
+from simmim_plugin.config import load_config
+from simmim_plugin.utils import resources
+
+
+@pytest.fixture
+def labelled(image_folder, tmp_path):
+    """train/ and val/ with two classes of six images each."""
+    for part in ('train', 'val'):
+        (tmp_path / 'labelled').mkdir(exist_ok=True)
+        (tmp_path / 'labelled' / part).symlink_to(image_folder)
+    return tmp_path / 'labelled'
+
+
+def test_every_command_has_a_help_with_its_own_name(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', list(sys.argv))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            cli.main([name, '--help'])
+        told = capsys.readouterr().out
+        assert end.value.code == 0 and f'usage: simmim {name} ' in told
+        assert 'python tools/' not in told and (name in ('quickstart', 'doctor') or f'  simmim {name} ' in told)
+    cli.main([])
+    told = capsys.readouterr().out
+    assert all(f'simmim {name} ' in told for name in cli.COMMANDS)
+    with pytest.raises(SystemExit, match="no command 'pretrian'; did you mean 'pretrain'\\? It has: quickstart"):
+        cli.main(['pretrian'])
+
+
+def test_configs_that_come_with_the_package_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('configs/simmim_vit-b.py', 'simmim_vit-b.py', 'finetune/vit-b_in1k.py'):
+        assert Path(resources.find_config(name)).is_file()
+        assert load_config(name).filename.startswith(str(resources.CONFIGS))
+    Path('simmim_vit-b.py').write_text('a = 1')
+    assert resources.find_config('simmim_vit-b.py') == 'simmim_vit-b.py'  # one's own comes first
+    for name in ('setup.py', '../setup.py', 'configs/../setup.py'):
+        assert resources.find_config(name) == name
+
+
+@pytest.mark.slow
+def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path):
+    common = ('--epochs', 2, '--batch-size', 4)
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a', cwd=tmp_path)
+    assert 'batch:   1 x 4 = 4 images\nrate:    0.000188 = 0.0015 x 4 / 32\nlength:  2 epochs of 3 iterations' in told
+    assert f'{resources.TOOLS}/dist_train.sh {tmp_path}/a/config.py 1 --work-dir {tmp_path}/a' in told
+    assert 'at the start ->' in told and (tmp_path / 'a/reconstructions/epoch_2.png').exists()
+
+    (events,) = (tmp_path / 'a').rglob('events.out.tfevents.*')
+    curves = EventAccumulator(str(events)).Reload().Tags()
+    assert {'fixed/loss', 'fixed/loss_visible_mean'} <= set(curves['scalars']) and curves['images'] == [
+        'reconstruction'
+    ]
+
+    checkpoint = tmp_path / 'a/epoch_2.pth'
+    told = run(*SIMMIM, 'finetune', labelled, '--checkpoint', checkpoint, *common, '--out', tmp_path / 'b')
+    assert 'classes: 2, the folders of' in told and 'accuracy/top1' in told
+    log = next((tmp_path / 'b').glob('*/*.log')).read_text()
+    assert 'tensors of load_from' in log
+    assert load_file(tmp_path / 'b/epoch_2.pth')['state_dict']['head.fc.weight'].shape == (2, 192)
+
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', '--epochs', 3, '--out', tmp_path / 'a', ok=False)
+    assert 'holds checkpoints of a training: go on with it by --resume' in told
+    other = ('--epochs', 3, '--resume', '--out', tmp_path / 'a')
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *other, ok=False)
+    assert "other settings: 'epochs, warmup = 2, 1' there, 'epochs, warmup = 3, 1' now" in told
+    common = ('--epochs', 2, '--resume')  # the batch is that of the first start
+    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
+    assert 'resumed epoch: 2' in told
+
+
+def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path, monkeypatch):
+    """At 224 px, and of a converted checkpoint: absolute positions, no LayerScale, a list for the size."""
+    backbone = dict(
+        arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64), img_size=[224, 224],
+        patch_size=16, layer_scale_init_value=0.0, use_abs_pos_embed=True, use_shared_rel_pos_bias=False,
+    )  # fmt: skip
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'simmim_plugin': {'model': {'backbone': backbone}}}, path)
+    monkeypatch.setattr(sys, 'argv', [])
+    cli.main(['finetune', str(labelled), '--checkpoint', str(path), '--dry-run', '--out', str(tmp_path / 'out')])
+    cfg = load_config(str(tmp_path / 'out/config.py'))
+    written = cfg.model.backbone
+    assert (written.img_size, written.layer_scale_init_value, written.use_abs_pos_embed) == (224, 0.0, True)
+    assert not written.use_rel_pos_bias and written.arch == backbone['arch'] and cfg.model.head.in_channels == 32
+    train, test = (cfg[f'{part}_dataloader'].dataset.pipeline for part in ('train', 'test'))
+    assert (train[1].scale, test[1].scale, test[2].crop_size) == (224, 256, 224)
+    MODELS.build({**cfg.model, '_scope_': 'mmpretrain'})
+
+
+@pytest.mark.parametrize(
+    ('arch', 'size', 'patch', 'unit'),
+    [('tiny', None, 8, 16), ('small', 96, 16, 32), ('base', 64, 16, 32), ('huge', 56, 14, 28)],
+)
+def test_written_config_of_each_size(image_folder, tmp_path, monkeypatch, capsys, arch, size, patch, unit):
+    monkeypatch.setattr(sys, 'argv', [])
+    options = [] if size is None else ['--img-size', str(size)]
+    batch = ['--batch-size', '2'] if arch == 'huge' else []
+    cli.main(
+        ['pretrain', str(image_folder), '--arch', arch, *options, *batch, '--dry-run', '--out', str(tmp_path / 'x')]
+    )
+    cfg = Config.fromfile(tmp_path / 'x/config.py')
+    size = size or (64 if arch == 'tiny' else 224)
+    backbone, (crop, generator) = cfg.model.backbone, cfg.train_dataloader.dataset.pipeline[1:4:2]
+    assert (backbone.img_size, backbone.patch_size, crop.size) == (size, patch, size)
+    assert (generator.mask_patch_size, generator.model_patch_size) == (unit, patch)
+    assert cfg.train_dataloader.batch_size == (2 if arch == 'huge' else 1)  # of 12 images, ten iterations
+    told = capsys.readouterr().out
+    assert 'dist_train.sh' in told
+    assert ('(few images: 10 iterations per epoch at least)' in told) == (arch != 'huge')
+
+
+def test_the_way_to_a_config_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    cli.main(['print-config', 'simmim_vit-b.py', '--path'])
+    assert capsys.readouterr().out == f'{ROOT}/configs/simmim_vit-b.py\n'
+
+
+def test_configs_that_come_along_are_listed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    cli.main(['print-config'])
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert len(listed) == len([path for path in (ROOT / 'configs').rglob('*.py') if path.parent.name != '_base_'])
+    assert listed['finetune/vit-b_in1k.py'].startswith('Fine-tune ViT-B/16 on ImageNet-1k')
+
+
+def test_without_mmengine_the_command_line_says_what_to_install(tmp_path):
+    (tmp_path / 'simmim').write_text(
+        'import sys\nsys.modules["mmengine"] = None\nfrom simmim_plugin.cli import main\nmain()\n'
+    )
+    told = run(sys.executable, tmp_path / 'simmim', 'sample', 'photos', 'photos', ok=False)
+    assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
+    assert 'simmim doctor' in run(sys.executable, tmp_path / 'simmim', '--help')
+    told = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
+    assert '(everything)\n' in told and "mend: pip install 'simmim_plugin[" in told and 'Traceback' not in told
+
+
+def test_batch_that_fits(monkeypatch):
+    cfg = load_config('simmim_vit-b.py')
+    cfg.model.backbone.arch = dict(embed_dims=64, num_layers=2, num_heads=2, feedforward_channels=128)
+    sizes = {}
+    for free in (0.02, 0.05, 10.0):
+        monkeypatch.setattr(recipes, 'free_memory', lambda free=free: free * 1e9)
+        sizes[free] = recipes.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
+    assert sizes[0.02].batch < sizes[0.05].batch < sizes[10.0].batch == 32
+    assert all(fit.gigabytes <= 0.8 * fit.free for fit in sizes.values())
+    assert recipes.fitting_batch(cfg, 224, images=170, devices=2, largest=2048).batch == 8  # ten iterations at least
+    monkeypatch.setattr(recipes, 'free_memory', lambda: 1e6)
+    with pytest.raises(ValueError, match=r'a step of one image needs about 0\.0 GB, .* take a smaller --arch'):
+        recipes.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
+
+
+def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path, monkeypatch):
+    (tmp_path / 'config.py').write_text('mine = 1')
+    monkeypatch.setattr(sys, 'argv', [])
+    with pytest.raises(SystemExit, match='was not written by simmim and is left alone'):
+        cli.main(['pretrain', str(image_folder), '--arch', 'tiny', '--out', str(tmp_path)])
+    assert (tmp_path / 'config.py').read_text() == 'mine = 1'
+
+
+def test_a_run_that_was_moved_goes_on_and_one_of_other_settings_does_not(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [])
+    words = ['pretrain', str(image_folder), '--arch', 'tiny', '--dry-run', '--resume']
+    cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'here')])
+    (tmp_path / 'here/epoch_1.pth').touch()  # there has been a training
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'there')])
+    with pytest.raises(SystemExit, match="other settings: 'epochs, warmup = 3, 1' there, 'epochs, warmup = 4, 1' now"):
+        cli.main([*words, '--epochs', '4', '--out', str(tmp_path / 'there')])
+
+
+def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [])
+    for arch, low in (('tiny', False), ('base', True)):
+        words = ['--arch', arch, '--batch-size', '4', '--dry-run', '--out', str(tmp_path / arch)]
+        cli.main(['pretrain', str(image_folder), *words])
+        told = capsys.readouterr().out
+        assert 'note:    12 images are few' in told
+        assert ('a rate stated for batches of 2048' in told) == low
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--img-size', '225'], '--img-size 225 must be a multiple of --patch-size 16, e.g. 224'),
+        (['--img-size', '0'], '--img-size 0 must be a multiple of --patch-size 16, e.g. 16'),
+        (['--epochs', '0'], '--epochs 0 must be positive'),
+        (['--batch-size', '-1'], '--batch-size -1 must be positive'),
+        (['--batch-size', '13'], '--batch-size 13 on 1 devices is more than the 12 images; at most 12'),
+    ],
+)
+def test_bad_numbers_are_named(image_folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr(sys, 'argv', [])
+    with pytest.raises(SystemExit, match=message):
+        cli.main(['pretrain', str(image_folder), *words, '--out', str(tmp_path / 'x')])
+    assert not (tmp_path / 'x/config.py').exists()
+
+
+def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
+    assert doctor.conflicts() == []
+    versions = {'onedl-mmengine': '0.10.12', 'mmengine': '0.10.7', 'transformers': '5.1', 'onedl-mmpretrain': '1.3.6'}
+    monkeypatch.setattr(doctor, 'installed', lambda names: {n: versions[n] for n in names if n in versions})
+    real = importlib.import_module
+
+    def refuse(name):
+        if name == 'mmpretrain.models':
+            raise TypeError('NoneType takes no arguments')
+        return real(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(doctor.importlib, 'import_module', refuse)
+        told = dict(doctor.conflicts())
+    assert told['onedl-mmengine and mmengine both bring mmengine and overwrite each other'].startswith(
+        'pip uninstall -y mmengine;'
+    )
+    assert "pip install 'transformers<5'" in told.values() and 'pip install torchvision' in told.values()
+    monkeypatch.setitem(doctor.PARTS, 'no_such_module', ((), 'nothing', 'pip install it'))
+    assert ('no_such_module', 'not installed', 'nothing', 'pip install it') in doctor.parts()
+    monkeypatch.setattr(sys, 'argv', ['simmim doctor'])
+    with pytest.raises(SystemExit) as end:
+        doctor.main()
+    assert end.value.code == 1 and 'mend: pip install it' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_wheel_works_from_an_empty_folder(image_folder, tmp_path):
+    """Unpacked, with nothing of the checkout in reach, as `pip install` would leave it."""
+    source = tmp_path / 'source'  # a copy: a build in the checkout would pack what an earlier one left in build/
+    ignored = shutil.ignore_patterns('.*', 'build', '*.egg-info', 'work_dirs', 'docs', 'tests')
+    shutil.copytree(ROOT, source, ignore=ignored)
+    build = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, source]
+    subprocess.run([str(word) for word in build], check=True, cwd=tmp_path, capture_output=True)
+    (wheel,) = tmp_path.glob('simmim_plugin-*.whl')
+    site = tmp_path / 'site'
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+        file.extractall(site)
+    assert {'simmim_plugin/.mim/configs/simmim_vit-b.py', 'simmim_plugin/.mim/model-index.yml'} <= set(names)
+    assert {'simmim_plugin/py.typed', 'simmim_plugin/.mim/tools/dist_train.sh'} <= set(names)
+    (tmp_path / 'empty').mkdir()
+    start = f'import sys; sys.path.insert(0, {str(site)!r}); from simmim_plugin.cli import main; main()'
+    common = ('--arch', 'tiny', '--epochs', 1, '--batch-size', 4, '--out', 'out')
+    told = run(sys.executable, '-c', start, 'pretrain', image_folder, *common, cwd=tmp_path / 'empty')
+    assert 'at the start ->' in told and str(site / 'simmim_plugin/.mim/tools/dist_train.sh') in told
+    told = run(sys.executable, '-c', start, 'print-config', 'simmim_vit-b.py', cwd=tmp_path / 'empty')
+    assert "arch='base'" in told

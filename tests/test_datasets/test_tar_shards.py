@@ -1,0 +1,94 @@
+"""Training from tar files: the same images as from the folder, each once, and damaged shards named."""
+
+import gzip
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.commands import train
+from simmim_plugin import ImageFolder, TarShards
+from simmim_plugin.datasets import tar_shards
+from simmim_plugin.datasets.tar_shards import write_shards
+
+PIPELINE = [dict(type='simmim_plugin.LoadImage', defer=True), dict(type='simmim_plugin.RandomResizedCrop', size=64)]
+
+
+@pytest.fixture
+def shards(image_folder, tmp_path):
+    write_shards(image_folder, tmp_path / 'shards', 0.003)
+    return tmp_path / 'shards'
+
+
+def images(dataset):
+    """Content of the file -> the image read whole."""
+    found = {}
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        data = info.get('img_bytes') or Path(info['img_path']).read_bytes()
+        found[data] = dataset[i]['img']
+    return found
+
+
+def test_the_same_images_as_in_the_folder(image_folder, shards, monkeypatch):
+    monkeypatch.setattr(tar_shards, 'OPEN_FILES', 2)
+    pipeline = [dict(type='simmim_plugin.LoadImage')]
+    packed, loose = (images(kind(str(folder), pipeline))
+                     for kind, folder in ((TarShards, shards), (ImageFolder, image_folder)))  # fmt: skip
+    assert len(list(shards.glob('*.tar'))) > 3 and len(packed) == 12 and packed.keys() == loose.keys()
+    assert all(torch.equal(packed[data], loose[data]) for data in loose)
+
+
+def test_goes_to_other_processes_without_its_open_files(shards):
+    dataset = TarShards(str(shards), PIPELINE)
+    dataset[0]
+    assert dataset._open
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy._open is None and copy[0]['img'].shape == (3, 64, 64)
+
+
+def test_an_image_that_is_damaged_is_counted_and_replaced(shards):
+    dataset = TarShards(str(shards), PIPELINE, max_bad_ratio=0.5)
+    info = dataset.get_data_info(3)
+    (start,) = (i for i in range(12) if dataset.get_data_info(i)['img_path'] == info['img_path'])
+    place = super(TarShards, dataset).get_data_info(start)
+    with open(place['shard'], 'r+b') as file:
+        file.seek(place['offset'])
+        file.write(b'\0' * place['size'])
+    assert dataset[3]['img'].shape == (3, 64, 64)
+    assert dataset.bad_images() == [info['img_path']]
+
+
+@pytest.mark.parametrize('fault', ['cut', 'cut between images', 'gone', 'compressed', 'empty'])
+def test_a_shard_that_is_broken_is_named(shards, fault):
+    second = sorted(shards.glob('*.tar'))[1]
+    data = second.read_bytes()
+    message = f'{second} is damaged, or no tar file without compression'
+    if fault == 'cut':
+        second.write_bytes(data[:1500])
+    elif fault == 'cut between images':
+        second.write_bytes(bytes(1024))
+        message = f'{second} holds 0 images, but shards.json says'
+    elif fault == 'gone':
+        second.unlink()
+        message = f'shards.json lists {second.name}, which are not there'
+    elif fault == 'compressed':
+        second.write_bytes(gzip.compress(data))
+    else:
+        second.write_bytes(b'')
+    with pytest.raises(ValueError, match=message):
+        TarShards(str(shards))
+
+
+def test_folders_without_shards_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data_root='/nowhere' is not a folder"):
+        TarShards('/nowhere')
+    with pytest.raises(ValueError, match=r'holds no \*.tar file; write some with `simmim prepare'):
+        TarShards(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_training_from_shards(shards, tmp_path):
+    log = train(shards, tmp_path / 'work', 'train_dataloader.dataset.type=TarShards', 'train_cfg.max_epochs=1')
+    assert '3 iterations per epoch' in log and (tmp_path / 'work/epoch_1.pth').exists()

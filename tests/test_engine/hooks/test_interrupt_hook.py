@@ -1,0 +1,61 @@
+"""A training that is terminated ends its loader's processes, too."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.paths import ROOT
+from helpers.processes import command_of
+from simmim_plugin.apis import train
+from simmim_plugin.config import load_config
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_terminated_training(image_folder, tmp_path):
+    options = {
+        'data_root': image_folder, 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 2,
+        'train_dataloader.persistent_workers': True, 'default_hooks.logger.interval': 1,
+        'train_cfg.max_epochs': 10_000,
+    }  # fmt: skip
+    command = [sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/simmim_vit-tiny_folder.py']
+    command += ['--work-dir', tmp_path / 'work', '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
+    log = tmp_path / 'log'
+    with (
+        log.open('w') as output,
+        subprocess.Popen([str(word) for word in command], stdout=output, stderr=subprocess.STDOUT) as training,
+    ):
+        for _ in range(1200):
+            if '[3][3/3]' in log.read_text() or training.poll() is not None:
+                break
+            time.sleep(0.1)
+        tasks = Path(f'/proc/{training.pid}/task')
+        children = {pid for task in tasks.iterdir() for pid in (task / 'children').read_text().split()}
+        workers = [pid for pid in children if 'train.py' in command_of(pid)]
+        training.terminate()
+        assert training.wait(timeout=60) == 75  # see InterruptHook
+    assert len(workers) == 2, log.read_text()[-2000:]
+    for _ in range(100):
+        left = [pid for pid in workers if command_of(pid)]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+
+
+def test_after_the_training_its_workers_heed_the_signal(image_folder, tmp_path):
+    """As they must where the process goes on: the garbage collector ends them by it."""
+    options = {
+        'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 1,
+        'train_dataloader.persistent_workers': True, 'train_cfg.max_epochs': 1, 'log_level': 'ERROR',
+    }  # fmt: skip
+    config = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    runner = train.build_runner(train.prepare(load_config(config, options), config, str(tmp_path)))
+    runner.train()
+    (worker,) = runner.train_dataloader._iterator._workers
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0

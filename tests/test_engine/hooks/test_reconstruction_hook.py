@@ -1,0 +1,90 @@
+import logging
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from PIL import Image
+
+from helpers.models import TINY
+from simmim_plugin import ReconstructionHook, SimMIM, SimMIMMaskGenerator
+from simmim_plugin.models.losses import visible_mean
+from simmim_plugin.utils.random_state import fixed_seed
+
+
+class Samples(torch.utils.data.Dataset):
+    """Random images and masks, as a training pipeline makes them."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+        return dict(inputs=image, mask=torch.from_numpy(SimMIMMaskGenerator()({'img': image})['mask']))
+
+
+def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
+    torch.manual_seed(0)
+    preprocessor = dict(type='SimMIMDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3)
+    model = SimMIM(backbone=dict(TINY, drop_path_rate=0.5), data_preprocessor=preprocessor).train()
+    shown = []
+    visualizer = SimpleNamespace(
+        add_image=lambda name, image, step: shown.append((name, step, image.shape)),
+        add_scalars=lambda values, step: None,
+    )
+    runner = SimpleNamespace(
+        model=model, train_dataloader=SimpleNamespace(dataset=Samples()), epoch=0, iter=0, work_dir=str(tmp_path),
+        logger=logging.getLogger('test'), visualizer=visualizer, message_hub=MessageHub.get_instance('hook_test'),
+    )  # fmt: skip
+    hook = ReconstructionHook(num_images=2, num_measured=5)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    hook.before_train(runner)
+    assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
+    assert random.getstate() == state[2] and model.training
+
+    # The hook compares whole pictures in three batches; the model's own loss decodes masked tokens of one batch.
+    data = model.eval().data_preprocessor({k: v.clone() for k, v in hook.batch.items()})
+    with torch.no_grad():
+        expected = model(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
+    assert len(hook.batch['mask']) == 5
+    assert hook.last_loss == pytest.approx(expected, rel=1e-5)
+    # Uniform noise of 0 ... 255 in units of 60: the mean absolute distance from its mean is 256 / 4 / 60.
+    assert hook.mean_loss == pytest.approx(256 / 4 / 60, rel=0.02)
+    assert np.asarray(Image.open(tmp_path / 'reconstructions/epoch_0.png')).shape == shown[0][2]
+    assert shown[0][:2] == ('reconstruction', 0)
+
+    again = ReconstructionHook(num_images=2, num_measured=5)
+    again.before_train(runner)
+    assert torch.equal(again.batch['inputs'], hook.batch['inputs'])  # fixed
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match='interval=0'):
+        ReconstructionHook(interval=0)
+    dataset = [dict(inputs=torch.zeros(3, 64, 64))]
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset))
+    with pytest.raises(ValueError, match='add SimMIMMaskGenerator'):
+        ReconstructionHook().before_train(runner)
+
+
+def test_visible_mean_by_hand():
+    image = torch.tensor([[[[1.0, 3.0], [5.0, 100.0]]]])
+    mask = torch.tensor([[[[0, 0], [0, 1]]]])
+    assert visible_mean(image, mask).unique().tolist() == [3]
+    assert visible_mean(image, torch.ones_like(mask)).unique().tolist() == [0]
+
+
+def test_fixed_seed_puts_the_random_states_back():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    with fixed_seed(3):
+        inside = draw()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    first = draw()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    with fixed_seed(3):
+        assert draw() == inside
+    assert draw() == first

@@ -1,0 +1,174 @@
+"""What a training goes on from, what it refuses to go on from, and checkpoints on a full disk."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from helpers.models import TINY
+from helpers.paths import ROOT
+from simmim_plugin import SimMIM
+from simmim_plugin.checkpoints import files
+from simmim_plugin.checkpoints.files import load_file
+from simmim_plugin.engine.runners.resume import differences, is_whole, newest_checkpoint
+from simmim_plugin.utils.files import whole_file
+
+
+def checkpoint(path: Path, iteration: int, **parts: object) -> Path:
+    """Write a checkpoint of that many iterations."""
+    torch.save({'meta': {'iter': iteration}, 'optimizer': {}, 'state_dict': {'x': torch.rand(1000)}, **parts}, path)
+    return path
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the middle of the tensor, which PyTorch reads as if nothing were wrong."""
+    data = bytearray(path.read_bytes())
+    at = data.index(load_file(path)['state_dict']['x'].numpy().tobytes()) + 2000
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path, caplog):
+    assert newest_checkpoint(tmp_path) is None
+    paths = [
+        checkpoint(tmp_path / name, i) for i, name in ((10, 'iter_10.pth'), (30, 'epoch_3.pth'), (20, 'iter_20.pth'))
+    ]
+    torch.save({'meta': {'iter': 99}, 'state_dict': {}}, tmp_path / 'best_accuracy_epoch_9.pth')  # weights alone
+    (tmp_path / 'last_checkpoint').write_text(str(paths[0]))  # a word of MMEngine's, not to be relied on
+    (tmp_path / '.iter_40.pth.123.part').write_bytes(b'half')
+    assert newest_checkpoint(tmp_path) == str(paths[1])
+    flip_a_bit(paths[1])
+    load_file(paths[1])  # nothing is noticed
+    assert not is_whole(paths[1]) and is_whole(paths[2])
+    assert newest_checkpoint(tmp_path) == str(paths[2])
+    paths[2].write_bytes(paths[2].read_bytes()[:2000])
+    assert newest_checkpoint(tmp_path) == str(paths[0])
+    paths[0].write_bytes(b'')
+    with pytest.raises(ValueError, match=r'no checkpoint in .* can be read; damaged: .*Remove them to start anew'):
+        newest_checkpoint(tmp_path)
+
+
+def test_differences_by_hand():
+    old = dict(arch='base', lr=[1e-4, 2e-4], masks=dict(unit=32, ratio=0.6), with_cp=False, steps=(1, 2))
+    new = dict(arch='small', lr=[1e-4, 3e-4], masks=dict(unit=32), with_cp=True, steps=[1, 2])
+    assert differences(old, old, 'model') == []
+    assert differences(old, new, 'model') == [
+        "model.arch is 'base' in the checkpoint and 'small' now",
+        'model.lr[1] is 0.0002 in the checkpoint and 0.0003 now',
+        'model.masks.ratio is 0.6 in the checkpoint and None now',
+    ]
+    assert differences([1], [1, 2], 'steps') == ['steps has 1 entries in the checkpoint and 2 now']
+
+
+@pytest.mark.parametrize('failure', ['write', 'sync'])
+def test_a_file_that_cannot_be_written_leaves_the_one_before(failure, tmp_path, monkeypatch):
+    path = tmp_path / 'a.txt'
+    path.write_text('before')
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'), whole_file(path) as part:
+        part.write_text('half')
+        if failure == 'write':
+            full(0)
+    assert path.read_text() == 'before' and list(tmp_path.iterdir()) == [path]
+
+
+def runner(work_dir: Path, epochs: int, **kwargs: object) -> Runner:
+    """A tiny training of two iterations per epoch."""
+    samples = [dict(inputs=torch.rand(3, 64, 64), mask=torch.ones(4, 4)) for _ in range(4)]
+    return Runner(
+        model=SimMIM(backbone=TINY), work_dir=str(work_dir), train_dataloader=DataLoader(samples, batch_size=2),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1, max_keep_ckpts=1)),
+        experiment_name=str(time.time_ns()), log_level='ERROR', **kwargs,
+    )  # fmt: skip
+
+
+def test_old_checkpoints_go_when_the_new_one_is_safe(tmp_path, monkeypatch):
+    """The disk is full at the second checkpoint: the real write fails, by a limit of the process."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    first = runner(tmp_path, 1)
+    first.train()
+    size = (tmp_path / 'epoch_1.pth').stat().st_size
+    second = runner(tmp_path, 2, resume=True)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+        with pytest.raises(OSError, match=r'checkpoint .*epoch_2.pth cannot be written \(File too large\)'):
+            second.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth'] and is_whole(tmp_path / 'epoch_1.pth')
+    assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+    runner(tmp_path, 2, resume=True).train()
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_2.pth']
+
+
+SMALL = [
+    'model.backbone.arch.embed_dims=32', 'model.backbone.arch.num_layers=2', 'model.backbone.arch.num_heads=2',
+    'train_dataloader.batch_size=4', 'train_dataloader.num_workers=1', 'default_hooks.checkpoint.interval=1',
+    'auto_scale_lr.base_batch_size=4', 'custom_hooks.0.num_images=2', 'custom_hooks.0.num_measured=2',
+]  # fmt: skip
+
+
+def train(work_dir: Path, images: Path, *options: str, flags: tuple = (), launcher: tuple = (), **kwargs: object):
+    """Start a training as a user does."""
+    launcher = launcher or (sys.executable, ROOT / 'tools/train.py')
+    command = [launcher[0], launcher[1], ROOT / 'configs/simmim_vit-tiny_folder.py', *launcher[2:]]
+    command += ['--work-dir', work_dir, *flags, '--cfg-options', f'data_root={images}', *SMALL, *options]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'PORT': '29571'}
+    return subprocess.Popen([str(word) for word in command], env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_another_training_is_refused_in_words(image_folder, tmp_path):
+    work = tmp_path / 'work'
+    process = train(work, image_folder, 'train_cfg.max_epochs=1')
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    for option, words in (
+        ('optim_wrapper.optimizer.lr=0.1', 'optim_wrapper.optimizer.lr is 0.0015 in the checkpoint and 0.1 now'),
+        ('train_dataloader.batch_size=2', 'batch_of_an_iteration is 4 in the checkpoint and 2 now'),
+        ('param_scheduler.1.end=50', 'param_scheduler[1].end is 60 in the checkpoint and 50 now'),
+        ('model.head.loss.criterion=l2', "model.head.loss.criterion is 'l1' in the checkpoint and 'l2' now"),
+    ):
+        process = train(work, image_folder, option, flags=('--resume',))
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 1 and f'error: the checkpoint is of another training: {words}' in output, output
+        assert 'load_from=CHECKPOINT' in output
+    assert (work / 'epoch_1.pth').exists()
+
+
+@pytest.mark.slow
+def test_all_processes_stop_together_and_workers_that_die_of_the_signal_do_no_harm(image_folder, tmp_path):
+    """As Slurm does it: the signal goes to everybody, launcher, processes and their workers."""
+    work = tmp_path / 'work'
+    launcher = ('bash', ROOT / 'tools/dist_train.sh', 2)
+    options = ('train_cfg.max_epochs=1000', 'train_dataloader.batch_size=2')
+    process = train(work, image_folder, *options, launcher=launcher, start_new_session=True)
+    while not (work / 'epoch_3.pth').exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output[-3000:]
+    (path,) = work.glob('iter_*.pth')
+    assert f'{path} is written. Go on with --resume' in output and is_whole(path)
+    process = train(work, image_folder, *options, f'train_cfg.max_epochs={load_file(path)["meta"]["epoch"] + 2}',
+                    launcher=launcher, flags=('--resume',))  # fmt: skip
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and f'iter: {path.stem[5:]}' in output, output[-3000:]

@@ -1,0 +1,218 @@
+"""The comparison with training from scratch: what each run sees, the table, and a whole comparison at tiny size."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image
+
+from helpers.commands import run
+from helpers.labelled import make_labelled
+from helpers.paths import ROOT
+from simmim_plugin.experiments import report, transfer
+from simmim_plugin.experiments.transfer import Settings
+
+PRETRAIN, FINETUNE = ROOT / 'configs/simmim_vit-tiny_folder.py', ROOT / 'configs/finetune/vit-tiny_folder.py'
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    make_labelled(tmp_path / 'data', dict(a=20, b=12), dict(a=4, b=3), side=72)
+    return tmp_path / 'data'
+
+
+def settings(data: Path, out: Path) -> Settings:
+    few = out.with_name('few.py')
+    few.write_text(
+        f'_base_ = {str(FINETUNE)!r}\n'
+        "few = dict(_delete_=True, type='simmim_plugin.FewLabels', fraction=0.25)\n"
+        'train_dataloader = dict(dataset=dict(dataset=_base_.train_dataloader.dataset, **few))\n'
+        'train_cfg = dict(max_epochs=30)\n'
+    )
+    configs = transfer.label_shares([str(FINETUNE), str(few)], str(data))
+    return Settings(out, str(data), str(PRETRAIN), configs, seeds=[0, 1], rates=[1e-3], options={})
+
+
+def images(loader) -> set[str]:
+    init_default_scope('mmpretrain')
+    dataset = DATASETS.build(loader.dataset)
+    dataset.full_init()
+    return {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+
+
+def test_trials_are_judged_on_images_that_none_trains_on(data, tmp_path):
+    given = settings(data, tmp_path / 'out')
+    held_out = set()
+    for share, count in ((1.0, 16 + 10), (0.25, 4 + 3)):  # 0.8 of 20 and 12, and a quarter of these, rounded up
+        cfg = transfer._finetune_config(given, 'scratch', share, 1e-3, 0, trial=True)
+        train, judged = images(cfg.train_dataloader), images(cfg.val_dataloader)
+        assert len(train) == count and len(judged) == 4 + 2 and not train & judged
+        assert all('/train/' in path for path in train | judged)
+        held_out |= judged
+        final = transfer._finetune_config(given, 'scratch', share, 1e-3, 0)
+        assert len(images(final.train_dataloader)) == (32 if share == 1 else 5 + 3)
+        assert all('/val/' in path for path in images(final.val_dataloader)) and len(images(final.val_dataloader)) == 7
+    assert len(held_out) == 6  # the same ones for both shares
+
+
+def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
+    given = settings(data, tmp_path / 'out')
+    scratch = transfer._finetune_config(given, 'scratch', 1.0, 3e-3, 1)
+    tuned = transfer._finetune_config(given, 'pretrained', 1.0, 3e-3, 1)
+    assert scratch.load_from is None and scratch.optim_wrapper.paramwise_cfg is None
+    assert tuned.load_from == str(tmp_path / 'out/pretrain/seed_1/epoch_60.pth')
+    assert tuned.optim_wrapper.paramwise_cfg.layer_decay_rate == 0.75
+    tuned.load_from = scratch.optim_wrapper.paramwise_cfg = None
+    tuned.optim_wrapper.paramwise_cfg = None
+    assert scratch.to_dict() == tuned.to_dict()
+    decayed = transfer._finetune_config(given, 'scratch, layer decay', 1.0, 3e-3, 1)
+    assert decayed.load_from is None and decayed.optim_wrapper.paramwise_cfg.layer_decay_rate == 0.75
+    assert scratch.optim_wrapper.optimizer.lr == 3e-3 and scratch.randomness.seed == 1
+    few = transfer._finetune_config(given, 'scratch', 0.25, 3e-3, 1)
+    assert (few.param_scheduler[0].warmup, few.param_scheduler[0].end, few.train_cfg.max_epochs) == (6, 30, 30)
+    assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretraining(given, 0)[0].data_root
+
+
+def test_shares_of_labels_are_those_of_the_configs(data):
+    few = str(FINETUNE).replace('_folder', '_folder_10pct')
+    assert transfer.label_shares([str(FINETUNE), few], str(data)) == {1.0: str(FINETUNE), 0.1: few}
+    with pytest.raises(ValueError, match='have the same share of labels'):
+        transfer.label_shares([few, few], str(data))
+
+
+@pytest.mark.parametrize(
+    ('base', 'changes', 'message'),
+    [
+        (PRETRAIN, '', 'is no config of fine-tuning'),
+        (FINETUNE, "data = dict(type='RepeatDataset', times=2)", 'may be reduced by a FewLabels, not by RepeatDataset'),
+        (FINETUNE, "data = dict(type='FewLabels', fraction=0.5, rest=True)", 'may be reduced by a FewLabels, not by'),
+        (FINETUNE, "data = dict(type='FewLabels', fraction=10)", 'fraction=10 of its FewLabels is outside'),
+        (FINETUNE, "param_scheduler = [dict(type='CosineAnnealingLR')]", 'must be a WarmupCosineLR, in a list'),
+        (FINETUNE, 'param_scheduler = None', 'must be a WarmupCosineLR, in a list'),
+    ],
+)
+def test_configs_that_do_not_go_are_named(data, tmp_path, base, changes, message):
+    leaf = tmp_path / 'leaf.py'
+    text = f'_base_ = {str(base)!r}\n{changes}\n'
+    if changes.startswith('data'):
+        text += 'data.update(_delete_=True, dataset=_base_.train_dataloader.dataset)\n'
+        text += 'train_dataloader = dict(dataset=data)\n'
+    leaf.write_text(text)
+    with pytest.raises(ValueError, match=message) as found:
+        transfer.label_shares([str(leaf)], str(data))
+    assert str(found.value).startswith(f'--finetune {leaf}')
+
+
+def test_the_data_root_given_wins_over_that_of_a_leaf(data, tmp_path):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f"_base_ = {str(FINETUNE)!r}\ndata_root = '/nowhere'\n")
+    given = Settings(
+        tmp_path / 'out', str(data), str(PRETRAIN), transfer.label_shares([str(leaf)], str(data)), [0], [1e-3], {}
+    )
+    cfg = transfer._finetune_config(given, 'scratch', 1.0, 1e-3, 0)
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == str(data)
+    assert cfg.model.head.num_classes == 2
+
+
+def results() -> dict:
+    runs = {
+        row: {
+            share: [dict(seed=s, rate=0.002, top1=top + s, balanced=top - 10 + s, seconds=90.0) for s in (0, 1, 2)]
+            for share, top in shares.items()
+        }
+        for row, shares in (('scratch', {1.0: 40.0, 0.1: 20.0}), ('pretrained', {1.0: 50.0, 0.1: 30.0}))
+    }
+    probe = {'block2_pooled_knn': 31.0, 'block2_pooled_knn_balanced': 21.0}
+    trials = {1.0: {1e-3: 30.0, 2e-3: 40.0, 4e-3: 35.0}, 0.1: {1e-3: 20.0, 2e-3: 18.0, 4e-3: 15.0}}
+    return dict(
+        runs=runs,
+        rates={'scratch': trials},
+        probes={row: [dict(seed=0, **probe)] for row in runs},
+        pretrain_seconds=[1.0],
+    )
+
+
+def test_table_and_plot_by_hand(tmp_path):
+    text = report.table(results())
+    assert '| scratch | 100 % | 0.002 | 41.0 (40.0 to 42.0) | 31.0 (30.0 to 32.0) | 1.5 |' in text
+    assert '| pretrained | 10 % | 0.002 | 31.0 (30.0 to 32.0) | 21.0 (20.0 to 22.0) | 1.5 |' in text
+    assert (
+        '| pretrained minus scratch, by seed | 10 % |  | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) |  |' in text
+    )
+    few = results()
+    for row, top in (('scratch', 20.0), ('pretrained', 24.0)):
+        for run_ in few['runs'][row][0.1]:
+            run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
+    text_of_few = report.table(few)
+    rest = '10 %, judged on the other training images'
+    assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
+    assert (
+        f'| pretrained minus scratch, by seed | {rest} |  | +4.0 (+4.0 to +4.0) | +4.0 (+4.0 to +4.0) |' in text_of_few
+    )
+    assert '| block2, knn | 31.0 (31.0 to 31.0) | 21.0 (21.0 to 21.0) | 31.0 (31.0 to 31.0)' in text
+    assert '| trials, top-1 in % | labels | 0.001 | 0.002 | 0.004 |' in text
+    assert '| scratch | 10 % | 20.0 | 18.0 | 15.0 |' in text
+    assert 'At an end of the rates tried: scratch with 10 %. Add rates there.' in text
+    assert report.table(json.loads(json.dumps(results()))) == text  # as read from results.json
+    report.plot(results(), tmp_path / 'plot.png')
+    assert Image.open(tmp_path / 'plot.png').size[0] > 500
+
+
+def test_blocks_are_in_the_order_of_their_numbers():
+    names = [f'block{b}_pooled_{kind}' for b in (1, 2, 10) for kind in ('linear', 'knn')]
+    probe = {f'{name}{end}': 50.0 for name in names for end in ('', '_balanced')}
+    text = report.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
+    rows = re.findall(r'^\| (block\S+ \w+) ', text, re.MULTILINE)
+    assert rows == [f'block{b}, {kind}' for kind in ('knn', 'linear') for b in (1, 2, 10)]
+
+
+@pytest.mark.slow
+def test_a_whole_comparison_and_going_on(data, tmp_path):
+    for name, base, more in (
+        ('pretrain', PRETRAIN, "model['head'] = dict()\ntrain_cfg = dict(max_epochs=1)\n"),
+        ('finetune', FINETUNE, 'head = dict(in_channels=16)\nmodel["head"] = head\n'),
+    ):
+        arch = 'dict(_delete_=True, embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)'
+        text = f"_base_ = '{base}'\nmodel = dict(backbone=dict(arch={arch}))\n{more}"
+        for split in ('train', 'val')[: 1 + (name == 'finetune')]:
+            text += f'{split}_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)\n'
+        (tmp_path / f'{name}.py').write_text(text)
+    command = [sys.executable, ROOT / 'tools/transfer.py', '--data-root', data, '--out', tmp_path / 'out', '--jobs', 2]
+    for name, share, epochs in (('all', 1, 2), ('few', 0.25, 3), ('longer', 1, 4)):
+        text = f"_base_ = 'finetune.py'\ntrain_cfg = dict(max_epochs={epochs})\n"
+        if share < 1:
+            few = f"_delete_=True, type='simmim_plugin.FewLabels', fraction={share}"
+            text += f'train_dataloader = dict(dataset=dict(dataset=_base_.train_dataloader.dataset, {few}))\n'
+        (tmp_path / f'{name}.py').write_text(text)
+    command += ['--pretrain', tmp_path / 'pretrain.py', '--seeds', 0, '--rates', 1e-3, '--finetune']
+    command, more = [*command, tmp_path / 'all.py', tmp_path / 'few.py'], command
+    output = run(*command)
+    assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
+    assert output.count('| 25 %, judged on the other training images |') == 4
+    for row in ('pretrained', 'scratch', 'scratch_layer_decay'):
+        (folder,) = (tmp_path / 'out/finetune').glob(f'{row}_25pct_*_seed_0')
+        rest, log = Config.fromfile(folder / 'rest.py'), (folder / 'rest.log').read_text()
+        few = Config.fromfile(folder.with_name(f'{folder.name}.py')).train_dataloader
+        assert len(images(rest.test_dataloader)) == 32 - 8 and 'Epoch(test) [6/6]' in re.sub(r'\[ *', '[', log)
+        assert not images(rest.test_dataloader) & images(few)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
+    # A pretraining, a model without training for its probe, and for each of 3 rows and 2 shares a trial and a run.
+    assert len(written) == 2 + 3 * 2 * 2
+    for stage in ('trials', 'finetune'):
+        for row, loaded in (('pretrained', True), ('scratch_[0-9]', False), ('scratch_layer_decay', False)):
+            logs = list((tmp_path / 'out' / stage).glob(f'{row}*.log'))
+            assert len(logs) == 2 and all(
+                ('Loaded 36 tensors of load_from' in log.read_text()) == loaded for log in logs
+            )
+    table = (tmp_path / 'out/table.md').read_text()
+    run(*command)
+    assert (tmp_path / 'out/table.md').read_text() == table
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
+    assert 'holds other settings than asked for now' in run(*more, tmp_path / 'longer.py', ok=False)
+    assert 'have the same share of labels' in run(*command, tmp_path / 'longer.py', ok=False)
+    assert 'each only once' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
+    assert '--jobs 0 must be positive' in run(*command, '--jobs', 0, ok=False)

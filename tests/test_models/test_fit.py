@@ -1,0 +1,249 @@
+"""Loading pretrained weights: names, shared table, grids, reports and errors."""
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner.checkpoint import load_state_dict
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
+from timm.models.beit import Beit
+from torch import nn
+
+from helpers.models import TINY
+from simmim_plugin import SimMIM, SimMIMViT
+from simmim_plugin.checkpoints.loading import fit_checkpoint, load_pretrained_weights
+from simmim_plugin.checkpoints.state_dicts import from_plugin
+from simmim_plugin.models.fit import fit_state, table_grid
+from simmim_plugin.models.layers.relative_position import resize_table
+
+ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
+FINE = dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True, out_type='avg_featmap')
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model
+
+
+def save_pretraining(path, note=True, **changes) -> SimMIM:
+    backbone = {**TINY, **changes}
+    model = randomise(SimMIM(backbone=backbone))
+    content = {'state_dict': model.state_dict()}
+    if note:
+        content['simmim_plugin'] = dict(model=dict(type='SimMIM', backbone=backbone), pipeline=[])
+    torch.save(content, path)
+    return model
+
+
+def load_weights(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def initialised(path, prefix=None, **changes) -> SimMIMViT:
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), **({'prefix': prefix} if prefix else {}))
+    model = SimMIMViT(**{**ARGUMENTS, **changes}, init_cfg=init_cfg)
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone.'])
+def test_init_cfg_loads_a_pretraining_with_and_without_prefix(tmp_path, capsys, prefix):
+    theirs = save_pretraining(tmp_path / 'a.pth')
+    MMLogger.get_instance(f'pretrained{prefix}')  # print_log(..., 'current') goes there
+    ours = initialised(tmp_path / 'a.pth', prefix, **FINE)
+    shared = theirs.backbone.rel_pos_bias.relative_position_bias_table
+    for name, value in ours.state_dict().items():
+        if name.endswith('relative_position_bias_table'):
+            assert torch.equal(value, shared)
+        elif not name.startswith('fc_norm'):
+            assert torch.equal(value, theirs.backbone.state_dict()[name]), name
+    told = capsys.readouterr().out
+    lines = [line for line in told[told.index('Loaded') :].splitlines() if line.strip()][:3]
+    # 3 blocks of 16 tensors, the table among them; patch embedding (2), cls and mask token.
+    assert 'Loaded 52 tensors of' in lines[0] and 'new ones, as initialised: fc_norm.weight, fc_norm.bias' in lines[0]
+    assert lines[1] == 'Skipped, not in the model: norm.weight, norm.bias'
+    assert lines[2] == 'Resized to the grid of the model: none'
+
+
+@pytest.mark.parametrize('size', [96, (64, 96), (32, 48)])
+@pytest.mark.parametrize('kind', [{}, FINE])
+def test_tables_are_resized_as_timm_does(tmp_path, size, kind):
+    theirs = save_pretraining(tmp_path / 'a.pth', note=False)
+    ours = initialised(tmp_path / 'a.pth', img_size=size, **kind)
+    table = theirs.backbone.rel_pos_bias.relative_position_bias_table
+    h, w = ours.grid
+    expected = resize_rel_pos_bias_table_simple(table, (h, w), ((2 * h - 1) * (2 * w - 1) + 3, 4))
+    found = [v for name, v in ours.state_dict().items() if name.endswith('relative_position_bias_table')]
+    assert len(found) == (3 if kind else 1)
+    for value in found:
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    # The same pixels as the pretrained model at that size, which interpolates as it goes.
+    x = torch.randn(1, 3, *ours.img_size)
+    with torch.no_grad():
+        maps = ours.eval()(x)[0] if not kind else None
+        if maps is not None:
+            torch.testing.assert_close(maps, theirs.backbone.eval()(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_grids_that_are_not_square(tmp_path):
+    save_pretraining(tmp_path / 'noted.pth', img_size=(32, 96))  # 2 x 6 patches: 3 * 11 + 3 rows
+    assert initialised(tmp_path / 'noted.pth', img_size=64).grid == (4, 4)
+    save_pretraining(tmp_path / 'bare.pth', note=False, img_size=(32, 96))
+    assert initialised(tmp_path / 'bare.pth', img_size=(64, 192)).grid == (4, 12)  # of the same proportions
+    with pytest.raises(ValueError, match=r"bare.pth': rel_pos_bias.*has 36 rows, which no square grid of patches has"):
+        initialised(tmp_path / 'bare.pth', img_size=64)
+    assert table_grid(7 * 7 + 3, (3, 5)) == (4, 4)
+    assert table_grid(3 * 11 + 3, (1, 3)) == (2, 6)
+
+
+def test_a_position_embedding_is_resized(tmp_path):
+    theirs = save_pretraining(tmp_path / 'a.pth', use_abs_pos_embed=True)
+    ours = initialised(tmp_path / 'a.pth', img_size=96, use_abs_pos_embed=True).eval()
+    assert ours.pos_embed.shape == (1, 37, 48)
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x)[0], theirs.backbone.eval()(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_project_is_recognised(tmp_path):
+    beit = Beit(
+        img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=4, init_values=0.1, num_classes=5,
+        use_abs_pos_emb=False, use_rel_pos_bias=True, global_pool='avg',
+    )  # fmt: skip
+    randomise(beit).eval()
+    torch.save({'model': beit.state_dict()}, tmp_path / 'beit.pth')
+    ours = initialised(tmp_path / 'beit.pth', **FINE).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x)[0], beit.forward_head(beit.forward_features(x), pre_logits=True),
+                                   rtol=1e-5, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize('loader', ['torch', 'mmengine'])
+def test_both_loaders_resize_inside_a_larger_model(loader):
+    pretrained = randomise(SimMIM(backbone=TINY))
+    model = nn.ModuleDict(dict(backbone=SimMIMViT(**{**ARGUMENTS, **FINE, 'img_size': 96}), head=nn.Linear(48, 2)))
+    if loader == 'torch':
+        model.load_state_dict(pretrained.state_dict(), strict=False)
+    else:
+        load_state_dict(model, pretrained.state_dict())
+    state = model.state_dict()
+    assert state['backbone.blocks.2.attn.relative_position_bias_table'].shape == (124, 4)
+    assert torch.equal(state['backbone.cls_token'], pretrained.backbone.cls_token)
+    assert state['backbone.blocks.0.attn.relative_position_bias_table'].abs().max() > 0.1
+
+
+def test_a_plain_load_tells_that_the_shared_table_went_to_all_blocks(capsys):
+    """Where nothing else is skipped or resized, as in a detector with MMEngine's own checkpoint hook."""
+    MMLogger.get_instance('plain_load')
+    pretrained = randomise(SimMIM(backbone=TINY)).backbone
+    model = SimMIMViT(**ARGUMENTS, use_shared_rel_pos_bias=False, use_rel_pos_bias=True)
+    model.load_state_dict(pretrained.state_dict())
+    assert 'Loaded 54 tensors of a state dict\n' in capsys.readouterr().out
+    model.load_state_dict(model.state_dict())  # its own: nothing to tell
+    assert 'Loaded' not in capsys.readouterr().out
+
+
+def test_load_from_keeps_what_the_model_has(capsys):
+    MMLogger.get_instance('load_from')
+    pretrained = randomise(SimMIM(backbone=TINY))
+    model = nn.ModuleDict(dict(backbone=SimMIMViT(**ARGUMENTS, **FINE), head=nn.Linear(48, 2)))
+    checkpoint = {'state_dict': {**pretrained.state_dict(), 'head.weight': torch.ones(2, 48)}}
+    bias = model['head'].bias.detach().clone()
+    fit_checkpoint(model, checkpoint)
+    model.load_state_dict(checkpoint['state_dict'], strict=True)  # MMEngine has nothing to warn of
+    assert (model['head'].weight == 1).all() and torch.equal(model['head'].bias, bias)
+    told = capsys.readouterr().out
+    assert 'new ones, as initialised: backbone.fc_norm.weight, backbone.fc_norm.bias, head.bias\n' in told
+    assert 'Skipped, not in the model: backbone.norm.weight, backbone.norm.bias, head.decoder' in told
+    other = {'state_dict': {'weight': torch.zeros(1)}}
+    fit_checkpoint(nn.Linear(1, 1), other)  # no SimMIMViT: left alone
+    assert other['state_dict']['weight'].shape == (1,)
+
+
+def test_load_from_another_project_under_the_same_prefix():
+    """MMPretrain's BEiTViT is a `backbone.`, too, and shares a few names: it must be converted, not loaded in part."""
+    theirs = randomise(SimMIM(backbone=TINY))
+    state = from_plugin(theirs.state_dict(), 'mmpretrain').state
+    assert {'backbone.cls_token', 'backbone.layers.0.ln1.weight'} <= set(state)
+    ours = nn.ModuleDict(dict(backbone=SimMIMViT(**ARGUMENTS)))
+    checkpoint = {'state_dict': dict(state)}
+    fit_checkpoint(ours, checkpoint)
+    ours.load_state_dict(checkpoint['state_dict'], strict=False)
+    for name, value in theirs.backbone.state_dict().items():
+        if name != 'mask_token':  # BEiTViT has none
+            assert torch.equal(ours['backbone'].state_dict()[name], value), name
+    with pytest.raises(ValueError, match='the checkpoint has 0 blocks and the model 3'):
+        fit_state(ours['backbone'], {'cls_token': torch.zeros(1, 1, 48)})
+
+
+def test_init_cfg_may_be_a_list(tmp_path):
+    theirs = save_pretraining(tmp_path / 'a.pth')
+    others = dict(type='Constant', layer='LayerNorm', val=7.0, bias=0.0)
+    init_cfg = [dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')), others]
+    ours = SimMIMViT(**ARGUMENTS, **FINE, init_cfg=init_cfg)
+    ours.init_weights()
+    assert (ours.fc_norm.weight == 7).all()  # not in the checkpoint
+    assert torch.equal(ours.blocks[0].norm1.weight, theirs.backbone.blocks[0].norm1.weight)
+
+
+def test_what_cannot_be_loaded_is_an_error(tmp_path):
+    save_pretraining(tmp_path / 'a.pth')
+    wide = dict(arch={**TINY['arch'], 'embed_dims': 64})
+    match = r"a.pth': the checkpoint is of another architecture: .* is \(1, 1, 48\) .*\(1, 1, 64\) in the model"
+    with pytest.raises(ValueError, match=match):
+        initialised(tmp_path / 'a.pth', **wide)
+    with pytest.raises(ValueError, match='the checkpoint has 3 blocks and the model 2'):
+        initialised(tmp_path / 'a.pth', arch={**TINY['arch'], 'num_layers': 2})
+    with pytest.raises(ValueError, match=r'patch_embed.proj.weight is \(48, 3, 16, 16\) .*set arch, patch_size'):
+        initialised(tmp_path / 'a.pth', in_channels=5)
+    with pytest.raises(ValueError, match=r"no tensor has the prefix 'encoder.'; leave prefix out"):
+        initialised(tmp_path / 'a.pth', prefix='encoder.')
+    with pytest.raises(FileNotFoundError, match=r"nothing.pth' does not exist"):
+        initialised(tmp_path / 'nothing.pth')
+    torch.save({'state_dict': nn.Linear(2, 2).state_dict()}, tmp_path / 'linear.pth')
+    with pytest.raises(ValueError, match=r"linear.pth': this is not a state dict of SimMIM for ViT"):
+        load_pretrained_weights(SimMIMViT(**ARGUMENTS), tmp_path / 'linear.pth')
+    with pytest.raises(ValueError, match=r'nothing was loaded: the checkpoint has backbone.cls_token'):
+        fit_state(SimMIMViT(**ARGUMENTS), {'backbone.cls_token': torch.zeros(1, 1, 48)})
+
+
+def test_grids_whose_tables_have_one_shape_are_told_apart(tmp_path):
+    """2 x 3 and 3 x 2 patches: as many rows, but other offsets."""
+    for arguments in ({}, FINE, dict(use_abs_pos_embed=True)):
+        save_pretraining(tmp_path / 'landscape.pth', img_size=(32, 48), **arguments)
+        theirs = load_weights(tmp_path / 'landscape.pth')
+        ours = initialised(tmp_path / 'landscape.pth', img_size=(48, 32), **arguments)
+        for name, value in ours.state_dict().items():
+            if name.endswith('relative_position_bias_table'):
+                expected = resize_table(theirs[f'backbone.{name}'], (2, 3), (3, 2))
+                assert torch.equal(value, expected) and not torch.equal(value, theirs[f'backbone.{name}'])
+            if name == 'pos_embed':
+                assert not torch.equal(value, theirs['backbone.pos_embed'])
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours', 'message'),
+    [
+        (FINE, {}, 'build SimMIMViT with use_rel_pos_bias=True and use_shared_rel_pos_bias=False'),
+        ({}, dict(use_shared_rel_pos_bias=False), 'build SimMIMViT with use_shared_rel_pos_bias=True$'),
+    ],
+)
+def test_bias_tables_are_not_lost_in_silence(tmp_path, theirs, ours, message):
+    save_pretraining(tmp_path / 'a.pth', **theirs)
+    with pytest.raises(ValueError, match=f'relative position bias tables .* no place for; {message}'):
+        initialised(tmp_path / 'a.pth', **ours)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ('code from a checkpoint was run',))
+
+
+def test_init_cfg_runs_no_code(tmp_path, capsys):
+    torch.save({'state_dict': {}, 'extra': Evil()}, tmp_path / 'evil.pth')
+    with pytest.raises(ValueError, match=r'holds Python objects \(.*print\), which are refused'):
+        initialised(tmp_path / 'evil.pth')
+    assert 'code from' not in capsys.readouterr().out
