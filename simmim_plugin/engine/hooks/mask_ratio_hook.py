@@ -12,6 +12,7 @@ from simmim_plugin.datasets.sampling import number_samples
 from simmim_plugin.datasets.transforms.masking import SCHEDULES, Ramp, SimMIMMaskGenerator
 from simmim_plugin.engine.hooks.iteration_seed_hook import first_iteration
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import choice, number, whole
 from simmim_plugin.utils.distributed import bare_model
 
 
@@ -44,15 +45,13 @@ class MaskRatioHook(Hook):
         until: int | None = None,
         schedule: str = 'linear',
     ) -> None:
-        for name, value in (('start', start), ('end', end)):
-            if name == 'end' and value is None:
-                continue
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f'{name}={value!r} of MaskRatioHook is outside [0, 1]')
-        if schedule not in SCHEDULES:
-            raise ValueError(f'schedule={schedule!r} is unknown; choose one of {", ".join(map(repr, SCHEDULES))}')
-        if begin < 0 or (until is not None and until <= begin):
-            raise ValueError(f'begin={begin} and until={until} of MaskRatioHook must rise and not be negative')
+        number('MaskRatioHook.start', start, 0, 1)
+        if end is not None:
+            number('MaskRatioHook.end', end, 0, 1)
+        whole('MaskRatioHook.begin', begin, 0)
+        if until is not None:
+            whole('MaskRatioHook.until', until, begin + 1, hint='the ramp ends after it begins')
+        choice('MaskRatioHook.schedule', schedule, SCHEDULES)
         self.start, self.end, self.argument = start, end, argument
         self.begin, self.until, self.schedule = begin, until, schedule
 

@@ -22,12 +22,12 @@ from simmim_plugin import ImageFolder, MaskRatioHook
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(start=1.5), r'start=1.5 of MaskRatioHook is outside \[0, 1\]'),
-        (dict(start=-0.1), r'start=-0.1 of MaskRatioHook is outside'),
-        (dict(start=0.1, end=2), r'end=2 of MaskRatioHook is outside'),
+        (dict(start=1.5), r'MaskRatioHook.start=1.5 must be a number in \[0, 1\]'),
+        (dict(start=-0.1), r'MaskRatioHook.start=-0.1 must be'),
+        (dict(start=0.1, end=2), r'MaskRatioHook.end=2 must be'),
         (dict(start=0.1, schedule='step'), r"schedule='step' is unknown; choose one of 'linear', 'cosine'"),
-        (dict(start=0.1, begin=-1), r'begin=-1 and until=None of MaskRatioHook must rise'),
-        (dict(start=0.1, begin=5, until=5), r'begin=5 and until=5 of MaskRatioHook must rise'),
+        (dict(start=0.1, begin=-1), r'MaskRatioHook.begin=-1 must be a whole number of at least 0'),
+        (dict(start=0.1, begin=5, until=5), r'MaskRatioHook.until=5 must be a whole number of at least 6; the ramp'),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -1,0 +1,85 @@
+"""Check arguments: one line each gives name, value, type, range and what would do.
+
+Each function returns the value and raises a ValueError such as
+`drop_path_rate=1.5 must be a number in [0, 1); the published value is 0.1`.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+
+def number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, hint: str = '', ends: str = '[]'
+) -> Any:
+    """A finite number between `low` and `high`; `ends` such as '[)' says which of the two are allowed themselves."""
+    return _checked(name, value, Real, 'a number', low, high, hint, ends)
+
+
+def whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf, hint: str = '') -> Any:
+    """A whole number from `low` to `high`; neither 1.0 nor True is one."""
+    return _checked(name, value, Integral, 'a whole number', low, high, hint, '[]')
+
+
+def choice(name: str, value: T, options: Collection[T]) -> T:
+    """One of the options."""
+    if not isinstance(value, str | int | float | None) or value not in options:
+        raise ValueError(f'{name}={value!r} is unknown; choose one of {", ".join(map(repr, options))}')
+    return value
+
+
+def flag(name: str, value: Any) -> Any:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f'{name}={value!r} must be True or False')
+    return value
+
+
+def keys(name: str, value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> Any:
+    """A dict that has the required keys, and no others but the optional ones."""
+    if not isinstance(value, Mapping) or not set(required) <= set(value) <= {*required, *optional}:
+        wanted = [*required, *(f'{key} (optional)' for key in optional)]
+        raise ValueError(f'{name}={value!r} must be a dict of {", ".join(wanted)}')
+    return value
+
+
+def sides(name: str, size: Any) -> tuple[int, int]:
+    """Height and width in pixels, given as both or as one number for both."""
+    given = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(given) != 2 or any(not isinstance(side, Integral) or isinstance(side, bool) or side < 1 for side in given):
+        raise ValueError(f'{name}={size!r} must be one side or (height, width), in whole pixels, e.g. 224')
+    return int(given[0]), int(given[1])
+
+
+def grid_of(name: str, size: Any, patch_size: int, hint: str = '') -> tuple[int, int]:
+    """Height and width in patches of a size in pixels, whose sides are multiples of the patch."""
+    height, width = sides(name, size)
+    if height % patch_size or width % patch_size:
+        fit = ' x '.join(str(max(1, round(side / patch_size)) * patch_size) for side in (height, width))
+        raise ValueError(
+            f'{name} of {height} x {width} px: both sides must be multiples of the patch, {patch_size} px, '
+            f'e.g. {fit}{_more(hint)}'
+        )
+    return height // patch_size, width // patch_size
+
+
+def _checked(name: str, value: Any, kind: type, words: str, low: float, high: float, hint: str, ends: str) -> Any:
+    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
+        above = value >= low if ends[0] == '[' else value > low
+        below = value <= high if ends[1] == ']' else value < high
+        if above and below:
+            return value
+    if math.isfinite(low) and math.isfinite(high):
+        words += f' in {ends[0]}{low}, {high}{ends[1]}' if kind is Real else f' from {low} to {high}'
+    elif math.isfinite(low):
+        words += f' {"of at least" if ends[0] == "[" else "above"} {low}'
+    elif math.isfinite(high):
+        words += f' {"of at most" if ends[1] == "]" else "below"} {high}'
+    raise ValueError(f'{name}={value!r} must be {words}{_more(hint)}')
+
+
+def _more(hint: str) -> str:
+    return f'; {hint}' if hint else ''
