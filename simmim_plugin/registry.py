@@ -13,26 +13,43 @@ from mmengine import registry as root
 SCOPE = 'simmim_plugin'
 
 
-def _child(name: str, parent: root.Registry, *modules: str) -> root.Registry:
-    return root.Registry(name, parent=parent, scope=SCOPE, locations=[f'{SCOPE}.{module}' for module in modules])
+def _child(name: str, parent: root.Registry, rooms: Mapping[str, str] | None = None) -> root.Registry:
+    """A child of MMEngine's registry, which imports the named modules of the rooms at its first use."""
+    locations = [f'{SCOPE}.{room}.{module}' for room, modules in (rooms or {}).items() for module in modules.split()]
+    return root.Registry(name, parent=parent, scope=SCOPE, locations=locations)
 
 
-MODELS = _child('model', root.MODELS, 'models')
-TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets.transforms')
-DATASETS = _child('dataset', root.DATASETS, 'datasets', 'datasets.preparation.sample_sets')
-HOOKS = _child('hook', root.HOOKS, 'engine.hooks', 'evaluation.probe_hook')
-LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, 'engine.runners.log_processor')
-METRICS = _child('metric', root.METRICS, 'evaluation.metrics')
-OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, 'engine.optimizers')
-OPTIM_WRAPPER_CONSTRUCTORS = _child(
-    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optimizers'
+# Modules, not rooms: whoever needs one module of a room need not import them all.
+MODELS = _child('model', root.MODELS, {'models': 'data_preprocessor ema head losses pyramid simmim vit'})
+TRANSFORMS = _child('transform', root.TRANSFORMS, {'datasets.transforms': 'crop loading masking'})
+DATASETS = _child(
+    'dataset',
+    root.DATASETS,
+    {'datasets': 'few_labels image_folder tar_shards', 'datasets.preparation': 'sample_sets'},
 )
-PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'engine.schedulers')
-LOOPS = _child('loop', root.LOOPS, 'engine.runners.train_loop')
-STRATEGIES = _child('strategy', root.STRATEGIES, 'engine.runners.sharded_strategy')
-WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, 'checkpoints.loading')
-VISBACKENDS = _child('vis_backend', root.VISBACKENDS, 'visualization.mlflow_backend')
-# Nothing of ours in these; without a child MMEngine warns at each look-up from this scope.
+HOOKS = _child(
+    'hook',
+    root.HOOKS,
+    {
+        'engine.hooks': 'checkpoint_hook compile_hook fault_hook interrupt_hook iteration_seed_hook mask_ratio_hook '
+        'progress_hook reconstruction_hook runtime_info_hook seg_label_hook',
+        'evaluation': 'probe_hook',
+    },
+)
+LOG_PROCESSORS = _child('log processor', root.LOG_PROCESSORS, {'engine.runners': 'log_processor'})
+METRICS = _child('metric', root.METRICS, {'evaluation': 'metrics'})
+OPTIM_WRAPPERS = _child('optim wrapper', root.OPTIM_WRAPPERS, {'engine.optimizers': 'autocast_optim_wrapper'})
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    'optimizer wrapper constructor',
+    root.OPTIM_WRAPPER_CONSTRUCTORS,
+    {'engine.optimizers': 'layer_decay_constructor'},
+)
+PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, {'engine': 'schedulers'})
+LOOPS = _child('loop', root.LOOPS, {'engine.runners': 'train_loop'})
+STRATEGIES = _child('strategy', root.STRATEGIES, {'engine.runners': 'sharded_strategy'})
+WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, {'checkpoints': 'loading'})
+VISBACKENDS = _child('vis_backend', root.VISBACKENDS, {'visualization': 'mlflow_backend'})
+# Empty children: without them MMEngine warns on every look-up from this scope.
 for _name in (
     'DATA_SAMPLERS',
     'OPTIMIZERS',

@@ -2,5 +2,3 @@
 
 One convention throughout: a mask is (B, h, w) over the patches, 1 = masked.
 """
-
-from simmim_plugin.models import data_preprocessor, ema, head, losses, pyramid, simmim, vit  # noqa: F401 (registered)
