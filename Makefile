@@ -80,9 +80,10 @@ test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that p
 test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
 	$(call PARALLEL,$(NEWEST)) $(CORE:%=tests/%.py)
 
-lint: setup-test  ## ruff: lint and format; import-linter: which room may import which
+lint: setup-test  ## ruff; codespell and words to avoid; import-linter: which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell -D - -D .codespell-words.txt
 	$(BIN)/lint-imports --no-cache
 
 types: setup-test  ## mypy
