@@ -18,7 +18,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.setup: requirements/lock.txt setup.py | $(VENV)/bin/python
+$(VENV)/.setup: requirements/lock.txt pyproject.toml setup.py | $(VENV)/bin/python
 	$(PIP_INSTALL) -r requirements/lock.txt
 	$(PIP_INSTALL) --no-build-isolation -e .
 	@touch $@
@@ -61,12 +61,12 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
 	$(call PARALLEL,$(ORIGINALS)) $(CORE:%=tests/%.py)
 
-# The oldest versions that setup.py admits, and the newest there are, each in an environment of its own, without MMCV's
+# The oldest versions that pyproject.toml admits, and the newest there are, each in an environment of its own, without MMCV's
 # operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 UV_INSTALL = $(BIN)/uv pip install --quiet --python
-$(OLDEST)/.setup $(NEWEST)/.setup: setup.py | $(VENV)/bin/python
+$(OLDEST)/.setup $(NEWEST)/.setup: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
 	$(PYTHON) -m venv $(@D)
 	$(UV_INSTALL) $(@D)/bin/python $(if $(filter $(OLDEST),$(@D)),--resolution lowest-direct) \
@@ -74,15 +74,16 @@ $(OLDEST)/.setup $(NEWEST)/.setup: setup.py | $(VENV)/bin/python
 		$$(sed -nE 's/^((pytest|pytest-timeout|pytest-xdist|hypothesis)==[^ ]*)( ; python_full_version >= .*)?$$/\1/p' requirements/lock-test.txt)
 	@touch $@
 
-test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that setup.py admits
+test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that pyproject.toml admits
 	$(call PARALLEL,$(OLDEST)) $(CORE:%=tests/%.py)
 
 test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
 	$(call PARALLEL,$(NEWEST)) $(CORE:%=tests/%.py)
 
-lint: setup-test  ## ruff: lint and format; import-linter: which room may import which
+lint: setup-test  ## ruff; codespell and words to avoid; import-linter: which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell -D - -D .codespell-words.txt
 	$(BIN)/lint-imports --no-cache
 
 types: setup-test  ## mypy
@@ -98,7 +99,7 @@ docs: $(VENV)/.setup-docs  ## The documentation as a site: build/docs/index.html
 # Universal locks (Python 3.10 and up). Changes against the resolver's answer, both needed:
 #   torch===X takes exactly PyPI's build where a local `X+cpu` wheel also matches (torchvision does not load on that);
 #   opencv-python-headless serves for opencv-python, which wants libGL.
-UV_COMPILE = $(BIN)/uv pip compile setup.py -c requirements/pins.txt --universal --python-version 3.10 \
+UV_COMPILE = $(BIN)/uv pip compile pyproject.toml -c requirements/pins.txt --universal --python-version 3.10 \
 	--no-annotate --no-header --quiet
 lock: | $(VENV)/bin/python  ## Write the lock files anew
 	$(BIN)/python -m pip install --disable-pip-version-check uv
@@ -110,7 +111,7 @@ lock: | $(VENV)/bin/python  ## Write the lock files anew
 		requirements/lock.txt requirements/lock-test.txt
 	grep -vxFf requirements/lock.txt requirements/lock-test.txt | sort -u > requirements/lock-test.tmp
 	mv requirements/lock-test.tmp requirements/lock-test.txt
-	$(BIN)/uv pip compile setup.py -c requirements/pins.txt -c requirements/lock.txt -c requirements/lock-test.txt --extra docs \
+	$(BIN)/uv pip compile pyproject.toml -c requirements/pins.txt -c requirements/lock.txt -c requirements/lock-test.txt --extra docs \
 		--universal --python-version 3.11 --no-annotate --no-header --quiet -o requirements/lock-docs.tmp
 	sed -E 's/[=; ].*//' requirements/lock.txt requirements/lock-test.txt | sed 's/.*/^&==/' \
 		| grep -vf - requirements/lock-docs.tmp > requirements/lock-docs.txt
