@@ -15,14 +15,15 @@ model = dict(
         layer_scale_init_value=1.0,  # so short a run ended lower than with 0.1 (one run each)
     )
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].keep = 16  # the few photos stay decoded
-train_pipeline[1].size = 96
-train_pipeline[1].scale = (0.05, 0.5)  # large photos: many different crops
+load = dict(keep=16)  # the few photos stay decoded
+crop = dict(size=96, scale=(0.05, 0.5))  # large photos: many different crops
 train_dataloader = dict(
     num_workers=1,
     dataset=dict(
-        _delete_=True, type='RepeatDataset', times=128, dataset=dict(type='PackagePhotos', pipeline=train_pipeline)
+        _delete_=True,
+        type='RepeatDataset',
+        times=128,
+        dataset=dict(type='PackagePhotos', pipeline=_base_.train_pipeline),
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-3), on_cpu='auto')  # bfloat16 where the processor has it

@@ -2,7 +2,6 @@
 
 Source:   arXiv 2111.09886 and its reference implementation (ViT-B).
 Command:  tools/dist_train.sh configs/simmim_vit-b.py 8          (8 x 256 = total batch 2048)
-Cost:     not measured.
 Expected: 83.8 % top-1 after fine-tuning (published); not run here.
 """
 

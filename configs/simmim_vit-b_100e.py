@@ -2,8 +2,6 @@
 
 Source:   arXiv 2111.09886 (100 epochs with Swin-B: 82.8 % at 192 px); for ViT-B no figure is published.
 Command:  tools/dist_train.sh configs/simmim_vit-b_100e.py 8
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'simmim_vit-b.py'

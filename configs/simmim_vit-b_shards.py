@@ -5,8 +5,6 @@ them into SMALL/shards.
 
 Source:   configs/simmim_vit-b_folder.py.
 Command:  tools/dist_train.sh configs/simmim_vit-b_shards.py 8 --cfg-options data_root=/path/to/small/shards
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'simmim_vit-b_folder.py'

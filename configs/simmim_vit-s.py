@@ -2,8 +2,6 @@
 
 Source:   the recipe of configs/simmim_vit-b.py; for this size no figure is published.
 Command:  tools/dist_train.sh configs/simmim_vit-s.py 8
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'simmim_vit-b.py'

@@ -8,6 +8,4 @@ Expected: on these, masked-pixel loss on the fixed images 0.99 -> 0.39; their vi
 
 _base_ = 'simmim_vit-tiny_folder.py'
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].scale = (0.03, 0.3)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+crop = dict(scale=(0.03, 0.3))

@@ -23,10 +23,9 @@ masks = dict(  # the named masks, for patches of 8 px in 64 px
     random_tokens=dict(mask_patch_size=8, model_patch_size=8),
     blockwise=dict(input_size=8, num_masking_patches=24, min_num_patches=5),
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].size = 64
-train_pipeline[3].update(masks['simmim'])
-train_dataloader = dict(batch_size=32, num_workers=2, dataset=dict(pipeline=train_pipeline))
+mask = masks['simmim']
+crop = dict(size=64)
+train_dataloader = dict(batch_size=32, num_workers=2)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 auto_scale_lr = dict(base_batch_size=32)
 param_scheduler = [

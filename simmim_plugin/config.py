@@ -1,6 +1,7 @@
-"""Reading configs: `--cfg-options`, misspelt keys, and what a data folder says by itself."""
+"""Load configs: fill in named parts, apply `--cfg-options`, catch typos, infer classes from the data folder."""
 
 import argparse
+import copy
 import difflib
 import inspect
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
@@ -24,6 +25,7 @@ RUNNER_KEYS = {
     *('activation_checkpointing', 'compile', 'custom_imports', 'data_root', 'efficient_conv_bn_eval'),
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
 } - {'self', 'cfg'}
+PART = '_part_'  # `dict(_part_='mask')` in a list stands for the top-level `mask`
 
 
 class _Options(DictAction):
@@ -45,9 +47,9 @@ def add_cfg_options(parser: argparse.ArgumentParser, what: str = 'config values'
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and check the keys.
 
-    A top-level `data_root` goes to the data sets that say `data_root=None`, as the configs here do: to set it, in a
-    leaf config or by an option, is enough. The classes of a model with `num_classes=None` are those of the training
-    data, see `fill_in_data`.
+    Lists may name their parts, see `fill_in_parts`. A top-level `data_root` goes to the data sets that say
+    `data_root=None`, as the configs here do: to set it, in a leaf config or by an option, is enough. The classes of a
+    model with `num_classes=None` are those of the training data, see `fill_in_data`.
 
     Args:
         path: The config file, or the name of one that comes with the package, such as `finetune/vit-b_folder.py`.
@@ -63,6 +65,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         hint = _did_you_mean(path, [*near, *shipped_configs()]) or '; `simmim print-config` lists those that come along'
         raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){hint}')
     cfg = Config.fromfile(path)
+    fill_in_parts(cfg)
     ours = cfg.get('default_scope') == SCOPE
     for key in cfg:
         if key not in RUNNER_KEYS and (near := difflib.get_close_matches(key, RUNNER_KEYS, 1, 0.85)):
@@ -83,15 +86,51 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     return cfg
 
 
-def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Put `--cfg-options` into a config; those of `train_pipeline` count for the training data.
+def fill_in_parts(cfg: Config) -> None:
+    """Replace every `dict(_part_='mask')` in a list by a copy of the top-level `mask`.
+
+    A list of MMEngine is inherited as a whole, with copies of what its config named. With the name in the list, a leaf
+    config says `mask = dict(mask_ratio=0.5)` and no more. Keys next to `_part_` override the part's.
 
     Raises:
-        ValueError: A key names no place in the config.
+        ValueError: There is no top-level part of that name.
     """
+    for items in list(_lists(cfg)):
+        for i, item in enumerate(items):
+            if not isinstance(item, Mapping) or PART not in item:
+                continue
+            if (name := item[PART]) not in cfg:
+                raise ValueError(
+                    f'{PART}={name!r} names no top-level key of the config{_did_you_mean(name, list(cfg))}'
+                )
+            own = {key: value for key, value in item.items() if key != PART}
+            items[i] = ConfigDict({**copy.deepcopy(cfg[name]), **own})
+
+
+def named_parts(cfg: Config) -> list[str]:
+    """The top-level keys whose value stands in a list of the config, such as `mask` in `train_pipeline`."""
+    items = [item for found in _lists(cfg) for item in found]
+    return [name for name, value in cfg.items() if isinstance(value, Mapping) and value in items]
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Put `--cfg-options` into a config.
+
+    A part with a name, such as `mask`, changes wherever it stands in a list; this happens first. Options of
+    `train_pipeline` count for the training data.
+
+    Raises:
+        ValueError: A key names no place in the config, or one that nothing is built from.
+    """
+    parts = named_parts(cfg)
     for key in options:
-        _check_option(cfg, key)
-    cfg.merge_from_dict(dict(options))
+        _check_option(cfg, key, parts)
+    named = {key: value for key, value in options.items() if key.split('.')[0] in parts}
+    before = {name: copy.deepcopy(cfg[name]) for name in {key.split('.')[0] for key in named}}
+    cfg.merge_from_dict(named)
+    for items in list(_lists(cfg)):
+        items[:] = [next((copy.deepcopy(cfg[n]) for n, part in before.items() if item == part), item) for item in items]
+    cfg.merge_from_dict({key: value for key, value in options.items() if key not in named})
     if any(key.split('.')[0] == 'train_pipeline' for key in options):
         training_data(cfg).pipeline = cfg.train_pipeline
 
@@ -124,12 +163,17 @@ def fill_in_data(cfg: Config) -> None:
                 metric['ann_file'] = os.path.join(data.get('data_root') or '', data['ann_file'])
 
 
-def _check_option(cfg: Config, key: str) -> None:
+def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:
     node: Any = cfg
     parts = key.split('.')
-    if parts[0] == 'masks':
-        raise ValueError(f'--cfg-options {key}: masks only names recipes; set the one in use, train_pipeline.3')
+    counts = parts[0] in {*RUNNER_KEYS, *named, 'train_pipeline'}
     for depth, part in enumerate(parts):
+        if depth and not counts and isinstance(node, Mapping) and 'type' in node:
+            place = '.'.join(parts[:depth])
+            what = f'one of the named parts {", ".join(named)}, or ' if named else ''
+            raise ValueError(
+                f'--cfg-options {key}: nothing is built from {place!r}; set {what}a place in model, train_dataloader ...'
+            )
         if isinstance(node, list | tuple):
             if not part.isdigit() or int(part) >= len(node):
                 raise ValueError(f'--cfg-options {key}: {part!r} is no index into a list of {len(node)}')
@@ -158,10 +202,17 @@ def _places(word: str, cfg: Config) -> dict[str, Any]:
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items() if isinstance(node, Mapping) else ():
-            if key == 'masks' and not prefix:
-                continue  # named recipes: what is set there does nothing
-            if key == word and prefix:
+            if key == word:
                 yield f'{prefix}{key}', value
             yield from walk(value, f'{prefix}{key}.')
 
-    return dict(walk(cfg.to_dict(), ''))
+    counting = {*RUNNER_KEYS, *named_parts(cfg)}  # what other top-level keys hold, such as `masks`, is not built
+    return {place: v for top in cfg if top in counting for place, v in walk(cfg.to_dict()[top], f'{top}.')}
+
+
+def _lists(node: Any) -> Iterator[list[Any]]:
+    """All lists inside of dicts and lists."""
+    if isinstance(node, list):
+        yield node
+    for value in node if isinstance(node, list) else node.values() if isinstance(node, Mapping | Config) else ():
+        yield from _lists(value)

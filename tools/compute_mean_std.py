@@ -34,9 +34,7 @@ def main() -> None:
             f'    data_preprocessor=dict(mean={_rounded(mean)}, std={_rounded(std)}),\n'
             f'    backbone=dict(in_channels={args.channels}),\n'
             f')\n'
-            f'train_pipeline = _base_.train_pipeline\n'
-            f"train_pipeline[0] = dict(type='LoadImage', channels={args.channels}, dtype={args.dtype!r})\n"
-            f'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))'
+            f"load = dict(_delete_=True, type='LoadImage', channels={args.channels}, dtype={args.dtype!r})"
         )
 
 

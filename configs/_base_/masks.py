@@ -1,6 +1,6 @@
 """Named masks for patches of 16 px, shown in docs/masking.md.
 
-In a leaf, train_pipeline[3] = _base_.masks.simultaneous takes another one.
+In a leaf, mask = dict(_delete_=True, **_base_.masks.simultaneous) takes another one.
 """
 
 masks = dict(

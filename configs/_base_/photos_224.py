@@ -1,16 +1,18 @@
-"""Photos below `data_root`, without labels: random crops of 224 px, and the published masks."""
+"""Photos below `data_root`, without labels: random crops of 224 px, and the published masks.
+
+The pipeline names its parts: a leaf config says `mask = dict(mask_ratio=0.5)`, a command line mask.mask_ratio=0.5.
+"""
 
 _base_ = 'masks.py'
 
 data_root = 'data/imagenet/train'
 
-train_pipeline = [
-    dict(type='LoadImage', defer=True),
-    dict(type='RandomResizedCrop', size=224, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3), interpolation='bilinear'),
-    dict(type='RandomHorizontalFlip'),
-    _base_.masks.simmim,
-    dict(type='PackSimMIMInputs'),
-]
+load = dict(type='LoadImage', defer=True)
+crop = dict(type='RandomResizedCrop', size=224, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3), interpolation='bilinear')
+flip = dict(type='RandomHorizontalFlip')
+mask = _base_.masks.simmim
+pack = dict(type='PackSimMIMInputs')
+train_pipeline = [dict(_part_=name) for name in ('load', 'crop', 'flip', 'mask', 'pack')]
 train_dataloader = dict(
     batch_size=256,
     num_workers=None,  # chosen by tools/train.py from the cores

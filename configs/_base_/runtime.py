@@ -1,5 +1,7 @@
 """How a run is logged, saved and seeded. Every pretraining config starts from here."""
 
+_base_ = 'reliability.py'
+
 default_scope = 'simmim_plugin'
 env_cfg = dict(
     cudnn_benchmark=True,
@@ -7,13 +9,10 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl', timeout=1800),
 )
 default_hooks = dict(
-    runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
+    _base_.reliability,
     logger=dict(type='LoggerHook', interval=50),
-    checkpoint=dict(type='SimMIMCheckpointHook', interval=10, max_keep_ckpts=3),
+    checkpoint=dict(_base_.reliability.checkpoint, interval=10),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    seeds=dict(type='IterationSeedHook'),
-    faults=dict(type='FaultHook'),
-    interrupt=dict(type='InterruptHook'),
 )
 custom_hooks = [dict(type='ReconstructionHook', interval=10)]
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])

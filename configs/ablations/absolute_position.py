@@ -4,8 +4,6 @@ Attention then has no bias, and PyTorch chooses its kernel everywhere (docs/perf
 
 Source:   the positions of ViT (arXiv 2010.11929) in configs/simmim_vit-b.py.
 Command:  python tools/ablate.py configs/ablations/absolute_position.py --data-root /path/to/data
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = '../simmim_vit-b.py'

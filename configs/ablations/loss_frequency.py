@@ -2,8 +2,6 @@
 
 Source:   arXiv 2205.13943 (A2MIM), arXiv 2012.12821 (the loss).
 Command:  python tools/ablate.py configs/ablations/loss_frequency.py --data-root /path/to/data
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = '../simmim_vit-b.py'

@@ -2,8 +2,6 @@
 
 Source:   arXiv 2111.06377 (MAE).
 Command:  python tools/ablate.py configs/ablations/loss_normalized_target.py --data-root /path/to/data
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = '../simmim_vit-b.py'

@@ -2,12 +2,9 @@
 
 Source:   the document on simultaneous masking, see docs/masking.md.
 Command:  python tools/ablate.py configs/ablations/mask_simultaneous.py --data-root /path/to/data
-Cost:     not measured.
-Expected: not run at this size; small: docs/results.md.
+Expected: at a small size, see docs/results.md.
 """
 
 _base_ = '../simmim_vit-b.py'
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[3] = _base_.masks.simultaneous
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+mask = dict(_delete_=True, **_base_.masks.simultaneous)

@@ -2,8 +2,6 @@
 
 Source:   arXiv 2111.09886, ablation of the loss.
 Command:  python tools/ablate.py configs/ablations/scope_all.py --data-root /path/to/data
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = '../simmim_vit-b.py'

@@ -2,8 +2,6 @@
 
 Source:   the document on simultaneous masking, see docs/masking.md.
 Command:  python tools/ablate.py configs/ablations/simultaneous.py --data-root /path/to/data
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'mask_simultaneous.py'

@@ -3,7 +3,6 @@
 Source:   arXiv 2203.16527 and its public code, see _base_/vitdet.py; there with MAE's pretraining.
 Command:  tools/dist_train.sh configs/detection/mask-rcnn_vit-b_coco.py 8 --cfg-options data_root=/path/to/coco \
               load_from=vit-b.pth
-Cost:     not measured.
 Expected: 51.6 box AP, 45.9 mask AP with MAE's pretraining (published); not run here.
 """
 

@@ -6,16 +6,13 @@ classes are those of train.json.
 Source:   mask-rcnn_vit-b_coco.py; the jitter from 0.5, as few small images call for.
 Command:  python tools/train.py configs/detection/mask-rcnn_vit-b_folder.py --cfg-options data_root=/path/to/data \
               load_from=vit-b.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'mask-rcnn_vit-b_coco.py'
 
 data_root = None
 model = dict(roi_head=dict(bbox_head=dict(num_classes=None), mask_head=dict(num_classes=None)))
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].ratio_range = (0.5, 2.0)
+jitter = dict(ratio_range=(0.5, 2.0))
 train_dataloader = dict(
     batch_size=2,
     num_workers=2,
@@ -24,7 +21,6 @@ train_dataloader = dict(
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/train/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=1),
-        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(

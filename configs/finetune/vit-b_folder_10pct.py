@@ -2,8 +2,6 @@
 
 Source:   vit-b_folder.py for longer: three times the epochs, since each has few images.
 Command:  python tools/train.py configs/finetune/vit-b_folder_10pct.py --cfg-options data_root=... load_from=...
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-b_folder.py'

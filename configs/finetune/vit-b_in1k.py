@@ -5,7 +5,6 @@
 Source:   arXiv 2111.09886 and its reference implementation (ViT-B).
 Command:  tools/dist_train.sh configs/finetune/vit-b_in1k.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth       (8 x 256 = total batch 2048)
-Cost:     not measured.
 Expected: 83.8 % top-1 after 800 epochs of pretraining (published); not run here.
 """
 
@@ -22,36 +21,32 @@ model = dict(
 )
 
 bgr_mean = [103.53, 116.28, 123.675]
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(  # rand-m9-mstd0.5-inc1
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
-    ),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=bgr_mean,
-        fill_std=[57.375, 57.12, 58.395],
-    ),
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs'),
-]
+load = dict(type='LoadImageFromFile')
+crop = dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic')
+flip = dict(type='RandomFlip', prob=0.5, direction='horizontal')
+augment = dict(  # rand-m9-mstd0.5-inc1
+    type='RandAugment',
+    policies='timm_increasing',
+    num_policies=2,
+    total_level=10,
+    magnitude_level=9,
+    magnitude_std=0.5,
+    hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
+)
+erase = dict(
+    type='RandomErasing',
+    erase_prob=0.25,
+    mode='rand',
+    min_area_ratio=0.02,
+    max_area_ratio=1 / 3,
+    fill_color=bgr_mean,
+    fill_std=[57.375, 57.12, 58.395],
+)
+resize = dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic')
+center_crop = dict(type='CenterCrop', crop_size=224)
+pack = dict(type='PackInputs')
+train_pipeline = [dict(_part_=name) for name in ('load', 'crop', 'flip', 'augment', 'erase', 'pack')]
+test_pipeline = [dict(_part_=name) for name in ('load', 'resize', 'center_crop', 'pack')]
 train_dataloader = dict(
     batch_size=256,
     num_workers=None,  # chosen by tools/train.py from the cores

@@ -6,8 +6,6 @@ Source:   vit-b_in1k.py for longer: three times the epochs, since each has few i
           share no figure is published.
 Command:  tools/dist_train.sh configs/finetune/vit-b_in1k_10pct.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-b_in1k.py'

@@ -3,19 +3,15 @@
 Source:   the recipe of vit-b_in1k.py; for this size no figure is published.
 Command:  tools/dist_train.sh configs/finetune/vit-b_in1k_384px.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-b_in1k.py'
 
 model = dict(backbone=dict(img_size=384))
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].scale = 384
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = 438  # int(384 * 256 / 224)
-test_pipeline[2].crop_size = 384
-train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
+crop = dict(scale=384)
+resize = dict(scale=438)  # int(384 * 256 / 224)
+center_crop = dict(crop_size=384)
+train_dataloader = dict(batch_size=64)
+val_dataloader = dict(batch_size=64)
 test_dataloader = val_dataloader
 optim_wrapper = dict(accumulative_counts=4)

@@ -3,8 +3,6 @@
 Source:   the recipe of vit-b_in1k.py; for this size no figure is published.
 Command:  tools/dist_train.sh configs/finetune/vit-s_in1k.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-s/epoch_800.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-b_in1k.py'

@@ -18,6 +18,11 @@ model = dict(
     head=dict(in_channels=192),
 )
 load = dict(type='simmim_plugin.LoadImage')
+crop = dict(type='torchvision/RandomResizedCrop', size=64, scale=(0.3, 1.0), interpolation='bicubic', antialias=True)
+flip = dict(type='torchvision/RandomHorizontalFlip')
+resize = dict(type='torchvision/Resize', size=73, interpolation='bicubic', antialias=True)  # 64 * 256 / 224
+center_crop = dict(type='torchvision/CenterCrop', size=64)
+pack = dict(type='PackInputs')
 extensions = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif', '.tif', '.tiff', '.npy')
 train_dataloader = dict(
     batch_size=32,
@@ -27,14 +32,7 @@ train_dataloader = dict(
         data_root=None,
         data_prefix='train',
         extensions=extensions,
-        pipeline=[
-            load,
-            dict(
-                type='torchvision/RandomResizedCrop', size=64, scale=(0.3, 1.0), interpolation='bicubic', antialias=True
-            ),
-            dict(type='torchvision/RandomHorizontalFlip'),
-            dict(type='PackInputs'),
-        ],
+        pipeline=[dict(_part_=name) for name in ('load', 'crop', 'flip', 'pack')],
     ),
 )
 val_dataloader = dict(
@@ -45,12 +43,7 @@ val_dataloader = dict(
         data_root=None,
         data_prefix='val',
         extensions=extensions,
-        pipeline=[
-            load,
-            dict(type='torchvision/Resize', size=73, interpolation='bicubic', antialias=True),  # 64 * 256 / 224
-            dict(type='torchvision/CenterCrop', size=64),
-            dict(type='PackInputs'),
-        ],
+        pipeline=[dict(_part_=name) for name in ('load', 'resize', 'center_crop', 'pack')],
     ),
 )
 test_dataloader = val_dataloader

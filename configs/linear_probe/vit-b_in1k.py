@@ -5,7 +5,6 @@ For sets whose features fit in memory tools/probe.py is quicker: it computes the
 Source:   block and expected figure: arXiv 2111.09886; training: the linear probe of arXiv 2111.06377 (LARS, 90 epochs).
 Command:  tools/dist_train.sh configs/linear_probe/vit-b_in1k.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth       (8 x 2048 = total batch 16384)
-Cost:     not measured.
 Expected: 56.7 % top-1 after 800 epochs of pretraining (published); not run here.
 """
 
@@ -27,12 +26,7 @@ model = dict(
     ),
     train_cfg=None,
 )
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
+train_pipeline = [dict(_part_=name) for name in ('load', 'crop', 'flip', 'pack')]
 train_dataloader = dict(batch_size=2048, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(
     _delete_=True,

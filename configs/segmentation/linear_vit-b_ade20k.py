@@ -3,8 +3,6 @@
 Source:   upernet_vit-b_ade20k.py with a linear head behind a frozen backbone, 40,000 iterations at 1e-3.
 Command:  tools/dist_train.sh configs/segmentation/linear_vit-b_ade20k.py 8 --cfg-options data_root=/path/to/ade20k \
               load_from=vit-b.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'upernet_vit-b_ade20k.py'

@@ -7,8 +7,6 @@ set `classes` to the list of names.
 Source:   upernet_vit-b_ade20k.py; 40,000 iterations on one GPU, as few images call for.
 Command:  python tools/train.py configs/segmentation/upernet_vit-b_folder.py --cfg-options data_root=/path/to/data \
               load_from=vit-b.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'upernet_vit-b_ade20k.py'
@@ -16,17 +14,13 @@ _base_ = 'upernet_vit-b_ade20k.py'
 data_root = None
 classes = None
 model = dict(decode_head=dict(num_classes=None), auxiliary_head=dict(num_classes=None))
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].reduce_zero_label = False
-test_pipeline = _base_.test_pipeline
-test_pipeline[2].reduce_zero_label = False
+annotations = dict(reduce_zero_label=False)
 train_dataloader = dict(
     batch_size=16,
     dataset=dict(
         type='BaseSegDataset',
         metainfo=None,
         data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
-        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
@@ -34,7 +28,6 @@ val_dataloader = dict(
         type='BaseSegDataset',
         metainfo=None,
         data_prefix=dict(img_path='images/valid', seg_map_path='masks/valid'),
-        pipeline=test_pipeline,
     )
 )
 test_dataloader = val_dataloader

@@ -2,8 +2,6 @@
 
 Source:   upernet_vit-b_ade20k.py at the size of a ViT-L: layer decay 0.8 and drop path 0.2.
 Command:  tools/dist_train.sh configs/segmentation/upernet_vit-l_ade20k.py 8 --cfg-options ...
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'upernet_vit-b_ade20k.py'

@@ -2,8 +2,6 @@
 
 Source:   upernet_vit-b_ade20k.py at the size of a ViT-S.
 Command:  tools/dist_train.sh configs/segmentation/upernet_vit-s_ade20k.py 8 --cfg-options ...
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'upernet_vit-b_ade20k.py'

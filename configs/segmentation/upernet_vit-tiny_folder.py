@@ -6,7 +6,6 @@ Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/de
           short a training wants.
 Command:  python tools/train.py configs/segmentation/upernet_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
               load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
-Cost:     not measured.
 Expected: see upernet_vit-tiny_facade.py.
 """
 
@@ -21,13 +20,11 @@ model = dict(
     auxiliary_head=dict(in_channels=192, channels=64),
     test_cfg=dict(_delete_=True, mode='whole'),
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = (1024, 256)
-train_pipeline[3].crop_size = crop_size
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = (1024, 256)
-train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+jitter = dict(scale=(1024, 256))
+crop = dict(crop_size=crop_size)
+resize = dict(scale=(1024, 256))
+train_dataloader = dict(batch_size=4, num_workers=1)
+val_dataloader = dict(num_workers=1)
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay_rate=0.75))
 auto_scale_lr = dict(base_batch_size=4)

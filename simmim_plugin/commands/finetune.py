@@ -17,10 +17,10 @@ EXAMPLE = """example:
 DATA has train/ and val/, each with a folder per class. The config is written to OUT/config.py. Few labels, other data,
 other recipes: edit a copy of it and use `simmim train`. Detection and segmentation: configs/detection, segmentation."""
 SMALL = 128  # px; below, crops and flips alone, as in vit-tiny_folder.py
-# Config that is inherited, epochs, and the places of the sizes in its pipelines.
+# Config that is inherited, epochs, and what its crop, resize and center_crop call their sizes.
 RECIPES = {
-    True: ('finetune/vit-tiny_folder.py', 20, ('[1].size = {size}', '[1].size = {edge}', '[2].size = {size}')),
-    False: ('finetune/vit-b_folder.py', 100, ('[1].scale = {size}', '[1].scale = {edge}', '[2].crop_size = {size}')),
+    True: ('finetune/vit-tiny_folder.py', 20, ('size', 'size', 'size')),
+    False: ('finetune/vit-b_folder.py', 100, ('scale', 'scale', 'crop_size')),
 }
 EDGE = 256 / 224  # shorter side of a test image to the side of its crop
 
@@ -38,13 +38,11 @@ model = dict(
     backbone=dict(arch=dict(_delete_=True, **{arch}), **{settings}),
     head=dict(in_channels={width}),
 )
-train_pipeline = _base_.train_dataloader.dataset.pipeline
-train_pipeline{train_size}
-test_pipeline = _base_.val_dataloader.dataset.pipeline
-test_pipeline{test_edge}
-test_pipeline{test_size}
-train_dataloader = dict(batch_size={batch}, num_workers=None, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=None, dataset=dict(pipeline=test_pipeline))
+crop = dict({crop}={size})
+resize = dict({resize}={edge})
+center_crop = dict({center_crop}={size})
+train_dataloader = dict(batch_size={batch}, num_workers=None)
+val_dataloader = dict(num_workers=None)
 test_dataloader = val_dataloader
 optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
 epochs, warmup = {epochs}, {warmup}
@@ -105,7 +103,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     if size < patch or size % patch:
         near = max(1, size // patch) * patch
         raise ValueError(f"--img-size {size} must be a multiple of the checkpoint's patches of {patch} px, e.g. {near}")
-    recipe, epochs, places = RECIPES[size < SMALL]
+    recipe, epochs, (crop, resize, center_crop) = RECIPES[size < SMALL]
     epochs = args.epochs or epochs
     cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
     images = len(ImageFolder(str(Path(args.data, 'train'))))
@@ -113,12 +111,11 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     if fit is None:
         cfg.model.backbone = dict(cfg.model.backbone, arch=arch, **settings)
         fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
-    sizes = [place.format(size=size, edge=round(size * EDGE)) for place in places]
     text = TEXT.format(
         command=recipes.command_of(out), base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
         checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, settings=settings,
-        width=arch['embed_dims'], train_size=sizes[0], test_edge=sizes[1], test_size=sizes[2], batch=fit.batch,
-        warmup=max(1, epochs // 5), epochs=epochs,
+        width=arch['embed_dims'], crop=crop, resize=resize, center_crop=center_crop, size=size,
+        edge=round(size * EDGE), batch=fit.batch, warmup=max(1, epochs // 5), epochs=epochs,
     )  # fmt: skip
     path = recipes.write_config(text, out, args.resume)
     classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())

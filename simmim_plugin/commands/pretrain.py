@@ -33,10 +33,9 @@ _base_ = {base!r}
 data_root = {data!r}
 randomness = dict(seed={seed})
 model = dict(backbone=dict({arch}img_size={size}, patch_size={patch}))
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].size = {size}
-train_pipeline[3].update(mask_patch_size={unit}, model_patch_size={patch})
-train_dataloader = dict(batch_size={batch}, num_workers=None, dataset=dict(pipeline=train_pipeline))
+crop = dict(size={size})
+mask = dict(mask_patch_size={unit}, model_patch_size={patch})
+train_dataloader = dict(batch_size={batch}, num_workers=None)
 optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
 epochs, warmup = {epochs}, {warmup}
 param_scheduler = [

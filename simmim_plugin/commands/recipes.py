@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
 from simmim_plugin.apis.train import FEW_ITERATIONS
-from simmim_plugin.config import load_config
+from simmim_plugin.config import RUNNER_KEYS, fill_in_parts, load_config
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.counters import saved_bytes
@@ -157,7 +158,7 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
         for a, b in zip_longest(old.splitlines(), text.splitlines(), fillvalue='')
         if a != b and not a.startswith('Command: ')  # where the run lies is no setting; it may have been moved
     ]
-    if lines and trained:
+    if lines and trained and _settings(old) != _settings(text):
         raise ValueError(
             f'{path} is of a training with other settings: {lines[0][0]!r} there, {lines[0][1]!r} now; '
             'give those again, or another --out. To go on with the file as it is, longer if you raise its epochs: '
@@ -166,6 +167,13 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     path.write_text(text, encoding='utf-8')
     load_config(str(path))
     return path
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """What a written config sets, however its lines put it; earlier versions wrote other lines."""
+    cfg = Config.fromstring(text, '.py')
+    fill_in_parts(cfg)
+    return {key: value for key, value in cfg.to_dict().items() if key in RUNNER_KEYS}
 
 
 def command_of(out: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from tqdm import tqdm
 
-from simmim_plugin.config import apply_options, fill_in_data, load_config
+from simmim_plugin.config import apply_options, load_config, named_parts
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
 from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
 from simmim_plugin.experiments.report import mean_and_range
@@ -57,7 +57,7 @@ def at_size(cfg: Config, size: Config) -> Config:
     backbone = cfg.model.backbone
     scale = backbone.patch_size / patch
     pipeline = training_data(cfg).pipeline
-    for transform in pipeline:
+    for transform in [*pipeline, *(cfg[name] for name in named_parts(cfg))]:
         kind = transform.type.split('.')[-1].split('/')[-1]
         if kind == 'RandomResizedCrop':
             transform.size = backbone.img_size
@@ -117,11 +117,9 @@ def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | 
     Raises:
         ValueError: They are no such configs, or their backbones differ in size.
     """
-    tuned = Config.fromfile(settings.finetune)
+    tuned = load_config(settings.finetune, {'data_root': settings.data_root})
     if 'head' not in tuned.get('model', {}) or 'val_dataloader' not in tuned:
         raise ValueError(f'--finetune {settings.finetune} is no config of fine-tuning with a head and a val_dataloader')
-    tuned.data_root = settings.data_root
-    fill_in_data(tuned)
     tuned.randomness.seed = seed
     if leaf is None:
         return None, tuned

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,10 +145,10 @@ def test_many_channels_of_sixteen_bits(suffix, tmp_path):
         np.save(path, scene) if suffix == 'npy' else tifffile.imwrite(path, scene, photometric='minisblack')
     statistics = [sys.executable, ROOT / 'tools/compute_mean_std.py', folder, '--channels', 5, '--dtype', 'float32']
     printed = run(*statistics, cwd=tmp_path)
-    last = 'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+    last = "load = dict(_delete_=True, type='LoadImage', channels=5, dtype='float32')\n"
     lines = printed[printed.index('model = dict(') : printed.index(last) + len(last)]
     pixels = np.concatenate([scene.reshape(-1, 5) for scene in scenes]).astype(np.float64)
-    printed_values: dict = {'_base_': SimpleNamespace(train_pipeline=[None])}
+    printed_values: dict = {}
     exec(lines, printed_values)
     preprocessor = printed_values['model']['data_preprocessor']
     assert preprocessor['mean'] == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
@@ -163,9 +162,7 @@ def test_many_channels_of_sixteen_bits(suffix, tmp_path):
         f'_base_ = {str(mine)!r}\n'
         'model = dict(backbone=dict(img_size=64, drop_path_rate=0.0,\n'
         '    arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)))\n'
-        'train_pipeline = _base_.train_pipeline\n'
-        'train_pipeline[1].size = 64\n'
-        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+        'crop = dict(size=64)\n'
         'train_cfg = dict(max_epochs=2)\n'
     )
     small = [option for option in SMALL if 'arch' not in option]
@@ -198,7 +195,7 @@ def test_grey_sixteen_bits_stay_one_channel(tmp_path):
     log = train(
         folder, tmp_path / 'work', 'train_cfg.max_epochs=1', 'model.backbone.in_channels=1',
         'model.data_preprocessor.mean=[2048]', 'model.data_preprocessor.std=[1182]',
-        'train_dataloader.dataset.pipeline.0.channels=1', 'train_dataloader.dataset.pipeline.0.dtype=float32',
+        'load.channels=1', 'load.dtype=float32',
     )  # fmt: skip
     assert 'at the start ->' in log
     assert load_pretrained(tmp_path / 'work/epoch_1.pth')[0].backbone.in_channels == 1
@@ -236,9 +233,9 @@ def test_too_many_bad_images_stop_with_their_list(image_folder, tmp_path):
     [
         (['data_root=/nowhere'], "error: data_root='/nowhere' is not a folder"),
         (['model.backbone.img_size=60'], 'error: img_size of 60 x 60 px'),
-        (['train_dataloader.dataset.pipeline.3.mask_ratio=1.5'], 'error: mask_ratio=1.5 is outside [0, 1]'),
-        (['train_dataloader.dataset.pipeline.3.mask_patch_size=12'], 'error: mask_patch_size=12 must be'),
-        (['train_dataloader.dataset.pipeline.1.size=60'], 'error: image of 60 x 60 px'),
+        (['mask.mask_ratio=1.5'], 'error: mask_ratio=1.5 is outside [0, 1]'),
+        (['mask.mask_patch_size=12'], 'error: mask_patch_size=12 must be'),
+        (['crop.size=60'], 'error: image of 60 x 60 px'),
         (
             ['model.backbone.in_channels=5'],
             'error: SimMIMViT has in_channels=5, but got an input of shape (2, 3, 64, 64)',

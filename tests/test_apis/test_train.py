@@ -39,6 +39,12 @@ def test_data_root_of_the_data_set_itself_wins_and_nothing_is_ignored():
         ('model.backbone.arch.x', "model.backbone.arch is a plain value, it has no 'x'"),
         ('custom_hooks.7.interval', "'7' is no index into a list of 1"),
         ('lr', "there is no 'lr'; did you mean 'optim_wrapper.optimizer.lr'"),
+        ('mask_ratio', "there is no 'mask_ratio'; did you mean 'mask.mask_ratio'"),
+        ('maks.mask_ratio', "there is no 'maks'; did you mean .*'mask'"),
+        (
+            'masks.simmim.mask_ratio',
+            "nothing is built from 'masks.simmim'; set one of the named parts load, crop, flip, mask",
+        ),
         ('batch_size', "did you mean 'train_dataloader.batch_size'"),
     ],
 )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -119,7 +118,7 @@ def test_written_config_of_each_size(image_folder, tmp_path, monkeypatch, capsys
     cli.main(
         ['pretrain', str(image_folder), '--arch', arch, *options, *batch, '--dry-run', '--out', str(tmp_path / 'x')]
     )
-    cfg = Config.fromfile(tmp_path / 'x/config.py')
+    cfg = load_config(str(tmp_path / 'x/config.py'))
     size = size or (64 if arch == 'tiny' else 224)
     backbone, (crop, generator) = cfg.model.backbone, cfg.train_dataloader.dataset.pipeline[1:4:2]
     assert (backbone.img_size, backbone.patch_size, crop.size) == (size, patch, size)

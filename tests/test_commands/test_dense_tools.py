@@ -16,13 +16,13 @@ model = dict(
     backbone=dict(arch={ARCH | dict(_delete_=True)}, img_size=64, window_size=4, global_blocks=(1,)),
     neck=dict(in_channels=32), bbox_head=dict(num_classes=2), test_cfg=dict(score_thr=0.0),
 )
-train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
-train_pipeline[3].scale = train_pipeline[4].crop_size = train_pipeline[6].size = test_pipeline[1].scale = (96, 96)
+jitter = resize = dict(scale=(96, 96))
+crop, pad = dict(crop_size=(96, 96)), dict(size=(96, 96))
 data = dict(metainfo=dict(classes={NAMES}), data_prefix=dict(img='images/train/'))
 train_dataloader = dict(batch_size=2, {LOADER}, dataset=dict(
-    **data, ann_file='annotations/train.json', filter_cfg=dict(min_size=1), pipeline=train_pipeline))
+    **data, ann_file='annotations/train.json', filter_cfg=dict(min_size=1)))
 data['data_prefix'] = dict(img='images/valid/')
-val_dataloader = dict({LOADER}, dataset=dict(**data, ann_file='annotations/valid.json', pipeline=test_pipeline))
+val_dataloader = dict({LOADER}, dataset=dict(**data, ann_file='annotations/valid.json'))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=1, val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
@@ -33,13 +33,12 @@ model = dict(
     backbone=dict(arch={ARCH | dict(_delete_=True)}, img_size=64, out_indices=(2,), frozen_stages=3),
     decode_head=dict(in_channels=32, channels=32), test_cfg=dict(crop_size=(64, 64), stride=(40, 40)),
 )
-train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
-train_pipeline[2].scale = test_pipeline[1].scale = (128, 64)
-train_pipeline[3].crop_size = (64, 64)
+jitter = resize = dict(scale=(128, 64))
+crop = dict(crop_size=(64, 64))
 train_dataloader = dict({LOADER}, dataset=dict(
-    data_prefix=dict(img_path='images/train', seg_map_path='masks/train'), pipeline=train_pipeline))
+    data_prefix=dict(img_path='images/train', seg_map_path='masks/train')))
 val_dataloader = dict({LOADER}, dataset=dict(
-    data_prefix=dict(img_path='images/valid', seg_map_path='masks/valid'), pipeline=test_pipeline))
+    data_prefix=dict(img_path='images/valid', seg_map_path='masks/valid')))
 test_dataloader = val_dataloader
 train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))

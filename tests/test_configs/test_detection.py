@@ -34,11 +34,10 @@ TINY = {
     'model.backbone.window_size': 4,
     'model.backbone.global_blocks': [1],
     'model.neck.in_channels': 32,
-    'train_dataloader.dataset.pipeline.3.scale': SIZE,
-    'train_dataloader.dataset.pipeline.4.crop_size': SIZE,
-    'train_dataloader.dataset.pipeline.6.size': SIZE,
-    'val_dataloader.dataset.pipeline.1.scale': SIZE,
-    'test_dataloader.dataset.pipeline.1.scale': SIZE,
+    'jitter.scale': SIZE,
+    'crop.crop_size': SIZE,
+    'pad.size': SIZE,
+    'resize.scale': SIZE,
 }
 STOCK = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 

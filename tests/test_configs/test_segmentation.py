@@ -35,10 +35,9 @@ TINY = {
     'model.data_preprocessor.size': CROP,
     'model.test_cfg.crop_size': CROP,
     'model.test_cfg.stride': (40, 40),
-    'train_dataloader.dataset.pipeline.2.scale': (128, 64),
-    'train_dataloader.dataset.pipeline.3.crop_size': CROP,
-    'val_dataloader.dataset.pipeline.1.scale': (128, 72),
-    'test_dataloader.dataset.pipeline.1.scale': (128, 72),
+    'jitter.scale': (128, 64),
+    'crop.crop_size': CROP,
+    'resize.scale': (128, 72),
 }
 
 

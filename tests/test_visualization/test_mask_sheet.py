@@ -46,9 +46,7 @@ def test_bad_input_is_named(image_folder, tmp_path):
 def test_named_masks_fit_the_tiny_config(image_folder, tmp_path, name, hidden):
     leaf = tmp_path / 'leaf.py'
     leaf.write_text(
-        f"_base_ = '{ROOT / 'configs/simmim_vit-tiny_folder.py'}'\n"
-        f'train_pipeline = _base_.train_pipeline\ntrain_pipeline[3] = _base_.masks.{name}\n'
-        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+        f"_base_ = '{ROOT / 'configs/simmim_vit-tiny_folder.py'}'\nmask = dict(_delete_=True, **_base_.masks.{name})\n"
     )
     found = draw_masks(load_config(str(leaf), {'data_root': str(image_folder)}), tmp_path / 'm.png', 1, 4)
     assert found.patches == 64 and found.shares['mask'] == hidden / 64

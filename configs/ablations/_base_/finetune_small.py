@@ -13,14 +13,10 @@ model = dict(
     ),
     head=dict(in_channels=128),
 )
-train_pipeline = _base_.train_dataloader.dataset.pipeline
-train_pipeline[1].size = 80
-test_pipeline = _base_.val_dataloader.dataset.pipeline
-test_pipeline[1].size = 92
-test_pipeline[2].size = 80
-train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+crop = dict(size=80)
+resize = dict(size=92)
+center_crop = dict(size=80)
+train_dataloader = dict(batch_size=64)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 auto_scale_lr = dict(base_batch_size=64)
 param_scheduler = [

@@ -3,28 +3,22 @@
 image_size = (1024, 1024)
 data_root = 'data/coco'
 
+load = dict(type='LoadImageFromFile')
+annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+flip = dict(type='RandomFlip', prob=0.5)
+jitter = dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True)
+crop = dict(
+    type='RandomCrop', crop_type='absolute', crop_size=image_size, recompute_bbox=True, allow_negative_crop=True
+)
+filter_boxes = dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2))
+pad = dict(type='Pad', size=image_size, pad_val=dict(img=(114, 114, 114)))
+pack = dict(type='PackDetInputs')
+resize = dict(type='Resize', scale=image_size, keep_ratio=True)  # the model pads; boxes end where the image does
+pack_test = dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
-    dict(
-        type='RandomCrop',
-        crop_type='absolute',
-        crop_size=image_size,
-        recompute_bbox=True,
-        allow_negative_crop=True,
-    ),
-    dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
-    dict(type='Pad', size=image_size, pad_val=dict(img=(114, 114, 114))),
-    dict(type='PackDetInputs'),
+    dict(_part_=name) for name in ('load', 'annotations', 'flip', 'jitter', 'crop', 'filter_boxes', 'pad', 'pack')
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_size, keep_ratio=True),  # the model pads; boxes end where the image does
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+test_pipeline = [dict(_part_=name) for name in ('load', 'resize', 'annotations', 'pack_test')]
 train_dataloader = dict(
     batch_size=8,
     num_workers=None,  # chosen by tools/train.py from the cores

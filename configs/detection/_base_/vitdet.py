@@ -7,7 +7,7 @@ Source:   ViTDet (arXiv 2203.16527) and its public code: 1024 px, large-scale ji
           250 iterations of warm-up. The jitter's range is 0.1 to 2.
 """
 
-_base_ = 'mmdet::_base_/default_runtime.py'
+_base_ = ['mmdet::_base_/default_runtime.py', '../../_base_/reliability.py']
 
 custom_hooks = [dict(type='NumClassCheckHook')]
 
@@ -38,11 +38,5 @@ param_scheduler = [
 train_cfg = dict(type='simmim_plugin.ResumableTrainLoop', max_epochs=100, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
-    checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3),
-    seeds=dict(type='simmim_plugin.IterationSeedHook'),
-    faults=dict(type='simmim_plugin.FaultHook'),
-    interrupt=dict(type='simmim_plugin.InterruptHook'),
-)
+default_hooks = dict(_base_.reliability)
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')

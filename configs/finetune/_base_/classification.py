@@ -52,9 +52,4 @@ optim_wrapper = dict(
 )
 custom_hooks = []
 log_processor = dict(type='simmim_plugin.SimMIMLogProcessor')
-default_hooks = dict(
-    checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', save_best='accuracy/top1'),
-    seeds=dict(type='simmim_plugin.IterationSeedHook'),
-    faults=dict(type='simmim_plugin.FaultHook'),
-    interrupt=dict(type='simmim_plugin.InterruptHook'),
-)
+default_hooks = dict(checkpoint=dict(save_best='accuracy/top1'))

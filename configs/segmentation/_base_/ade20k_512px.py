@@ -2,21 +2,17 @@
 
 data_root = 'data/ade/ADEChallengeData2016'
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),  # behind the resizing: judged at the size of the annotation
-    dict(type='PackSegInputs'),
-]
+load = dict(type='LoadImageFromFile')
+annotations = dict(type='LoadAnnotations', reduce_zero_label=True)
+jitter = dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)
+crop = dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75)
+flip = dict(type='RandomFlip', prob=0.5)
+distort = dict(type='PhotoMetricDistortion')
+resize = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
+pack = dict(type='PackSegInputs')
+train_pipeline = [dict(_part_=name) for name in ('load', 'annotations', 'jitter', 'crop', 'flip', 'distort', 'pack')]
+# The annotations come after the resizing: judged at their own size.
+test_pipeline = [dict(_part_=name) for name in ('load', 'resize', 'annotations', 'pack')]
 train_dataloader = dict(
     batch_size=2,
     num_workers=None,  # chosen by tools/train.py from the cores

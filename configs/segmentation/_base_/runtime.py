@@ -7,6 +7,8 @@ Source:   the recipe for ADE20K of BEiT (arXiv 2106.08254), with the rate and la
           decay 0.05, layer decay 0.65, drop path 0.1.
 """
 
+_base_ = '../../_base_/reliability.py'
+
 default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
@@ -22,15 +24,10 @@ log_level = 'INFO'
 load_from = None
 resume = False
 default_hooks = dict(
-    runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
+    _base_.reliability,
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(
-        type='simmim_plugin.SimMIMCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3, save_best='mIoU'
-    ),
+    checkpoint=dict(_base_.reliability.checkpoint, by_epoch=False, interval=16000, save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    seeds=dict(type='simmim_plugin.IterationSeedHook'),
-    faults=dict(type='simmim_plugin.FaultHook'),
-    interrupt=dict(type='simmim_plugin.InterruptHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
 custom_hooks = [dict(type='simmim_plugin.SegLabelHook')]

@@ -15,10 +15,8 @@ from simmim_plugin.checkpoints.loading import load_pretrained
 def test_both_masks_are_kept_apart_to_the_log(image_folder, tmp_path):
     (tmp_path / 'leaf.py').write_text(
         f"_base_ = '{ROOT / 'configs/simmim_vit-tiny_folder.py'}'\n"
-        'train_pipeline = _base_.train_pipeline\n'
-        "train_pipeline[3] = dict(type='SimMIMMaskGenerator', local=dict(ratio=0.5, unit=16),\n"
-        '                         global_=dict(ratio=0.25, unit=32), model_patch_size=8)\n'
-        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+        "mask = dict(_delete_=True, type='SimMIMMaskGenerator', local=dict(ratio=0.5, unit=16),\n"
+        '            global_=dict(ratio=0.25, unit=32), model_patch_size=8)\n'
         "model = dict(head=dict(num_layers=2, loss=dict(criterion='l2', scope='all', frequency_weight=0.1)))\n"
         'train_cfg = dict(max_epochs=2)\n'
     )

@@ -79,10 +79,8 @@ def test_resumed_training_goes_on_with_the_ramp(leaf, tmp_path):
 @pytest.mark.slow
 def test_training_logs_the_error_of_both_masks_and_both_ratios(leaf):
     more = (
-        'train_pipeline = _base_.train_pipeline\n'
-        "train_pipeline[3] = dict(type='SimMIMMaskGenerator', local=dict(ratio=0.75, unit=16),\n"
+        "mask = dict(_delete_=True, type='SimMIMMaskGenerator', local=dict(ratio=0.75, unit=16),\n"
         '    global_=dict(ratio=0.1, unit=32), model_patch_size=8)\n'
-        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
     )
     ramps = [
         dict(type='MaskRatioHook', start=0.25, argument='local.ratio'),

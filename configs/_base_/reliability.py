@@ -1,0 +1,9 @@
+"""The hooks that make a run survive: checkpoints, seeds per iteration, faults, signals (docs/reliability.md)."""
+
+reliability = dict(
+    runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
+    checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3),
+    seeds=dict(type='simmim_plugin.IterationSeedHook'),
+    faults=dict(type='simmim_plugin.FaultHook'),
+    interrupt=dict(type='simmim_plugin.InterruptHook'),
+)
