@@ -39,6 +39,8 @@ _MODULE_OF = {
     'ImageFolder': 'datasets.image_folder',
     'InterruptHook': 'engine.hooks.interrupt_hook',
     'IterationSeedHook': 'engine.hooks.iteration_seed_hook',
+    'Labelled': 'evaluation.probes',
+    'LabelledFolder': 'evaluation.probes',
     'LinearWarmupLR': 'engine.schedulers',
     'LoadImage': 'datasets.transforms.loading',
     'MLflowVisBackend': 'visualization.mlflow_backend',
@@ -67,10 +69,14 @@ _MODULE_OF = {
     'TarShards': 'datasets.tar_shards',
     'WarmupCosineLR': 'engine.schedulers',
     'average_distance': 'visualization.mask_sheet',
+    'extract_folder': 'apis.extract_features',
     'focal_frequency_loss': 'models.losses',
+    'knn_probe': 'evaluation.probes',
+    'linear_probe': 'evaluation.probes',
     'load_pretrained': 'checkpoints.loading',
     'normalize_patches': 'models.losses',
     'reconstruction_loss': 'models.losses',
+    'run_probes': 'evaluation.probes',
 }
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605 (names are imported on first use, see __getattr__)
 

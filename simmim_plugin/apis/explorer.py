@@ -152,7 +152,7 @@ class Explorer:
 
     def pca_picture(self, features: Tensor) -> np.ndarray:
         """The features' first three principal components as red, green and blue."""
-        return self._patches(pca_rgb(features).numpy())
+        return enlarge(pca_rgb(features), self.scale * self.patch_size)
 
     def similarity_picture(self, features: Tensor, patch: tuple[int, int]) -> tuple[np.ndarray, float]:
         """Cosine similarity of all patches to one, which is framed; the least one (0.99 at most) is dark, 1 yellow.
@@ -163,7 +163,8 @@ class Explorer:
         near = similarity(features, patch)
         low = min(float(near.min()), LEAST_SIMILAR)
         colours = matplotlib.colormaps['viridis'](((near - low) / (1 - low)).numpy())[..., :3]
-        return mark_patch(self._patches(colours), patch, self.scale * self.patch_size), low
+        side = self.scale * self.patch_size
+        return mark_patch(enlarge(colours, side), patch, side), low
 
     def patch_at(self, x: int, y: int) -> tuple[int, int]:
         """Row and column of the patch under a pixel of a picture made here."""
@@ -173,12 +174,7 @@ class Explorer:
 
     def _enlarged(self, image: Tensor) -> np.ndarray:
         """(3, H, W) in [0, 1] -> (H', W', 3) uint8."""
-        pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-        return pixels.repeat(self.scale, 0).repeat(self.scale, 1)
-
-    def _patches(self, colours: np.ndarray) -> np.ndarray:
-        """(h, w, 3) in [0, 1] -> (H', W', 3) uint8."""
-        return enlarge(colours, self.scale * self.patch_size)
+        return enlarge(image.movedim(0, -1), self.scale)
 
 
 def _more_masks(pipeline: Sequence[dict[str, Any]]) -> str:

@@ -1,35 +1,34 @@
-"""Features of a folder of images, written part by part and joined into one .npz or .parquet file."""
+"""Features of a folder of images: computed batch by batch, resumable, and written to one .npz or .parquet file."""
 
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import sys
-import time
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor, SizedImages
+from simmim_plugin.utils.files import PART_SUFFIX, read_json, whole_file, write_json
 
 SUFFIXES = ('.npz', '.parquet')
 DTYPES = ('float32', 'float16')
-PART_IMAGES, PART_BYTES = 1024, 64 * 2**20  # a part holds no more of either
-SETTINGS, JOINED = 'settings.json', 'joined.tmp'
-TELL_SECONDS = 30  # between lines, where no progress bar can be drawn
-FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # zip's, so that the same features give the same bytes
+PART_IMAGES, PART_BYTES = 1024, 64 * 2**20  # progress is saved after either; a row group has at most as much
+SETTINGS, JOINED = 'settings.json', 'joined'
+LOG_SECONDS = 30  # between updates of the progress bar in a log file
 
 
 class Extracted(NamedTuple):
-    """What `extract_folder` did: `images` whose features were written, and 'path: reason' of each unreadable one."""
+    """Result of `extract_folder`: `images` whose features were written, and 'path: reason' of each unreadable one."""
 
     images: int
     unreadable: list[str]
@@ -45,19 +44,19 @@ def extract_folder(
 ) -> Extracted:
     """Write the features of all images below a folder, sorted by path.
 
-    Finished parts are kept in `OUT.parts` while it runs; after an interruption the same call goes on after the last
-    one. At the end they are joined, which needs memory for one part and disk space for all features twice. Images that
-    cannot be read are left out, and named in `OUT.unreadable.txt`.
+    Features are appended to files in `OUT.parts`, and progress is saved there after every 1024 images or 64 MB. After
+    an interruption the same call resumes from the last save. At the end the files are written as one, which needs the
+    disk space of all features twice. Unreadable images are skipped and listed in `OUT.unreadable.txt`.
 
     A .npz file holds one array per name of the extractor, (images, *shape), and `files`, the paths below the folder,
     with forward slashes. A .parquet file holds a column `file` and one list of fixed size per name, patches flattened;
     the schema's metadata `shapes` is JSON of their shapes.
 
     Args:
-        extractor: What to extract.
-        folder: It is searched recursively.
+        extractor: Computes the features.
+        folder: Searched recursively.
         out: The file to write, .npz or .parquet. It must not exist.
-        batch_size: Images at a time.
+        batch_size: Images per batch.
         workers: Processes that read images; 0: this one does.
         dtype: 'float32' or 'float16', of the stored features.
 
@@ -75,8 +74,6 @@ def extract_folder(
     if not paths:
         raise ValueError(f'FOLDER {folder!r} holds no image')
     files = [_relative(path, folder) for path in paths]
-    image_bytes = sum(int(np.prod(shape)) for shape in extractor.shapes.values()) * np.dtype(dtype).itemsize
-    part_images = min(PART_IMAGES, max(1, PART_BYTES // image_bytes))
     settings = dict(
         **(extractor.source or {}),
         folder=os.path.realpath(folder),
@@ -85,23 +82,31 @@ def extract_folder(
         blocks=list(extractor.blocks),
         size=list(extractor.size),
         dtype=dtype,
-        part_images=part_images,
     )
-    parts_folder = f'{out}.parts'
-    _open_parts(parts_folder, settings, resumable=extractor.source is not None)
-    parts = [os.path.join(parts_folder, f'{i:06}.npz') for i in range(-(-len(files) // part_images))]
-    done = next((i for i, part in enumerate(parts) if not os.path.exists(part)), len(parts))
-    if done:
-        print(f'going on after {min(done * part_images, len(files))} of {len(files)} images, kept in {parts_folder}')
-    batches = _batches(extractor, paths, done * part_images, part_images, batch_size, workers)
-    for found, part in zip(_parts(extractor, batches, files, dtype), parts[done:]):
-        if part == parts[0] and not len(found['files']):
-            bad = found['unreadable']
-            raise ValueError(f'not one of the first {len(bad)} images could be read; the first: {bad[0]}')
-        with open(f'{part}.tmp', 'wb') as file:
-            np.savez(file, **found)
-        os.replace(f'{part}.tmp', part)
-    return _finish(extractor, parts, parts_folder, files, out, dtype)
+    image_bytes = sum(map(math.prod, extractor.shapes.values())) * np.dtype(dtype).itemsize
+    part_images = min(PART_IMAGES, max(1, PART_BYTES // image_bytes))
+    parts = Path(f'{out}.parts')
+    unreadable = _compute(extractor, paths, parts, settings, part_images, batch_size, workers)
+    kept = np.delete(np.array(files), list(unreadable))
+    arrays: dict[str, Any] = {
+        name: np.memmap(parts / f'{name}.bin', dtype, 'r', shape=(len(kept), *shape))
+        for name, shape in extractor.shapes.items()
+    }
+    with whole_file(parts / JOINED) as joined:
+        if out.lower().endswith('.npz'):
+            with open(joined, 'wb') as file:  # given a name, NumPy would add .npz
+                np.savez(file, files=kept, **arrays)
+        else:
+            _write_parquet(joined, kept, arrays, part_images)
+    list_path = f'{out}.unreadable.txt'
+    if unreadable:
+        with open(list_path, 'w', encoding='utf-8', errors='backslashreplace') as lines:
+            lines.writelines(f'{reason}\n' for reason in unreadable.values())
+    elif os.path.exists(list_path):  # of an earlier file of this name
+        os.remove(list_path)
+    os.replace(parts / JOINED, out)
+    shutil.rmtree(parts)
+    return Extracted(len(kept), list(unreadable.values()))
 
 
 def check_arguments(out: str, batch_size: int, workers: int, dtype: str) -> None:
@@ -127,170 +132,90 @@ def _relative(path: str, folder: str) -> str:
     return name.encode('utf-8', 'backslashreplace').decode()
 
 
-def _open_parts(folder: str, settings: dict[str, Any], resumable: bool) -> None:
-    """Make the folder of parts, or check that the parts in it are of the same extraction."""
-    path, new = os.path.join(folder, SETTINGS), os.path.join(folder, f'{SETTINGS}.tmp')
+def _resume(parts: Path, settings: Mapping[str, Any], resumable: bool) -> tuple[int, dict[int, str]]:
+    """Number of images that an earlier run with these settings has finished, and why some of them are unreadable."""
     other = 'remove this folder, or give another --out'
-    os.makedirs(folder, exist_ok=True)
-    names = set(os.listdir(folder)) - {os.path.basename(new)}
-    if names and SETTINGS not in names:
-        raise ValueError(f'{folder} exists, but is no folder of parts of features; {other}')
-    if any(name.endswith('.npz') for name in names):
-        if not resumable:
-            raise ValueError(f'{folder} exists; an extraction from a model in memory cannot go on, so {other}')
-        with open(path, encoding='utf-8') as file:
-            old = json.load(file)
-        changed = [
-            f'{k} was {old.get(k)}, is {settings.get(k)}' for k in old | settings if old.get(k) != settings.get(k)
-        ]
-        if changed:
-            raise ValueError(
-                f'{folder} is of an extraction with other settings ({"; ".join(changed)}); to start anew, {other}'
-            )
-        return
-    with open(new, 'w', encoding='utf-8') as file:
-        json.dump(settings, file, indent=1)
-    os.replace(new, path)
+    parts.mkdir(parents=True, exist_ok=True)
+    old = read_json(parts / SETTINGS)
+    if not old and any(not name.endswith(PART_SUFFIX) for name in os.listdir(parts)):
+        raise ValueError(f'{parts} exists, but is no folder of parts of features; {other}')
+    if not old.get('done'):
+        write_json(parts / SETTINGS, settings)
+        return 0, {}
+    if not resumable:
+        raise ValueError(f'{parts} exists; an extraction from a model in memory cannot be resumed, so {other}')
+    changed = [f'{key} was {old.get(key)}, is {value}' for key, value in settings.items() if old.get(key) != value]
+    if changed:
+        raise ValueError(
+            f'{parts} is of an extraction with other settings ({"; ".join(changed)}); to start anew, {other}'
+        )
+    return old['done'], {int(number): reason for number, reason in old['unreadable'].items()}
 
 
-class _Batch(NamedTuple):
-    last_of_part: bool
-    numbers: list[int]  # of the images that could be read
-    images: Tensor | None  # None: not one
-    unreadable: list[str]
+def _compute(
+    extractor: FeatureExtractor,
+    paths: Sequence[str],
+    parts: Path,
+    settings: Mapping[str, Any],
+    part_images: int,
+    batch_size: int,
+    workers: int,
+) -> dict[int, str]:
+    """Append features to one file per name, and save the number of finished images once the files are on the disk.
+
+    Files rather than memory maps: writing to a map kills the process when the disk is full.
+
+    Returns:
+        Reasons of the unreadable images, by number.
+    """
+    done, unreadable = _resume(parts, settings, resumable=extractor.source is not None)
+    if done:
+        print(f'resuming after {done} of {len(paths)} images, kept in {parts}')
+    saved, dtype = done, np.dtype(settings['dtype'])
+    dataset = Subset(SizedImages(paths, extractor.size, extractor.reading), range(done, len(paths)))
+    loader: DataLoader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=SizedImages.collate)
+    seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+    progress = tqdm(total=len(paths), initial=done, unit='image', mininterval=seconds, maxinterval=LOG_SECONDS)
+    with progress, ExitStack() as stack:
+        stored = {}
+        for name, shape in extractor.shapes.items():
+            stored[name] = stack.enter_context(open(parts / f'{name}.bin', 'r+b' if done else 'wb'))
+            stored[name].seek((done - len(unreadable)) * math.prod(shape) * dtype.itemsize)
+        for _, images, reasons in loader:
+            for name, values in extractor(images).items() if len(images) else ():
+                stored[name].write(_as_dtype(values, dtype, name).data)
+            for reason in reasons.values():
+                tqdm.write(f'skipped: {reason}', file=sys.stderr)
+            progress.update(len(images) + len(reasons))
+            unreadable |= reasons
+            done += len(images) + len(reasons)
+            if done < min(saved + part_images, len(paths)):
+                continue
+            if len(unreadable) == done:
+                first = next(iter(unreadable.values()))
+                raise ValueError(f'not one of the first {done} images could be read; the first: {first}')
+            for file in stored.values():
+                file.flush()
+                os.fsync(file.fileno())
+            write_json(parts / SETTINGS, {**settings, 'done': done, 'unreadable': unreadable})
+            saved = done
+    return unreadable
 
 
-class _Collate:
-    """Samples of `SizedImages` -> `_Batch`."""
-
-    def __init__(self, count: int, part_images: int) -> None:
-        self.count, self.part_images = count, part_images
-
-    def __call__(self, samples: list[tuple[int, Tensor | str]]) -> _Batch:
-        good = [(number, value) for number, value in samples if isinstance(value, Tensor)]
-        bad = [value for _, value in samples if isinstance(value, str)]
-        end = samples[-1][0] + 1
-        images = torch.stack([image for _, image in good]) if good else None
-        return _Batch(end % self.part_images == 0 or end == self.count, [number for number, _ in good], images, bad)
-
-
-def _batches(
-    extractor: FeatureExtractor, paths: Sequence[str], start: int, part_images: int, batch_size: int, workers: int
-) -> Iterator[_Batch]:
-    """Batches of images in order, none across two parts, with progress."""
-    ranges = [
-        list(range(first, min(first + batch_size, part + part_images, len(paths))))
-        for part in range(start, len(paths), part_images)
-        for first in range(part, min(part + part_images, len(paths)), batch_size)
-    ]
-    dataset = SizedImages(paths, extractor.size, extractor.reading)
-    loader: DataLoader = DataLoader(
-        dataset, batch_sampler=ranges, num_workers=workers, collate_fn=_Collate(len(paths), part_images)
-    )
-    begun = told = time.monotonic()
-    count = start
-    terminal = sys.stderr.isatty()
-    with tqdm(total=len(paths), initial=start, unit='image', disable=not terminal, file=sys.stderr) as progress:
-        for batch in loader:
-            yield batch  # and back when its features are there
-            for message in batch.unreadable:
-                tqdm.write(f'skipped: {message}', file=sys.stderr)
-            size = len(batch.numbers) + len(batch.unreadable)
-            progress.update(size)
-            count += size
-            if not terminal and time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
-                rate = (count - start) / (told - begun)
-                left = tqdm.format_interval((len(paths) - count) / rate)
-                print(f'{count} of {len(paths)} images, {rate:.1f} images/s, {left} left', file=sys.stderr, flush=True)
-
-
-def _parts(
-    extractor: FeatureExtractor, batches: Iterator[_Batch], files: Sequence[str], dtype: str
-) -> Iterator[dict[str, Any]]:
-    """Arrays of one part after the other: features by name, `files` and `unreadable`."""
-    values: dict[str, list[np.ndarray]] = {name: [] for name in extractor.names}
-    numbers: list[int] = []
-    unreadable: list[str] = []
-    for batch in batches:
-        numbers += batch.numbers
-        unreadable += batch.unreadable
-        if batch.images is not None:
-            for name, found in extractor(batch.images).items():
-                values[name].append(_as_dtype(found, dtype, name))
-        if batch.last_of_part:
-            empty = {name: np.zeros((0, *shape), dtype) for name, shape in extractor.shapes.items()}
-            arrays = {name: np.concatenate([empty[name], *values[name]]) for name in empty}
-            yield {
-                **arrays,
-                'files': np.array([files[number] for number in numbers], dtype=_text(files)),
-                'unreadable': np.array(unreadable, dtype=_text(unreadable)),
-            }
-            values, numbers, unreadable = {name: [] for name in values}, [], []
-
-
-def _as_dtype(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    if dtype == 'float16' and (largest := np.abs(values).max()) > np.finfo(np.float16).max:
+def _as_dtype(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    if dtype == np.float16 and (largest := np.abs(values).max()) > np.finfo(np.float16).max:
         raise ValueError(f'--dtype float16 cannot hold {name}, which reaches {largest:.3g}; use --dtype float32')
-    return values.astype(dtype, copy=False)
+    return np.ascontiguousarray(values, dtype)
 
 
-def _text(strings: Sequence[str]) -> np.dtype:
-    """NumPy's type for strings that are at most as long as the longest."""
-    return np.dtype(f'U{max(1, *map(len, strings))}' if strings else 'U1')
-
-
-def _member(part: str, name: str) -> np.ndarray:
-    with np.load(part) as arrays:
-        return arrays[name]
-
-
-def _finish(
-    extractor: FeatureExtractor, parts: Sequence[str], parts_folder: str, files: Sequence[str], out: str, dtype: str
-) -> Extracted:
-    """Join the parts into `out`, write the list of unreadable images and remove the parts."""
-    count = sum(len(_member(part, 'files')) for part in parts)
-    unreadable = [str(message) for part in parts for message in _member(part, 'unreadable')]
-    joined = os.path.join(parts_folder, JOINED)
-    if out.lower().endswith('.npz'):
-        members = {'files': (_text(files), ()), **{n: (np.dtype(dtype), s) for n, s in extractor.shapes.items()}}
-        _join_npz(joined, parts, count, members)
-    else:
-        _join_parquet(joined, parts, extractor.shapes, dtype)
-    list_path = f'{out}.unreadable.txt'
-    if unreadable:
-        with open(list_path, 'w', encoding='utf-8', errors='backslashreplace') as file:
-            file.writelines(f'{message}\n' for message in unreadable)
-    elif os.path.exists(list_path):  # of an earlier file of this name
-        os.remove(list_path)
-    os.replace(joined, out)
-    shutil.rmtree(parts_folder)
-    return Extracted(count, unreadable)
-
-
-def _join_npz(
-    path: str, parts: Sequence[str], count: int, members: dict[str, tuple[np.dtype, tuple[int, ...]]]
-) -> None:
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, (dtype, shape) in members.items():
-            with archive.open(zipfile.ZipInfo(f'{name}.npy', FIRST_DATE), 'w', force_zip64=True) as file:
-                header = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(count, *shape))
-                np.lib.format.write_array_header_1_0(file, header)
-                for part in parts:
-                    file.write(_member(part, name).tobytes())
-
-
-def _join_parquet(path: str, parts: Sequence[str], shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+def _write_parquet(path: Path, files: np.ndarray, arrays: Mapping[str, np.ndarray], rows: int) -> None:
+    """Write row groups of `rows` images, which are read from the memory maps one by one."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    value_type = pa.from_numpy_dtype(np.dtype(dtype))
-    lists = {name: pa.list_(value_type, int(np.prod(shape))) for name, shape in shapes.items()}
-    schema = pa.schema({'file': pa.string(), **lists}, metadata={'shapes': json.dumps(shapes)})
-    with parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
-        for part in parts:
-            columns = [pa.array(_member(part, 'files').tolist(), pa.string())]
-            for name, kind in lists.items():
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(_member(part, name).ravel()), type=kind))
-            if len(columns[0]):
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    columns = {'file': pa.array(files.tolist(), pa.string())}
+    for name, values in arrays.items():
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), math.prod(values.shape[1:]))
+    shapes = {name: values.shape[1:] for name, values in arrays.items()}
+    table = pa.table(columns, metadata={'shapes': json.dumps(shapes)})
+    parquet.write_table(table, path, row_group_size=rows, use_dictionary=False)

@@ -297,3 +297,10 @@ class SizedImages(Dataset):
             return index, load_image(self.paths[index], self.size, self.reading)
         except ImageReadError as error:
             return index, str(error)
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, dict[int, str]]:
+        """Numbers of a batch's readable images, the images, (B, C, H, W), and the reasons of the others by number."""
+        good = {number: value for number, value in samples if isinstance(value, Tensor)}
+        bad = {number: value for number, value in samples if isinstance(value, str)}
+        return list(good), torch.stack(list(good.values())) if good else torch.empty(0), bad

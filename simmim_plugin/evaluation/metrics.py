@@ -36,15 +36,9 @@ class BalancedAccuracy(BaseMetric):
             self.results.append((int(sample['gt_label'].item()), int(scores.argmax()), scores.numel()))
 
     def compute_metrics(self, results: list[tuple[int, int, int]]) -> dict[str, float]:
-        """`{'balanced': percent}`, in the log as `accuracy/balanced`.
+        """`{'balanced': percent}`, in the log as `accuracy/balanced`."""
+        from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-        Raises:
-            ModuleNotFoundError: scikit-learn is not installed.
-        """
-        try:
-            from sklearn.metrics import balanced_accuracy_score, confusion_matrix
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("BalancedAccuracy needs scikit-learn: pip install 'scikit-learn'") from error
         truth, predicted = np.array(results)[:, :2].T
         self.confusion = confusion_matrix(truth, predicted, labels=range(results[0][2]))
         return {'balanced': 100 * float(balanced_accuracy_score(truth, predicted))}

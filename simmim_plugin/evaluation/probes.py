@@ -156,16 +156,17 @@ class LabelledFolder:
         mine = range(rank, len(self.paths[split]), world)
         images = Subset(SizedImages(self.paths[split], extractor.size, extractor.reading), mine)
         # A generator of its own: DataLoader would draw from the one of the training that this happens in.
-        loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator())
+        loader: DataLoader = DataLoader(
+            images, batch_size, num_workers=workers, collate_fn=SizedImages.collate, generator=torch.Generator()
+        )
         numbers: list[int] = []
         parts: list[dict[str, np.ndarray]] = []
-        for batch in tqdm(loader, desc=split, unit='batch', disable=None if progress else True):
-            good = [(number, value) for number, value in batch if isinstance(value, torch.Tensor)]
-            for reason in (value for _, value in batch if isinstance(value, str)):
+        for readable, batch, reasons in tqdm(loader, desc=split, unit='batch', disable=None if progress else True):
+            for reason in reasons.values():
                 print_log(f'Image left out: {reason}', 'current', logging.ERROR)
-            if good:
-                numbers += [number for number, _ in good]
-                parts.append(extractor(torch.stack([image for _, image in good])))
+            if readable:
+                numbers += readable
+                parts.append(extractor(batch))
         gathered = all_gather_object((numbers, parts))
         order = np.argsort([number for found, _ in gathered for number in found], kind='stable')
         kept = sorted(number for found, _ in gathered for number in found)

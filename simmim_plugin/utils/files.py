@@ -48,9 +48,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.with_suffix('.tmp').write_text(json.dumps(content, indent=1), encoding='utf-8')
-    path.with_suffix('.tmp').replace(path)
+    """Write a file whole or not at all, see `whole_file`."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1), encoding='utf-8')
 
 
 def check_writable(folder: str) -> None:

@@ -70,7 +70,7 @@ def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, in
     scale = math.ceil(PANEL_PX / image.shape[2])
     patch = scale * image.shape[1] // maps[0].features.shape[0]  # side of a patch in the sheet
     shown = to_display(image[None].float(), image[None].float())[0].permute(1, 2, 0)  # (H, W, 3)
-    photo = mark_patch(enlarge(shown.numpy(), scale), query, patch)
+    photo = mark_patch(enlarge(shown, scale), query, patch)
     rows, captions = [], []
     for (features, heads), name in zip(maps, names):
         if heads is None:
@@ -82,6 +82,6 @@ def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, in
             mark_patch(enlarge(matplotlib.colormaps[colours](values.numpy())[..., :3], patch), query, patch)
             for colours, values in (('viridis', near), ('inferno', (attention / most).sqrt()))
         )
-        rows.append(np.stack((photo, enlarge(pca_rgb(features).numpy(), patch), similar, attended)))
+        rows.append(np.stack((photo, enlarge(pca_rgb(features), patch), similar, attended)))
         captions.append(f'{name};  similarity {low:.2f} ... 1,  attention 0 ... {100 * most:.2g} %')
     return draw_table(np.stack(rows), COLUMNS, captions)

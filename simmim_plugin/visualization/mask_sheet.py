@@ -19,8 +19,8 @@ from simmim_plugin.visualization.sheets import (
     Heading,
     check_picture_name,
     draw_table,
-    enlarged,
     masked_images,
+    panel_tiles,
     to_display,
 )
 
@@ -101,7 +101,7 @@ def _sheet(images: Tensor, pixels: dict[str, Tensor], distances: list[float]) ->
     crops = to_display(images, images)
     parts = (pixels['mask_local'], pixels['mask_global']) if 'mask_local' in pixels else None
     masked = masked_images(crops, pixels['mask'], parts)
-    panels = enlarged(torch.stack((crops, masked), dim=1).unflatten(0, (-1, PAIRS)).flatten(1, 2))
+    panels = panel_tiles(torch.stack((crops, masked), dim=1).unflatten(0, (-1, PAIRS)).flatten(1, 2))
     heading: Heading = PARTS_HEADING if parts else 'masked'
     captions = [
         [

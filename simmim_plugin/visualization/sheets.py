@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -108,15 +107,12 @@ def reconstruction_sheet(
     columns: list[Heading] = [*COLUMNS]
     if parts is not None:
         columns[1] = PARTS_HEADING
-    return draw_table(enlarged(panels), columns, captions)
+    return draw_table(panel_tiles(panels), columns, captions)
 
 
-def enlarged(panels: Tensor) -> np.ndarray:
-    """(rows, columns, 3, H, W) in [0, 1] -> (rows, columns, H', W', 3) uint8, small ones enlarged by whole numbers."""
-    scale = max(1, round(PANEL_PX / panels.shape[-1]))
-    if scale > 1:
-        panels = F.interpolate(panels.flatten(0, 1), scale_factor=scale, mode='nearest').unflatten(0, panels.shape[:2])
-    return (panels.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu().numpy()
+def panel_tiles(panels: Tensor) -> np.ndarray:
+    """Images of about `PANEL_PX` for `draw_table`: (rows, columns, 3, H, W) in [0, 1] -> (rows, columns, H', W', 3)."""
+    return enlarge(panels.movedim(2, -1), max(1, round(PANEL_PX / panels.shape[-1])))
 
 
 def draw_table(
@@ -156,9 +152,10 @@ def draw_table(
     return np.asarray(sheet)
 
 
-def enlarge(picture: np.ndarray, factor: int) -> np.ndarray:
-    """(h, w, 3) in [0, 1] -> (h * factor, w * factor, 3) uint8; nearest, so that a patch stays a square."""
-    return (picture * 255).round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+def enlarge(pictures: Tensor | np.ndarray, factor: int) -> np.ndarray:
+    """(..., h, w, 3) in [0, 1] -> (..., h * factor, w * factor, 3) uint8; nearest, so that a patch stays a square."""
+    pixels = (torch.as_tensor(pictures) * 255).round().to(torch.uint8).cpu().numpy()
+    return pixels.repeat(factor, -3).repeat(factor, -2)
 
 
 def mark_patch(tile: np.ndarray, query: tuple[int, int], patch: int) -> np.ndarray:

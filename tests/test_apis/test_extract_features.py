@@ -1,12 +1,14 @@
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,12 +17,10 @@ import torch
 
 from helpers.checkpoints import pretrained
 from helpers.paths import ROOT
-from simmim_plugin import SimMIM
+from simmim_plugin import FeatureExtractor, SimMIM, extract_folder
 from simmim_plugin.apis import extract_features
-from simmim_plugin.apis.extract_features import extract_folder
-from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
 
-# What image_folder holds: 12 images; in parts of 5 and batches of 3, that is 3 + 2, 3 + 2, 2.
+# What image_folder holds: 12 images; in batches of 3, progress is saved after 6 and 12, with PART_IMAGES = 5.
 FILES = sorted(f'part{i % 2}/{i:02}.jpg' for i in range(12))
 
 
@@ -82,7 +82,7 @@ def test_npz_holds_the_features_of_all_images_in_order(image_folder, checkpoint,
     assert os.listdir(out.parent) == ['features.npz']
 
 
-def test_parquet_holds_the_same_one_row_group_per_part(image_folder, checkpoint, tmp_path):
+def test_parquet_holds_the_same_in_row_groups(image_folder, checkpoint, tmp_path):
     extractor = FeatureExtractor(checkpoint, kinds=('pooled', 'patches'))
     for dtype, tolerance in (('float32', 1e-5), ('float16', 1e-3)):
         out = tmp_path / f'{dtype}.parquet'
@@ -103,35 +103,39 @@ def test_parquet_holds_the_same_one_row_group_per_part(image_folder, checkpoint,
 
 
 @pytest.mark.parametrize('suffix', ['npz', 'parquet'])
-def test_an_interrupted_run_goes_on_after_the_last_whole_part(
-    image_folder, checkpoint, tmp_path, calls, capsys, suffix
-):
+def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint, tmp_path, calls, capsys, suffix):
     def extract(name: str) -> bytes:
         out = tmp_path / f'{name}.{suffix}'
         extract_folder(FeatureExtractor(checkpoint, kinds=('pooled', 'cls')), image_folder, out, 3, workers=0)
         return out.read_bytes()
 
+    (image_folder / FILES[1]).write_bytes(b'nothing')  # an image without a row
     whole = extract('whole')
-    assert calls.made == [3, 2, 3, 2, 2] and 'going on' not in capsys.readouterr().out
-    calls.fail_at(4)  # in the second part
+    assert calls.made == [2, 3, 3, 3] and 'resuming' not in capsys.readouterr().out
+    calls.fail_at(4)  # 9 images are done, of which 6 are saved
     with pytest.raises(RuntimeError, match='power cut'):
         extract('broken')
-    assert calls.made == [3, 2, 3]
+    assert calls.made == [2, 3, 3]
     parts = tmp_path / f'broken.{suffix}.parts'
-    assert sorted(os.listdir(parts)) == ['000000.npz', 'settings.json']
+    assert sorted(os.listdir(parts)) == ['cls.bin', 'pooled.bin', 'settings.json']
     assert not (tmp_path / f'broken.{suffix}').exists()
     calls.fail_at(0)
     assert extract('broken') == whole
-    assert calls.made == [3, 2, 2]
-    assert f'going on after 5 of 12 images, kept in {parts}' in capsys.readouterr().out
+    assert calls.made == [3, 3]
+    assert f'resuming after 6 of 12 images, kept in {parts}' in capsys.readouterr().out
     assert not parts.exists()
 
 
 def test_interrupted_while_joining_nothing_is_computed_again(image_folder, checkpoint, tmp_path, calls, monkeypatch):
     extractor, out = FeatureExtractor(checkpoint), tmp_path / 'a.npz'
     extract_folder(extractor, image_folder, tmp_path / 'whole.npz', workers=0)
+
+    def interrupted(file: BinaryIO, **arrays: np.ndarray) -> None:
+        file.write(b'half')
+        raise OSError('disk full')
+
     with monkeypatch.context() as patch:
-        patch.setattr(np.lib.format, 'write_array_header_1_0', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+        patch.setattr(np, 'savez', interrupted)
         with pytest.raises(OSError, match='disk full'):
             extract_folder(extractor, image_folder, out, workers=0)
     assert not out.exists()
@@ -140,11 +144,28 @@ def test_interrupted_while_joining_nothing_is_computed_again(image_folder, check
     assert calls.made == [] and out.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
 
 
+def test_a_full_disk_is_an_error_and_what_was_saved_is_kept(image_folder, checkpoint, tmp_path):
+    """The real write fails, by a limit of the process, in the second half of the patches."""
+    extractor, out = FeatureExtractor(checkpoint, kinds=['patches']), tmp_path / 'a.npz'
+    extract_folder(extractor, image_folder, tmp_path / 'whole.npz', 3, workers=0)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 4 * 4 * 48 * 4, limits[1]))
+        with pytest.raises(OSError, match='File too large'):
+            extract_folder(extractor, image_folder, out, 3, workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert json.loads((tmp_path / 'a.npz.parts/settings.json').read_text())['done'] == 6
+    extract_folder(extractor, image_folder, out, 3, workers=0)
+    assert out.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+
+
 KILLED = """
 import os, signal, sys
-from simmim_plugin import feature_files
-from simmim_plugin.feature_extractor import FeatureExtractor
-feature_files.PART_IMAGES = 5
+from simmim_plugin import FeatureExtractor
+from simmim_plugin.apis import extract_features
+extract_features.PART_IMAGES = 5
 checkpoint, folder, out = sys.argv[1:]
 seen, compute = [], FeatureExtractor.__call__
 def call(self, images):
@@ -153,19 +174,19 @@ def call(self, images):
         os.kill(os.getpid(), signal.SIGKILL)
     return compute(self, images)
 FeatureExtractor.__call__ = call
-feature_files.extract_folder(FeatureExtractor(checkpoint), folder, out, 3, workers=2)
+extract_features.extract_folder(FeatureExtractor(checkpoint), folder, out, 3, workers=2)
 """
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_whole_parts(image_folder, checkpoint, tmp_path, calls):
+def test_a_killed_process_leaves_what_it_saved(image_folder, checkpoint, tmp_path, calls):
     out = tmp_path / 'killed.npz'
     command = [sys.executable, '-c', KILLED, str(checkpoint), str(image_folder), str(out)]
     assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
-    assert {'000000.npz', '000001.npz'} <= set(os.listdir(f'{out}.parts'))
+    assert json.loads(Path(f'{out}.parts/settings.json').read_text())['done'] == 6
     extractor = FeatureExtractor(checkpoint)
     extract_folder(extractor, image_folder, out, 3, workers=0)
-    assert calls.made == [2]
+    assert calls.made == [3, 3]
     with np.load(out) as arrays:
         assert arrays['files'].tolist() == FILES
         expected = by_hand(extractor, image_folder, 'pooled')
@@ -174,7 +195,7 @@ def test_a_killed_process_leaves_whole_parts(image_folder, checkpoint, tmp_path,
 
 @pytest.mark.parametrize('suffix', ['npz', 'parquet'])
 def test_unreadable_images_are_left_out_and_named(image_folder, checkpoint, tmp_path, capsys, suffix):
-    bad = FILES[5:10] + FILES[11:]  # a whole part, and one of the last
+    bad = FILES[5:10] + FILES[11:]  # all of a batch, and some of others
     for file in bad:
         (image_folder / file).write_bytes((image_folder / file).read_bytes()[:100])
     out = tmp_path / f'a.{suffix}'
@@ -196,7 +217,7 @@ def test_if_no_image_can_be_read_it_stops_and_another_try_is_free(image_folder, 
         (image_folder / file).write_bytes(b'nothing')
     out = tmp_path / 'a.npz'
     with pytest.raises(ValueError, match=r'not one of the first 5 images could be read; the first: .*part0/00.jpg: '):
-        extract_folder(FeatureExtractor(checkpoint), image_folder, out, workers=0)
+        extract_folder(FeatureExtractor(checkpoint), image_folder, out, batch_size=5, workers=0)
     for file, content in originals.items():
         (image_folder / file).write_bytes(content)
     assert extract_folder(FeatureExtractor(checkpoint, size=32), image_folder, out, workers=0).images == 12
@@ -221,7 +242,7 @@ def test_parts_of_another_extraction_are_not_used(image_folder, checkpoint, tmp_
     refused('checkpoint was .*/a.pth, is .*/b.pth', FeatureExtractor(tmp_path / 'b.pth'))
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
     model = SimMIM(backbone=FeatureExtractor(checkpoint).backbone, data_preprocessor=preprocessor)
-    refused('model in memory cannot go on', FeatureExtractor.from_model(model))
+    refused('model in memory cannot be resumed', FeatureExtractor.from_model(model))
     (image_folder / FILES[4]).rename(image_folder / 'part0' / 'renamed.jpg')
     refused('files was 12 with hash .*, is 12 with hash')
     assert calls.made == []

@@ -236,8 +236,7 @@ SCRIPT = """
 import json, sys
 import numpy as np
 import torch
-from simmim_plugin.feature_extractor import FeatureExtractor
-from simmim_plugin.probes import LabelledFolder, run_probes
+from simmim_plugin import FeatureExtractor, LabelledFolder, run_probes
 
 checkpoint, root, out = sys.argv[1:]
 torch.distributed.init_process_group('gloo')
