@@ -1,7 +1,6 @@
 """Compare pretraining configs: each is pretrained, fine-tuned and judged by k-NN the same way, with several seeds."""
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
@@ -49,10 +48,13 @@ def main() -> None:
         for path in (*args.leaves, args.finetune, *([size] if size else [])):
             if not Path(path).is_file():
                 raise FileNotFoundError(f'config {path!r} does not exist (from {Path.cwd()})')
-        settings = ablation.Settings(out, args.data_root, size, args.finetune, args.cfg_options)
-        results = ablation.ablate(args.leaves, args.seeds, settings, runs.Stages(args.jobs, args.amp), args.scratch)
+        images = Path(args.data_root) / 'train'
+        settings = ablation.Settings(
+            out, args.data_root, images, args.seeds, args.cfg_options, args.leaves, size, args.finetune, args.scratch
+        )
+        results = ablation.compare(settings, runs.Stages(args.jobs, args.amp))
         results = {**files.read_json(out / 'results.json'), **results}  # rows of earlier calls stay in the table
-        report.write_report(out, results, ablation.table(results), functools.partial(ablation.plot, results))
+        report.write_report(out, results, ablation.table, ablation.plot)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 """What pretraining is worth on your labelled images: fine-tuning pretrained and from scratch, tuned alike; probes."""
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
@@ -49,12 +48,12 @@ def main() -> None:
         if len(set(args.rates)) < len(args.rates):
             raise ValueError(f'--rates {args.rates}: each only once')
         configs = transfer.label_shares(args.finetune, args.data_root)
+        images = Path(args.data_root) / 'train'
         settings = transfer.Settings(
-            out, args.data_root, args.pretrain, configs, args.seeds, args.rates, args.cfg_options
+            out, args.data_root, images, args.seeds, args.cfg_options, args.pretrain, configs, args.rates
         )
         results = transfer.compare(settings, runs.Stages(args.jobs, args.amp))
-        plot = functools.partial(report.plot, results)
-        report.write_report(out, results, report.table(results), plot)
+        report.write_report(out, results, transfer.table, transfer.plot)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 """What pretraining is worth for detection and segmentation: each config trained from scratch and pretrained."""
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
@@ -34,12 +33,10 @@ def main() -> None:
         out = runs.check_arguments(args)
         folders.append(args.out)
         settings = dense_transfer.Settings(
-            out, args.images, args.data_root, args.pretrain, args.configs, args.seeds, args.cfg_options
+            out, args.data_root, args.images, args.seeds, args.cfg_options, args.pretrain, args.configs
         )
         results = dense_transfer.compare(settings, runs.Stages(args.jobs, args.amp))
-        report.write_report(
-            out, results, dense_transfer.table(results), functools.partial(dense_transfer.plot, results)
-        )
+        report.write_report(out, results, dense_transfer.table, dense_transfer.plot)
         for sheet in dense_transfer.draw_sheets(settings):
             print(f'predictions: {sheet}')
 

@@ -1,4 +1,4 @@
-"""Compare pretraining configs: each is pretrained, fine-tuned and judged the same way, with several seeds."""
+"""Compare pretraining configs: each is pretrained, fine-tuned and evaluated the same way, with several seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,37 +9,35 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from tqdm import tqdm
 
-from simmim_plugin.config import apply_options, load_config, named_parts
+from simmim_plugin.config import named_parts
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
 from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
-from simmim_plugin.experiments.report import mean_and_range
+from simmim_plugin.experiments import report, runs
 from simmim_plugin.experiments.runs import Stages, last_scalar
 from simmim_plugin.utils.configs import training_data
 from simmim_plugin.utils.files import read_json, write_json
 
 SCRATCH = 'scratch'
-METRICS = ('finetune', 'knn')
+METRICS = {'finetune': 'fine-tuned top-1, %', 'knn': 'k-NN top-1, %'}
+SECONDS = {'pretrain_seconds': 'pretraining, min', 'finetune_seconds': 'fine-tuning, min'}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all runs of a comparison share.
+class Settings(runs.Settings):
+    """A comparison of pretraining configs, on data with train/ and val/, each with a folder per class.
 
     Args:
-        out: Folder of everything.
-        data_root: Folder with train/ and val/, each with a folder per class.
+        leaves: Pretraining configs; a row of the table each, named after the file.
         size: Config laid over the leaves; None leaves them as they are.
         finetune: Config of the fine-tuning.
-        options: `--cfg-options` for the pretraining.
+        scratch: Also fine-tune without pretraining.
     """
 
-    out: Path
-    data_root: str
+    leaves: Sequence[str]
     size: str | None
     finetune: str
-    options: Mapping[str, Any]
+    scratch: bool
 
 
 def at_size(cfg: Config, size: Config) -> Config:
@@ -81,34 +79,24 @@ def at_size(cfg: Config, size: Config) -> Config:
     return cfg
 
 
-def ablate(
-    leaves: Sequence[str], seeds: Sequence[int], settings: Settings, stages: Stages, scratch: bool
-) -> dict[str, list[dict]]:
+def compare(settings: Settings, stages: Stages) -> dict[str, list[dict[str, Any]]]:
     """Run what is not done yet, and collect the results.
 
-    Args:
-        leaves: Pretraining configs; a row of the table each, named after the file.
-        seeds: Of pretraining and fine-tuning.
-        settings: What they share.
-        stages: How to run trainings.
-        scratch: Also fine-tune without pretraining.
-
     Returns:
-        Row -> results by seed: `finetune` and `knn`, top-1 in percent on val, and `seconds` of each stage.
+        Row -> results by seed: `finetune` and `knn`, top-1 in percent on val, and `..._seconds` of each stage.
 
     Raises:
         ValueError: Leaves of the same name, or results of other settings in `out`.
-        RuntimeError: A run failed; the message names its log. The others' results are kept.
+        RuntimeError: A run failed; the message names its log. The results of the others are kept.
     """
-    rows = {Path(leaf).stem: leaf for leaf in leaves}
-    if len(rows) < len(leaves):
-        raise ValueError(f'leaves must differ in their file names, got {", ".join(leaves)}')
-    names = [*rows, *([SCRATCH] if scratch else [])]
-    configs = {(name, seed): _configs(rows.get(name), seed, settings) for seed in seeds for name in names}
-    with tqdm(total=len(configs), unit='run') as progress:
-        tasks = {key: partial(_run, key, *found, settings, stages) for key, found in configs.items()}
-        results = stages.run_all(tasks, progress)
-    return {name: [{'seed': seed, **results[name, seed]} for seed in seeds] for name in names}
+    rows: dict[str, str | None] = {**runs.by_name(settings.leaves), **({SCRATCH: None} if settings.scratch else {})}
+    tasks = {
+        (name, seed): (*_configs(leaf, seed, settings), settings.out / name / f'seed_{seed}')
+        for seed in settings.seeds
+        for name, leaf in rows.items()
+    }
+    found = stages.run_all('ablation', _run, tasks)
+    return {name: [{'seed': seed, **found[name, seed]} for seed in settings.seeds] for name in rows}
 
 
 def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | None, Config]:
@@ -117,21 +105,12 @@ def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | 
     Raises:
         ValueError: They are no such configs, or their backbones differ in size.
     """
-    tuned = load_config(settings.finetune, {'data_root': settings.data_root})
-    if 'head' not in tuned.get('model', {}) or 'val_dataloader' not in tuned:
-        raise ValueError(f'--finetune {settings.finetune} is no config of fine-tuning with a head and a val_dataloader')
+    tuned = runs.finetune_config(settings.finetune, settings.data_root)
     tuned.randomness.seed = seed
     if leaf is None:
         return None, tuned
-    cfg = load_config(leaf)
-    dataset = training_data(cfg)
-    if 'backbone' not in cfg.get('model', {}) or 'pipeline' not in dataset or 'max_epochs' not in cfg.train_cfg:
-        raise ValueError(f'{leaf} is no pretraining config that counts epochs, such as configs/simmim_vit-b.py')
-    if settings.size:
-        cfg = at_size(cfg, Config.fromfile(settings.size))
-    apply_options(cfg, settings.options)
-    cfg.data_root = training_data(cfg).data_root = str(Path(settings.data_root) / 'train')
-    cfg.randomness.seed = seed
+    resize = partial(at_size, size=Config.fromfile(settings.size)) if settings.size else None
+    cfg = settings.pretrain_config(leaf, seed, resize)
     for key in ('arch', 'img_size', 'patch_size', 'in_channels'):
         ours, theirs = cfg.model.backbone.get(key), tuned.model.backbone.get(key)
         if ours != theirs:
@@ -142,18 +121,15 @@ def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | 
     return cfg, tuned
 
 
-def _run(
-    task: tuple[str, int], pretrain: Config | None, tuned: Config, settings: Settings, stages: Stages
-) -> dict[str, Any]:
-    """One row with one seed: pretrain, k-NN, fine-tune; what is there already is not done again."""
-    folder = settings.out / task[0] / f'seed_{task[1]}'
+def _run(stages: Stages, pretrain: Config | None, tuned: Config, folder: Path) -> dict[str, Any]:
+    """One row with one seed: pretrain, k-NN, fine-tune; skip what is done."""
     done = read_json(folder / 'result.json')
     if pretrain is not None:
         done['pretrain_seconds'] = stages.train(pretrain, folder / 'pretrain')
-        checkpoint = (folder / 'pretrain' / f'epoch_{pretrain.train_cfg.max_epochs}.pth').resolve()
+        checkpoint = runs.last_checkpoint(pretrain, folder / 'pretrain')
         tuned.load_from = str(checkpoint)
         if 'knn' not in done:
-            done['knn'] = _knn(checkpoint, settings.data_root)
+            done['knn'] = _knn(checkpoint, tuned.data_root)
             write_json(folder / 'result.json', done)
     done['finetune_seconds'] = stages.train(tuned, folder / 'finetune')
     done['finetune'] = last_scalar(folder / 'finetune', 'accuracy/top1')
@@ -167,44 +143,12 @@ def _knn(checkpoint: Path, data_root: str) -> float:
     return run_probes(extractor, LabelledFolder(data_root), linear=())['knn'].top1
 
 
-def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: a row per leaf; mean and range (lowest to highest) over the seeds of each metric, and minutes of a run.
-
-    Args:
-        results: From `ablate`.
-    """
-    lines = [
-        '| leaf | seeds | fine-tuned top-1, % | k-NN top-1, % | pretraining, min | fine-tuning, min |',
-        '|---|---|---|---|---|---|',
-    ]
-    for name, runs in results.items():
-        cells = [mean_and_range([run[metric] for run in runs if metric in run]) for metric in METRICS]
-        for key in ('pretrain_seconds', 'finetune_seconds'):
-            values = [run[key] / 60 for run in runs if key in run]
-            cells.append(f'{sum(values) / len(values):.1f}' if values else '')
-        lines.append(f'| {name} | {len(runs)} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+def table(results: Mapping[str, report.Runs]) -> str:
+    """Markdown table of what `compare` returns."""
+    rows = [report.Row((name, str(len(found))), found) for name, found in results.items()]
+    return report.table(('leaf', 'seeds'), rows, METRICS, SECONDS)
 
 
-def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
-    """Draw every run as a point and each leaf's mean as a line, one panel per metric.
-
-    Args:
-        results: From `ablate`.
-        out: The picture to write.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 + 4 * len(METRICS), 1.2 + 0.45 * len(results)), layout='constrained')
-    panels = figure.subplots(1, len(METRICS), sharey=True)
-    for panel, metric, label in zip(panels, METRICS, ('fine-tuned top-1, %', 'k-NN top-1, %')):
-        for i, runs in enumerate(results.values()):
-            values = [run[metric] for run in runs if metric in run]
-            panel.plot(values, [i] * len(values), 'o', color='tab:blue', alpha=0.6)
-            if values:
-                panel.plot([sum(values) / len(values)] * 2, [i - 0.25, i + 0.25], color='black')
-        panel.set_xlabel(label)
-        panel.grid(axis='x', alpha=0.3)
-    panels[0].set_yticks(range(len(results)), list(results))
-    panels[0].invert_yaxis()
-    figure.savefig(out, dpi=120)
+def plot(results: Mapping[str, report.Runs], out: Path) -> None:
+    """Draw what `compare` returns, see `report.plot`."""
+    report.plot(results, METRICS, (12, 1.2 + 0.45 * len(results)), out)

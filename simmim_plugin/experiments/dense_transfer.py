@@ -1,7 +1,5 @@
 """What pretraining is worth for detection and segmentation: the same training with and without the checkpoint."""
 
-import functools
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,105 +8,63 @@ from typing import Any
 import matplotlib.image
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from tqdm import tqdm
 
 from simmim_plugin.config import fill_in_data, load_config
-from simmim_plugin.experiments.report import mean_and_range
-from simmim_plugin.experiments.runs import TOOLS, Stages, last_checkpoint, last_scalar, pretrain_config
+from simmim_plugin.experiments import report, runs
+from simmim_plugin.experiments.runs import Stages, last_checkpoint, last_scalar
 from simmim_plugin.utils.files import write_json
 from simmim_plugin.visualization.curves import read_scalars
 
 ROWS = ('scratch', 'pretrained')
-# Name in the log -> name in the table, and what makes per cent of it.
+# Name in the log -> name in the table, and the factor to percent.
 METRICS = {'coco/bbox_mAP': ('box AP', 100), 'coco/segm_mAP': ('mask AP', 100), 'mIoU': ('mIoU', 1)}
 NUM_PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Settings:
-    """A comparison.
+class Settings(runs.Settings):
+    """A comparison for detection and segmentation.
 
     Args:
-        out: Folder of everything.
-        images: Folder of the images to pretrain on.
-        data_root: Folder of the labelled data.
         pretrain: Config of the pretraining.
         configs: Configs of MMDetection or MMSegmentation, for a backbone of the same size.
-        seeds: Of pretraining and training.
-        options: `--cfg-options` of the pretraining.
     """
 
-    out: Path
-    images: str
-    data_root: str
     pretrain: str
     configs: Sequence[str]
-    seeds: Sequence[int]
-    options: Mapping[str, Any]
 
 
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
-    """Pretrain, train every config from scratch and pretrained, and draw predictions; what is done is not done again.
+    """Pretrain, train every config from scratch and pretrained, and draw predictions; skip what is done.
 
     The rows differ in `load_from` alone. The rate and the layer decay of the config are not tuned for either; they are
     meant for pretrained layers.
 
-    Args:
-        settings: What to compare.
-        stages: How to run trainings.
-
     Returns:
-        `runs`: config -> row -> one dict per seed with the metrics in per cent, `curve` (their values at each
+        `runs`: config -> row -> one dict per seed with the metrics in percent, `curve` (their values at each
         evaluation, with `step`), `loss` (pairs of iteration and loss) and `seconds`; `pretrain_seconds`.
 
     Raises:
         ValueError: Configs of another kind, or results of other settings in `out`.
         RuntimeError: A run failed; the message names its log.
     """
-    out, seeds = settings.out, settings.seeds
-    pretrain = {s: pretrain_config(settings.pretrain, settings.images, s, settings.options) for s in seeds}
-    loaded = {s: last_checkpoint(out / 'pretrain' / f'seed_{s}', cfg) for s, cfg in pretrain.items()}
-    configs = {
-        (path, row, s): _config(path, settings.data_root, s, loaded[s] if row == 'pretrained' else None)
-        for path in settings.configs
+    out, seeds, configs = settings.out, settings.seeds, runs.by_name(settings.configs)
+    pretrain = {s: (settings.pretrain_config(settings.pretrain, s), out / 'pretrain' / f'seed_{s}') for s in seeds}
+    loaded = {(row, s): last_checkpoint(*pretrain[s]) if row == 'pretrained' else None for row in ROWS for s in seeds}
+    tasks = {
+        (name, row, s): (_config(path, settings.data_root, s, loaded[row, s]), out / name / f'{row}_seed_{s}')
+        for name, path in configs.items()
         for row in ROWS
         for s in seeds
     }
-    if len({Path(path).stem for path in settings.configs}) < len(settings.configs):
-        raise ValueError(f'configs must differ in their file names, got {", ".join(settings.configs)}')
-    drawn = [(path, row) for path in settings.configs for row in ROWS]
-    with tqdm(total=len(seeds) + len(configs) + len(drawn), unit='stage') as progress:
-        seconds = stages.run_all(
-            {s: functools.partial(stages.train, cfg, out / 'pretrain' / f'seed_{s}') for s, cfg in pretrain.items()},
-            progress,
-        )
-        runs = stages.run_all(
-            {
-                (path, row, s): functools.partial(_train, cfg, _folder(out, path, row, s), stages)
-                for (path, row, s), cfg in configs.items()
-            },
-            progress,
-        )
-        stages.run_all(
-            {
-                (path, row): functools.partial(
-                    _draw, configs[path, row, seeds[0]], _folder(out, path, row, seeds[0]), stages
-                )
-                for path, row in drawn
-            },
-            progress,
-        )
+    drawn = {task: arguments for task, arguments in tasks.items() if task[-1] == seeds[0]}
+    seconds = stages.run_all('pretraining', Stages.train, pretrain)
+    found = stages.run_all('training', _train, tasks)
+    stages.run_all('predictions', _draw, drawn)
     return dict(
-        runs={
-            Path(path).stem: {row: [dict(seed=s, **runs[path, row, s]) for s in seeds] for row in ROWS}
-            for path in settings.configs
-        },
+        runs={name: {row: [dict(seed=s, **found[name, row, s]) for s in seeds] for row in ROWS} for name in configs},
         pretrain_seconds=list(seconds.values()),
     )
-
-
-def _folder(out: Path, path: str, row: str, seed: int) -> Path:
-    return out / Path(path).stem / f'{row}_seed_{seed}'
 
 
 def _config(path: str, data_root: str, seed: int, checkpoint: Path | None) -> Config:
@@ -127,7 +83,7 @@ def _config(path: str, data_root: str, seed: int, checkpoint: Path | None) -> Co
     return cfg
 
 
-def _train(cfg: Config, folder: Path, stages: Stages) -> dict[str, Any]:
+def _train(stages: Stages, cfg: Config, folder: Path) -> dict[str, Any]:
     seconds = stages.train(cfg, folder)
     lines = read_scalars(folder)
     found = {key: name for key, name in METRICS.items() if any(key in line for line in lines)}
@@ -143,56 +99,47 @@ def _train(cfg: Config, folder: Path, stages: Stages) -> dict[str, Any]:
     return {**last, 'curve': [curve[step] for step in sorted(curve)], 'loss': sorted(loss.items()), 'seconds': seconds}
 
 
-def _draw(cfg: Config, folder: Path, stages: Stages) -> None:
-    """Have the framework's hook draw the truth beside the predictions for every validation image."""
+def _draw(stages: Stages, cfg: Config, folder: Path) -> None:
+    """Have the framework's hook draw the truth next to the predictions for every validation image."""
     drawn, done = folder / 'drawn', folder / 'drawn.json'
-    if done.is_file():
-        return
-    shutil.rmtree(drawn, ignore_errors=True)  # of an interrupted call
-    loop = cfg.train_cfg
-    name = f'epoch_{loop.max_epochs}.pth' if 'max_epochs' in loop else f'iter_{loop.max_iters}.pth'
-    command = [str(TOOLS / 'test.py'), f'{folder}.py', str(folder / name), '--work-dir', str(drawn)]
-    options = ['--cfg-options', 'default_hooks.visualization.draw=True']
-    stages.call([*command, *options], folder.with_name(f'{folder.name}_drawn.log'))
-    write_json(done, {'pictures': len(list(drawn.glob('*/vis_data/vis_image/*.png')))})
+    if not done.is_file():
+        log = folder.with_name(f'{folder.name}_drawn.log')
+        options = ('--cfg-options', 'default_hooks.visualization.draw=True')
+        stages.test(Path(f'{folder}.py'), last_checkpoint(cfg, folder), drawn, log, *options)
+        write_json(done, {'pictures': len(list(drawn.glob('*/vis_data/vis_image/*.png')))})
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown: mean and range over the seeds of each metric, by config and row, and the gain seed by seed."""
-    names = [name for name, _ in METRICS.values()]
-    lines = [f'| config | start | {" | ".join(names)} | minutes |', '|---' * (3 + len(names)) + '|']
+    """Markdown table of what `compare` returns, with the gain seed by seed."""
+    rows = []
     for config, by_row in results['runs'].items():
-        for row, runs in by_row.items():
-            cells = [mean_and_range([run[name] for run in runs if name in run]) for name in names]
-            minutes = sum(run['seconds'] for run in runs) / len(runs) / 60
-            lines.append(f'| {config} | {row} | {" | ".join(cells)} | {minutes:.1f} |')
-        pairs = list(zip(by_row['pretrained'], by_row['scratch']))
-        cells = [mean_and_range([a[n] - b[n] for a, b in pairs if n in a and n in b], '+') for n in names]
-        lines.append(f'| {config} | difference, by seed | {" | ".join(cells)} |  |')
-    return '\n'.join(lines)
+        rows += [report.Row((config, row), found) for row, found in by_row.items()]
+        rows.append(report.Row((config, 'difference, by seed'), by_row['pretrained'], by_row['scratch']))
+    return report.table(('config', 'start'), rows, {n: n for n, _ in METRICS.values()}, {'seconds': 'minutes'})
 
 
 def plot(results: Mapping[str, Any], out: Path) -> None:
     """Draw training loss and metrics of every run over its length, a line of panels per config."""
-    shown = {config: [n for n, _ in METRICS.values() if n in by_row['scratch'][0]]
-             for config, by_row in results['runs'].items()}  # fmt: skip
+    shown = {
+        config: [n for n, _ in METRICS.values() if n in by_row['scratch'][0]]
+        for config, by_row in results['runs'].items()
+    }
     columns = 1 + max(map(len, shown.values()))
     figure = Figure(figsize=(4 * columns, 3.2 * len(shown)), layout='constrained')
     panels = figure.subplots(len(shown), columns, squeeze=False)
     for line, (config, names) in zip(panels, shown.items()):
-        for panel in line[1 + len(names) :]:
-            panel.set_axis_off()
-        for i, row in enumerate(ROWS):
-            for run in results['runs'][config][row]:
-                first = run is results['runs'][config][row][0]
-                style = dict(color=f'C{i}', alpha=0.7, label=row if first else None)
-                line[0].plot(*zip(*run['loss']), **style)
-                for panel, name in zip(line[1:], names):
-                    panel.plot([c['step'] for c in run['curve']], [c[name] for c in run['curve']], 'o-', **style)
         line[0].set(title=config, ylabel='training loss', xlabel='iteration')
         for panel, name in zip(line[1:], names):
             panel.set(ylabel=f'{name} on the validation images, %', xlabel='evaluated at (epoch or iteration)')
-        for panel in line[: 1 + len(names)]:
+        for panel in line[1 + len(names) :]:
+            panel.set_axis_off()
+        for i, row in enumerate(ROWS):
+            for j, run in enumerate(results['runs'][config][row]):
+                style = dict(color=f'C{i}', alpha=0.7, label=None if j else row)
+                line[0].plot(*zip(*run['loss']), **style)
+                for panel, name in zip(line[1:], names):
+                    panel.plot([c['step'] for c in run['curve']], [c[name] for c in run['curve']], 'o-', **style)
+        for panel in line:
             panel.grid(alpha=0.3)
         line[0].legend()
     figure.savefig(out, dpi=110)
@@ -205,18 +152,18 @@ def draw_sheets(settings: Settings) -> list[Path]:
         A picture per config, in `out`.
     """
     sheets = []
-    for path in settings.configs:
+    for name in runs.by_name(settings.configs):
         figure = Figure(figsize=(14, 3.6 * NUM_PICTURES), layout='constrained')
         panels = figure.subplots(NUM_PICTURES, len(ROWS), squeeze=False)
-        for j, row in enumerate(ROWS):
-            folder = _folder(settings.out, path, row, settings.seeds[0]) / 'drawn'
+        for column, row in zip(panels.T, ROWS):
+            folder = settings.out / name / f'{row}_seed_{settings.seeds[0]}' / 'drawn'
             pictures = sorted(folder.glob('*/vis_data/vis_image/*.png'), key=lambda p: int(p.stem.rsplit('_', 1)[-1]))
-            shown = [pictures[i * len(pictures) // NUM_PICTURES] for i in range(min(NUM_PICTURES, len(pictures)))]
-            for i in range(NUM_PICTURES):
-                panels[i][j].set_axis_off()
-                if i < len(shown):
-                    panels[i][j].imshow(matplotlib.image.imread(shown[i]))
-                    panels[i][j].set_title(f'{row}: truth | prediction', fontsize=9)
-        sheets.append(settings.out / f'{Path(path).stem}.png')
+            count = min(NUM_PICTURES, len(pictures))
+            for i, panel in enumerate(column):
+                panel.set_axis_off()
+                if i < count:
+                    panel.imshow(matplotlib.image.imread(pictures[i * len(pictures) // NUM_PICTURES]))
+                    panel.set_title(f'{row}: truth | prediction', fontsize=9)
+        sheets.append(settings.out / f'{name}.png')
         figure.savefig(sheets[-1], dpi=70)
     return sheets

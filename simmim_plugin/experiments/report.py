@@ -1,86 +1,51 @@
-"""Table and plot of a comparison with training from scratch, see transfer.py."""
+"""Table and plot of a comparison: mean and range over the seeds of each row."""
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from simmim_plugin.utils.files import write_json
 from simmim_plugin.utils.hardware import hardware
 
+Runs = Sequence[Mapping[str, Any]]  # one per seed, with the metrics by name
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: fine-tuning by row and share of labels, then probes by block; mean and range over the seeds.
 
-    Runs of one seed share images, their order and the choice of few labels, so what pretraining adds is also told seed
-    by seed: against the row from scratch that is better on the same validation images.
+class Row(NamedTuple):
+    """One line of a table: its first cells, and its runs; with `minus`, what they gain over those, seed by seed."""
+
+    labels: Sequence[str]
+    runs: Runs
+    minus: Runs = ()
+
+
+def table(head: Sequence[str], rows: Iterable[Row], metrics: Mapping[str, str], seconds: Mapping[str, str]) -> str:
+    """Write a Markdown table with a line per row.
+
+    Args:
+        head: Titles of the labels.
+        rows: The rows. What a run lacks is left out; a cell without values is empty.
+        metrics: Name in the runs -> title, for mean and range over the seeds.
+        seconds: Name in the runs -> title, for the mean in minutes.
     """
-    lines = [
-        '| start | labels | learning rate | top-1, % | balanced accuracy, % | minutes |',
-        '|---|---|---|---|---|---|',
-    ]
-    by_row = results['runs']
-    for share in next(iter(by_row.values())):
-        kinds = ['val', 'rest'] if 'rest' in by_row['pretrained'][share][0] else ['val']
-        for kind in kinds:
-            judged = {row: [run['rest'] if kind == 'rest' else run for run in by_row[row][share]] for row in by_row}
-            labels = f'{100 * float(share):g} %' + (', judged on the other training images' if kind == 'rest' else '')
-            for row, runs in by_row.items():
-                cells = [mean_and_range([run[metric] for run in judged[row]]) for metric in METRICS]
-                minutes = sum(run['seconds'] for run in runs[share]) / len(runs[share]) / 60
-                lines.append(f'| {row} | {labels} | {runs[share][0]["rate"]:g} | {" | ".join(cells)} | {minutes:.1f} |')
-            best = max((r for r in by_row if r != 'pretrained'), key=lambda r: sum(run['top1'] for run in judged[r]))
-            pairs = list(zip(judged['pretrained'], judged[best]))
-            cells = [mean_and_range([a[metric] - b[metric] for a, b in pairs], '+') for metric in METRICS]
-            lines.append(f'| pretrained minus {best}, by seed | {labels} |  | {" | ".join(cells)} |  |')
-    probes = results['probes']
-    names = [n for n in next(iter(probes.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
-    lines += ['', '| frozen features | ' + ' | '.join(f'{row}: top-1, % | balanced, %' for row in probes) + ' |']
-    lines.append('|---|' + '---|---|' * len(probes))
-    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # blocks stay in their order: 2 before 10
-        cells = [
-            mean_and_range([run[n] for run in runs]) for runs in probes.values() for n in (name, f'{name}_balanced')
-        ]
-        lines.append(f'| {name.replace("_pooled_", ", ")} | {" | ".join(cells)} |')
-    return '\n'.join([*lines, '', *_trials(results['rates'])])
+    lines = []
+    for labels, runs, minus in rows:
+        shown = runs
+        if minus:
+            shown = [{m: a[m] - b[m] for m in metrics if m in a and m in b} for a, b in zip(runs, minus)]
+        cells = [mean_and_range([run[m] for run in shown if m in run], '+' if minus else '') for m in metrics]
+        times = ([run[key] / 60 for run in shown if key in run] for key in seconds)
+        lines.append([*labels, *cells, *(f'{sum(t) / len(t):.1f}' if t else '' for t in times)])
+    return markdown([*head, *metrics.values(), *seconds.values()], lines)
 
 
-def _trials(by_row: Mapping[str, Mapping[float, Mapping[float, float]]]) -> list[str]:
-    """How the learning rates were chosen; a choice at an end of the grid is told, since a better one may lie beyond."""
-    grid = sorted({rate for shares in by_row.values() for found in shares.values() for rate in found}, key=float)
-    lines = [f'| trials, top-1 in % | labels | {" | ".join(f"{float(rate):g}" for rate in grid)} |']
-    lines.append('|---' * (2 + len(grid)) + '|')
-    ends = []
-    for row, shares in by_row.items():
-        for share, found in shares.items():
-            labels = f'{100 * float(share):g} %'  # read from JSON it is text
-            lines.append(f'| {row} | {labels} | {" | ".join(f"{found[rate]:.1f}" for rate in grid)} |')
-            if len(grid) > 1 and max(found, key=found.__getitem__) in (grid[0], grid[-1]):
-                ends.append(f'{row} with {labels}')
-    return [*lines, '', f'At an end of the rates tried: {", ".join(ends)}. Add rates there.'] if ends else lines
-
-
-def plot(results: Mapping[str, Any], out: Path) -> None:
-    """Draw every run as a point and each row's mean as a line: top-1 and balanced accuracy by share of labels."""
-    shares = list(next(iter(results['runs'].values())))
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(shares) * len(results['runs'])), layout='constrained')
-    panels = figure.subplots(1, len(METRICS), sharey=True)
-    places = [(share, row) for share in shares for row in results['runs']]
-    for panel, metric, label in zip(panels, METRICS, ('top-1 on val, %', 'balanced accuracy on val, %')):
-        for i, (share, row) in enumerate(places):
-            values = [run[metric] for run in results['runs'][row][share]]
-            colour = f'C{list(results["runs"]).index(row)}'
-            panel.plot(values, [i] * len(values), 'o', color=colour, alpha=0.6)
-            panel.plot([sum(values) / len(values)] * 2, [i - 0.25, i + 0.25], color='black')
-        panel.set_xlabel(label)
-        panel.grid(axis='x', alpha=0.3)
-    panels[0].set_yticks(range(len(places)), [f'{row}, {100 * float(share):g} % of labels' for share, row in places])
-    panels[0].invert_yaxis()
-    figure.savefig(out, dpi=120)
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Write a table of cells."""
+    return '\n'.join([f'| {" | ".join(head)} |', '|---' * len(head) + '|', *(f'| {" | ".join(x)} |' for x in lines)])
 
 
 def mean_and_range(values: Sequence[float], sign: str = '') -> str:
@@ -91,18 +56,43 @@ def mean_and_range(values: Sequence[float], sign: str = '') -> str:
     return f'{mean} ({lowest} to {highest})'
 
 
-def write_report(out: Path, results: Mapping[str, Any], table: str, plot: Callable[[Path], None]) -> None:
+def plot(
+    rows: Mapping[str, Runs], metrics: Mapping[str, str], size: tuple[float, float], out: Path, colors: int = 1
+) -> None:
+    """Draw each run as a point and the mean of each row as a line, one panel per metric.
+
+    Args:
+        rows: Label -> runs.
+        metrics: Name in the runs -> label of the axis.
+        size: Of the figure in inches.
+        out: The picture to write.
+        colors: The rows take this many colors in turn.
+    """
+    figure = Figure(figsize=size, layout='constrained')
+    panels = figure.subplots(1, len(metrics), sharey=True)
+    for panel, (metric, label) in zip(panels, metrics.items()):
+        for i, runs in enumerate(rows.values()):
+            if values := [run[metric] for run in runs if metric in run]:
+                panel.plot(values, [i] * len(values), 'o', color=f'C{i % colors}', alpha=0.6)
+                panel.plot([sum(values) / len(values)] * 2, [i - 0.25, i + 0.25], color='black')
+        panel.set_xlabel(label)
+        panel.grid(axis='x', alpha=0.3)
+    panels[0].set_yticks(range(len(rows)), list(rows))
+    panels[0].invert_yaxis()
+    figure.savefig(out, dpi=120)
+
+
+def write_report(
+    out: Path, results: Mapping[str, Any], table: Callable[[Any], str], plot: Callable[[Any, Path], None]
+) -> None:
     """Write `results.json`, `table.md` with command, hardware and date, and `plot.png`, and print the table."""
     text = (
-        f'{table}\n\n'
+        f'{table(results)}\n\n'
         'Mean and range (lowest to highest) over the seeds, on the validation images at the end of the training.\n\n'
         f'    {shlex.join(["python", *sys.argv])}\n\n'
         f'{hardware()}, {date.today()}.\n'
     )
     write_json(out / 'results.json', results)
     (out / 'table.md').write_text(text, encoding='utf-8')
-    plot(out / 'plot.png')
+    plot(results, out / 'plot.png')
     print(f'{text}\ntable: {out / "table.md"}\nplot:  {out / "plot.png"}')
-
-
-METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}

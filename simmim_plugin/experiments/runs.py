@@ -1,7 +1,8 @@
-"""Comparisons of many runs: each a training in a process of its own, several at a time, going on where they stopped."""
+"""Run many trainings as subprocesses, in parallel and resumable, and what all comparisons share."""
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,44 @@ from simmim_plugin.utils.resources import CONFIGS, TOOLS
 from simmim_plugin.visualization.curves import read_scalars
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the runs of a comparison share.
+
+    Args:
+        out: Folder of all results.
+        data_root: Folder of the labelled data.
+        images: Folder of the images to pretrain on; their labels are not used.
+        seeds: Of pretraining, training and the choice of few labels.
+        options: `--cfg-options` of the pretraining.
+    """
+
+    out: Path
+    data_root: str
+    images: str | Path
+    seeds: Sequence[int]
+    options: Mapping[str, Any]
+
+    def pretrain_config(self, path: str, seed: int, resize: Callable[[Config], object] | None = None) -> Config:
+        """Read the config of a pretraining; `resize` changes it before the options are applied.
+
+        Raises:
+            ValueError: It is not a config of a SimMIM pretraining that counts epochs.
+        """
+        cfg = load_config(path)
+        kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
+        if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
+            raise ValueError(
+                f'{path} is no config of a SimMIM pretraining that counts epochs, such as configs/simmim_vit-b.py'
+            )
+        if resize:
+            resize(cfg)
+        apply_options(cfg, self.options)
+        cfg.data_root = training_data(cfg).data_root = str(self.images)
+        cfg.randomness.seed = seed
+        return cfg
+
+
 @dataclass
 class Stages:
     """Trainings that share the machine.
@@ -34,11 +73,20 @@ class Stages:
     amp: bool = False
     _processes: set[subprocess.Popen] = field(default_factory=set)
 
-    def run_all(self, tasks: Mapping[Any, Callable[[], Any]], progress: tqdm) -> dict[Any, Any]:
-        """Call the tasks, `jobs` at a time, and collect what they return; when one fails, all trainings are ended."""
+    def run_all(self, name: str, function: Callable[..., Any], tasks: Mapping[Any, Sequence[Any]]) -> dict[Any, Any]:
+        """Call `function(self, *arguments)` for the arguments of each task, `jobs` at a time.
+
+        Args:
+            name: Shown with the progress.
+            function: What to call; it may be a method of this class.
+            tasks: Key -> arguments.
+
+        Returns:
+            Key -> result, in the order of the tasks. When a call fails, all trainings are stopped.
+        """
         results = {}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(task): name for name, task in tasks.items()}
+        with tqdm(desc=name, total=len(tasks), unit='run') as progress, ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(function, self, *arguments): key for key, arguments in tasks.items()}
             try:
                 for future in as_completed(futures):
                     results[futures[future]] = future.result()
@@ -48,10 +96,10 @@ class Stages:
                 for process in tuple(self._processes):
                     process.terminate()
                 raise
-        return {name: results[name] for name in tasks}
+        return {key: results[key] for key in tasks}
 
     def train(self, cfg: Config, folder: Path) -> float:
-        """Train a config in a process of its own, unless that is done; an interrupted one goes on.
+        """Train a config in a subprocess, unless that is done; an interrupted training is resumed.
 
         `<folder>.py` is the config, `<folder>.log` the output and `<folder>.json` the time, written at the end.
 
@@ -94,10 +142,10 @@ class Stages:
         return seconds
 
     def call(self, command: Sequence[str], log: Path) -> None:
-        """Run a Python program in a process of its own, with its share of the cores; its output is added to `log`.
+        """Run a Python program in a subprocess with its share of the cores; append its output to `log`.
 
         Raises:
-            RuntimeError: It failed; the message is its own, and names the log.
+            RuntimeError: It failed; the message is that of the program and names the log.
         """
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
@@ -114,32 +162,33 @@ class Stages:
             lines = [line for line in new.splitlines() if line.startswith('error: ')]
             raise RuntimeError(f'{command[1]} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
 
+    def test(self, config: Path, checkpoint: Path, work_dir: Path, log: Path, *options: str) -> None:
+        """Evaluate a checkpoint by tools/test.py, in an empty work dir."""
+        shutil.rmtree(work_dir, ignore_errors=True)  # left by an interrupted call
+        self.call([str(TOOLS / 'test.py'), str(config), str(checkpoint), '--work-dir', str(work_dir), *options], log)
 
-def pretrain_config(path: str, images: str, seed: int, options: Mapping[str, Any]) -> Config:
-    """Config of the pretraining of a comparison.
 
-    Args:
-        path: The config file.
-        images: Folder of its images.
-        seed: Its seed.
-        options: `--cfg-options`.
+def by_name(paths: Sequence[str]) -> dict[str, str]:
+    """Configs by file name without suffix, which names their rows and folders; ValueError if two are the same."""
+    named = {Path(path).stem: path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(f'configs must differ in their file names, got {", ".join(paths)}')
+    return named
 
-    Raises:
-        ValueError: It is no such config.
-    """
-    cfg = load_config(path)
-    kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
-    if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
-        raise ValueError(f'--pretrain {path} is no config of a SimMIM pretraining that counts epochs')
-    apply_options(cfg, options)
-    cfg.data_root = training_data(cfg).data_root = images
-    cfg.randomness.seed = seed
+
+def finetune_config(path: str, data_root: str) -> Config:
+    """Read the config of a fine-tuning; ValueError if it is no such config."""
+    cfg = load_config(path, {'data_root': data_root})
+    if 'head' not in cfg.get('model', {}) or not cfg.get('train_dataloader') or not cfg.get('val_dataloader'):
+        raise ValueError(f'--finetune {path} is no config of fine-tuning with a head and a val_dataloader')
     return cfg
 
 
-def last_checkpoint(folder: Path, cfg: Config) -> Path:
-    """The checkpoint that a training by epochs leaves in its work dir."""
-    return (folder / f'epoch_{cfg.train_cfg.max_epochs}.pth').resolve()
+def last_checkpoint(cfg: Config, folder: Path) -> Path:
+    """The checkpoint that a training leaves in its work dir."""
+    loop = cfg.train_cfg
+    name = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
+    return (folder / f'{name}.pth').resolve()
 
 
 def last_scalar(folder: Path, name: str) -> float:

@@ -11,6 +11,7 @@ from helpers.commands import run
 from helpers.paths import ROOT
 from simmim_plugin.config import load_config
 from simmim_plugin.experiments import ablation
+from simmim_plugin.experiments.runs import Stages
 
 LEAVES = ROOT / 'configs' / 'ablations'
 SMALL = LEAVES / '_base_' / 'small.py'
@@ -63,6 +64,16 @@ def test_table_has_mean_and_range():
     rows = ablation.table(results).splitlines()
     assert rows[2] == '| a | 2 | 41.5 (40.0 to 43.0) | 30.5 (30.0 to 31.0) | 1.0 | 0.5 |'
     assert rows[3] == '| scratch | 1 | 35.0 (35.0 to 35.0) |  |  | 1.5 |'
+
+
+def test_a_leaf_that_is_no_pretraining_is_refused(labelled, tmp_path):
+    leaf, finetune = str(ROOT / 'configs/finetune/vit-tiny_folder.py'), str(LEAVES / '_base_' / 'finetune_small.py')
+    settings = ablation.Settings(
+        tmp_path, str(labelled), labelled / 'train', [0], {}, [leaf], str(SMALL), finetune, scratch=False
+    )
+    with pytest.raises(ValueError, match=r'vit-tiny_folder\.py is no config of a SimMIM pretraining'):
+        ablation.compare(settings, Stages())
+    assert not list(tmp_path.glob('vit-tiny_folder*'))
 
 
 @pytest.fixture
@@ -127,7 +138,7 @@ def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
     message = run(*command, *leaves, '--seeds', 0, '--cfg-options', 'train_cfg.max_epochs=2', ok=False)
     assert 'holds other settings than asked for now; choose another --out' in message
     message = run(*command, leaves[0], leaves[0], ok=False)
-    assert 'leaves must differ in their file names' in message
+    assert 'configs must differ in their file names' in message
     message = run(*command, leaves[0], '--data-root', tmp_path, ok=False)
     assert 'must have a folder per class, found none; data_root is the folder that has the parts' in message
     wide = tmp_path / 'wide.py'

@@ -13,6 +13,7 @@ from helpers.dense import make_dense
 from helpers.dense_pretraining import ARCH, DETECTION, LOADERS, SEGMENTATION
 from helpers.paths import ROOT
 from simmim_plugin.experiments import dense_transfer
+from simmim_plugin.experiments.runs import Stages
 from simmim_plugin.visualization.curves import read_scalars
 
 pytest.importorskip('mmcv.ops', reason="MMDetection needs MMCV's operators: make setup-test builds them")
@@ -74,7 +75,7 @@ def test_the_data_root_given_wins_over_that_of_a_leaf(place):
 
 
 def test_pictures_of_an_interrupted_call_are_drawn_again(place):
-    class Stages:
+    class Recorder(Stages):
         calls = 0
 
         def call(self, command, log):
@@ -83,9 +84,9 @@ def test_pictures_of_an_interrupted_call_are_drawn_again(place):
 
     (place / 'run/drawn/1/vis_data/vis_image').mkdir(parents=True)
     (place / 'run/drawn/1/vis_data/vis_image/test_1.png').touch()
-    cfg, stages = dense_transfer._config(str(place / 'det.py'), str(place / 'data'), 0, None), Stages()
+    cfg, stages = dense_transfer._config(str(place / 'det.py'), str(place / 'data'), 0, None), Recorder()
     for _ in range(2):
-        dense_transfer._draw(cfg, place / 'run', stages)
+        dense_transfer._draw(stages, cfg, place / 'run')
     assert stages.calls == 1
 
 

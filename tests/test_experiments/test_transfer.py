@@ -13,7 +13,7 @@ from PIL import Image
 from helpers.commands import run
 from helpers.labelled import make_labelled
 from helpers.paths import ROOT
-from simmim_plugin.experiments import report, transfer
+from simmim_plugin.experiments import transfer
 from simmim_plugin.experiments.transfer import Settings
 
 PRETRAIN, FINETUNE = ROOT / 'configs/simmim_vit-tiny_folder.py', ROOT / 'configs/finetune/vit-tiny_folder.py'
@@ -34,7 +34,7 @@ def settings(data: Path, out: Path) -> Settings:
         'train_cfg = dict(max_epochs=30)\n'
     )
     configs = transfer.label_shares([str(FINETUNE), str(few)], str(data))
-    return Settings(out, str(data), str(PRETRAIN), configs, seeds=[0, 1], rates=[1e-3], options={})
+    return Settings(out, str(data), data / 'train', [0, 1], {}, str(PRETRAIN), configs, rates=[1e-3])
 
 
 def images(loader) -> set[str]:
@@ -110,9 +110,8 @@ def test_configs_that_do_not_go_are_named(data, tmp_path, base, changes, message
 def test_the_data_root_given_wins_over_that_of_a_leaf(data, tmp_path):
     leaf = tmp_path / 'leaf.py'
     leaf.write_text(f"_base_ = {str(FINETUNE)!r}\ndata_root = '/nowhere'\n")
-    given = Settings(
-        tmp_path / 'out', str(data), str(PRETRAIN), transfer.label_shares([str(leaf)], str(data)), [0], [1e-3], {}
-    )
+    configs = transfer.label_shares([str(leaf)], str(data))
+    given = Settings(tmp_path / 'out', str(data), data / 'train', [0], {}, str(PRETRAIN), configs, rates=[1e-3])
     cfg = transfer._finetune_config(given, 'scratch', 1.0, 1e-3, 0)
     assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == str(data)
     assert cfg.model.head.num_classes == 2
@@ -137,7 +136,7 @@ def results() -> dict:
 
 
 def test_table_and_plot_by_hand(tmp_path):
-    text = report.table(results())
+    text = transfer.table(results())
     assert '| scratch | 100 % | 0.002 | 41.0 (40.0 to 42.0) | 31.0 (30.0 to 32.0) | 1.5 |' in text
     assert '| pretrained | 10 % | 0.002 | 31.0 (30.0 to 32.0) | 21.0 (20.0 to 22.0) | 1.5 |' in text
     assert (
@@ -147,7 +146,7 @@ def test_table_and_plot_by_hand(tmp_path):
     for row, top in (('scratch', 20.0), ('pretrained', 24.0)):
         for run_ in few['runs'][row][0.1]:
             run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
-    text_of_few = report.table(few)
+    text_of_few = transfer.table(few)
     rest = '10 %, judged on the other training images'
     assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
     assert (
@@ -157,15 +156,15 @@ def test_table_and_plot_by_hand(tmp_path):
     assert '| trials, top-1 in % | labels | 0.001 | 0.002 | 0.004 |' in text
     assert '| scratch | 10 % | 20.0 | 18.0 | 15.0 |' in text
     assert 'At an end of the rates tried: scratch with 10 %. Add rates there.' in text
-    assert report.table(json.loads(json.dumps(results()))) == text  # as read from results.json
-    report.plot(results(), tmp_path / 'plot.png')
+    assert transfer.table(json.loads(json.dumps(results()))) == text  # as read from results.json
+    transfer.plot(results(), tmp_path / 'plot.png')
     assert Image.open(tmp_path / 'plot.png').size[0] > 500
 
 
 def test_blocks_are_in_the_order_of_their_numbers():
     names = [f'block{b}_pooled_{kind}' for b in (1, 2, 10) for kind in ('linear', 'knn')]
     probe = {f'{name}{end}': 50.0 for name in names for end in ('', '_balanced')}
-    text = report.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
+    text = transfer.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
     rows = re.findall(r'^\| (block\S+ \w+) ', text, re.MULTILINE)
     assert rows == [f'block{b}, {kind}' for kind in ('knn', 'linear') for b in (1, 2, 10)]
 
