@@ -207,24 +207,21 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     Raises:
         ValueError: Nothing fits the backbone, or its shapes do not.
     """
-    found = next(((name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)), None)
-    if found is None:
+    found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)]
+    if not found:
         return
-    prefix, backbone = (f'{found[0]}.' if found[0] else ''), found[1]
+    name, backbone = found[0]
+    prefix = f'{name}.' if name else ''
     saved = _saved('load_from', checkpoint)
     own = _without_prefix(saved.state, prefix)
     if FIRST_BLOCK not in own:  # names of another project, or another prefix
         own = backbone_state(saved.state)
     fitted = fit_state(backbone, own, saved.grid)
-    state = {prefix + name: value for name, value in fitted.state.items()}
-    skipped = [prefix + name for name in fitted.skipped]
     present = model.state_dict()
-    for name, value in saved.state.items():
-        if not name.startswith(prefix):
-            if name in present and present[name].shape == value.shape:
-                state[name] = value
-            else:
-                skipped.append(name)
+    others = {name: value for name, value in saved.state.items() if not name.startswith(prefix)}
+    state = {prefix + name: value for name, value in fitted.state.items()}
+    state |= {name: value for name, value in others.items() if name in present and present[name].shape == value.shape}
+    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in others if name not in state)]
     kept = {name: value for name, value in present.items() if name not in state}
     print_log(Fitted(state, skipped, fitted.resized, list(kept)).report('load_from'), 'current')
     # With the model's own, so that MMEngine does not warn of them again; a sharded model takes whole tensors only.
