@@ -8,10 +8,10 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from simmim_plugin.apis.train import autocast_parts, build_runner
-from simmim_plugin.checkpoints.files import load_file, tensors_of
-from simmim_plugin.checkpoints.loading import check_fits
+from simmim_plugin.checkpoints.loading import read
 from simmim_plugin.engine.optimizers.autocast_optim_wrapper import autocast
 from simmim_plugin.evaluation.metrics import BalancedAccuracy, draw_confusion
+from simmim_plugin.models.fit import check_fits
 from simmim_plugin.utils.distributed import bare_model
 
 
@@ -33,7 +33,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     """
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
         raise ValueError('the config has no test_dataloader and test_evaluator; name a config of fine-tuning')
-    state = tensors_of(load_file(checkpoint))
+    state = read(checkpoint).state
     parts = autocast_parts(cfg) if amp else None
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = cfg.auto_scale_lr = None
@@ -43,7 +43,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
         cfg.model.backbone.init_cfg = None  # the checkpoint holds everything
     runner = build_runner(cfg)
     model = bare_model(runner)
-    check_fits(model.state_dict(), state, complete=True)
+    check_fits(model.state_dict(), state)
     model.load_state_dict(state)
     with autocast(model, parts) if amp else nullcontext():
         scores = runner.test()

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, load_file, save_file
+from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
+from simmim_plugin.checkpoints.loading import Saved, read
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
     Facts,
@@ -71,20 +72,18 @@ def convert_file(
         raise ValueError(f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json beside the weights')
     if to != 'hf':
         check_suffix(target)
-    checkpoint, hints = _read(source, objects)
-    kind = recognise(checkpoint)
-    state, left_out = to_plugin(checkpoint)
-    own_note = checkpoint.get(NOTE) if kind == 'plugin' else None
-    facts = facts_of(state, img_size or hints.get('img_size'), num_heads or hints.get('num_heads'))
-    given = (hints.get('mean'), hints.get('std')) if mean is None and std is None else (mean, std)
+    saved = _read(source, objects)
+    kind = recognise(saved.state)
+    state, left_out = to_plugin(saved.state)
+    facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
+    noted = saved.part('data_preprocessor')
+    given = (noted.get('mean'), noted.get('std')) if mean is None and std is None else (mean, std)
     notes = []
     if facts.heads_assumed:
         notes.append(f'assumed: {facts.arch["num_heads"]} heads, 64 channels each; another number: --num-heads')
     if to == 'plugin' and MASK_TOKEN not in state:
         state[MASK_TOKEN] = torch.zeros_like(state['backbone.cls_token'])
         notes.append(f'added: {MASK_TOKEN}, zeros (it is used with a mask only)')
-    if to == 'plugin' and own_note is None:
-        own_note = note_of(facts, *check_mean_std(facts.in_channels, *given))
     converted = from_plugin(state, to, facts.grid)
     if to == 'hf':
         _write_hf(target, converted.state, facts, given)
@@ -92,7 +91,9 @@ def convert_file(
         notes.append(f'model: transformers.{model}.from_pretrained({os.fspath(target)!r})')
     else:
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
-        wrapped |= {NOTE: own_note} if to == 'plugin' else {}
+        if to == 'plugin':
+            has_note = kind == 'plugin' and 'pipeline' in saved.note
+            wrapped[NOTE] = saved.note if has_note else note_of(facts, *check_mean_std(facts.in_channels, *given))
         save_file(converted.state if to == 'timm' else wrapped, target)
     if to == 'timm':
         arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
@@ -112,44 +113,32 @@ def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given:
         _write_json(folder / 'preprocessor_config.json', preprocessor)
 
 
-def _read(source: Path, objects: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Content of a file or folder, and what it says of img_size, num_heads, mean and std beside the weights."""
+def _read(source: Path, objects: str) -> Saved:
+    """A file; or a folder of Hugging Face's, with what its configs say in our terms."""
     if not source.is_dir():
-        checkpoint = load_file(source, objects=objects)
-        return checkpoint, _hints_of(checkpoint.get(NOTE) if isinstance(checkpoint, dict) else None)
+        return read(source, objects)
     weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
     if weights is None:
         raise ValueError(
             f'folder {os.fspath(source)!r} has neither {HF_WEIGHTS[0]} nor {HF_WEIGHTS[1]} (weights in several files: '
             'join them by save_pretrained(..., max_shard_size="100GB"))'
         )
-    hints: dict[str, Any] = {}
-    if (source / 'config.json').is_file():
+    model: dict[str, Any] = {}
+    if (source / 'config.json').is_file():  # defaults are not always written
         config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
-        size = config.get('image_size', 224)
-        hints['img_size'] = (size, size) if isinstance(size, int) else tuple(size)
-        hints['num_heads'] = config.get('num_attention_heads', 12)  # defaults are not always written
+        arch = dict(num_heads=config.get('num_attention_heads', 12))
+        model['backbone'] = dict(img_size=config.get('image_size', 224), arch=arch)
     if (source / 'preprocessor_config.json').is_file():
         config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
         if 'image_mean' in config and 'image_std' in config:
-            hints['mean'], hints['std'] = ([255 * v for v in config[f'image_{name}']] for name in ('mean', 'std'))
-    return load_file(weights, objects=objects), hints
+            mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
+            model['data_preprocessor'] = dict(mean=mean, std=std)
+    return read(weights, objects)._replace(note=dict(model=model))
 
 
-def _hints_of(note: Any) -> dict[str, Any]:
-    """What our own config in a checkpoint says beside the weights."""
-    model = note.get('model', {}) if isinstance(note, dict) else {}
-    backbone = model.get('backbone') or {}
-    hints: dict[str, Any] = {}
-    if 'img_size' in backbone:
-        size = backbone['img_size']
-        hints['img_size'] = (size, size) if isinstance(size, int) else tuple(size)
-    arch = backbone.get('arch')
-    arch = arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})
-    hints['num_heads'] = arch.get('num_heads')
-    preprocessor = model.get('data_preprocessor') or {}
-    hints.update({name: preprocessor[name] for name in ('mean', 'std') if preprocessor.get(name) is not None})
-    return hints
+def _num_heads(saved: Saved) -> int | None:
+    arch = saved.part('backbone').get('arch')
+    return (arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})).get('num_heads')
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

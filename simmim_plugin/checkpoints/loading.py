@@ -1,8 +1,9 @@
-"""Checkpoints' weights into models: checked, made to fit, or with the model rebuilt from the checkpoint alone."""
+"""Load checkpoint weights into a model, or rebuild the model from the checkpoint."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.fileio import get_local_path
@@ -13,73 +14,159 @@ from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
 from simmim_plugin.checkpoints.state_dicts import backbone_state
-from simmim_plugin.models.fit import Fitted, fit_state
+from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
+from simmim_plugin.models.fit import Fitted, check_fits, fit_state
 from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import SCOPE, WEIGHT_INITIALIZERS, build_part
+from simmim_plugin.utils.configs import type_name
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
+TRAINING_ONLY = ('frozen_stages', 'with_cp', 'init_cfg', 'out_indices')  # arguments of SimMIMViT
 
 
-def check_fits(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], complete: bool) -> None:
-    """Refuse weights of another architecture, naming the first differences.
+class Saved(NamedTuple):
+    """What a checkpoint says of a model: its weights, and the config noted with them."""
+
+    path: str  # for messages
+    state: dict[str, Tensor]  # by the file's own names
+    note: dict[str, Any]  # `checkpoint['simmim_plugin']`; {} without
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Config of the model.
+
+        Raises:
+            ValueError: The checkpoint carries none.
+        """
+        if not self.note:
+            raise ValueError(
+                f'checkpoint {self.path!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
+                'write one, and `simmim convert SRC DST --to plugin` does'
+            )
+        return self.note['model']
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """Config of the backbone.
+
+        Raises:
+            ValueError: The checkpoint carries none, or it is of no SimMIMViT.
+        """
+        backbone = self.model.get('backbone') or {}
+        if type_name(backbone) != 'SimMIMViT':
+            found = backbone.get('type')
+            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+        return backbone
+
+    @property
+    def pipeline(self) -> list[dict[str, Any]]:
+        """Transforms of the training, from which to learn how images are read and masked."""
+        return self.note.get('pipeline') or []
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Config of a part of the model, such as 'backbone'; {} without."""
+        return self.note.get('model', {}).get(name) or {}
+
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that the backbone is made for; None where the checkpoint does not say."""
+        size = self.part('backbone').get('img_size')
+        return (size, size) if isinstance(size, int) else size and tuple(size)
+
+    @property
+    def grid(self) -> Grid | None:
+        """`img_size` in patches."""
+        patch = self.part('backbone').get('patch_size', 16)
+        return self.img_size and (self.img_size[0] // patch, self.img_size[1] // patch)
+
+
+def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
+    """Read a checkpoint of any kind that `simmim convert` knows, running nothing in it.
 
     Args:
-        model_state: The model's state dict.
-        state: The checkpoint's.
-        complete: Also refuse a checkpoint that lacks some of the model's entries.
+        path: The file.
+        objects: See `load_file`.
 
     Raises:
-        ValueError: Shapes differ, or one has entries that the other lacks.
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no named tensors, or is refused by `load_file`.
     """
-    faults = [
-        f'{name} is {tuple(state[name].shape)} in the checkpoint and {tuple(value.shape)} in the model'
-        for name, value in model_state.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    faults += [f'{name} is not in the model' for name in state if name not in model_state]
-    missing = [f'{name} is not in the checkpoint' for name in model_state if name not in state]
-    if complete:
-        faults += missing
-    if faults:
-        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+    content = load_file(path, objects=objects)
+    with _named(path):
+        return _saved(os.fspath(path), content)
+
+
+def _saved(path: str, content: Any) -> Saved:
+    state = tensors_of(content)
+    note = content.get(NOTE)
+    known = isinstance(note, Mapping) and isinstance(note.get('model'), Mapping)
+    return Saved(path, state, dict(note) if known else {})
+
+
+@contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors about what a file holds begin with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
+
+
+def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
+    """Build the backbone of a checkpoint of this package, pretrained or fine-tuned, with its weights.
+
+    Args:
+        saved: Of a file written by a run here, or by `simmim convert SRC DST --to plugin`.
+        changes: Arguments of `SimMIMViT` that replace the training's, such as `out_type`. Bias tables and position
+            embedding are interpolated to another `img_size` once.
+
+    Returns:
+        The backbone, in evaluation mode.
+
+    Raises:
+        ValueError: It is no checkpoint of this package, or an argument does not go with it.
+    """
+    config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY}
+    backbone = build_part({**config, **changes})
+    state = _without_prefix(saved.state, 'backbone.')
+    if not state:
+        raise ValueError(f"checkpoint {saved.path!r} has no weights whose names start with 'backbone.'")
+    norm, others = ('fc_norm', 'featmap, cls_token or raw')
+    if backbone.out_type != 'avg_featmap':
+        norm, others = 'norm', 'avg_featmap'
+    if f'{norm}.weight' not in state:
+        raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint has not; use {others}')
+    state.setdefault('mask_token', torch.zeros_like(backbone.mask_token))  # has no part without a mask
+    with _named(saved.path):
+        fitted = fit_state(backbone, state, saved.grid)
+        check_fits(backbone.state_dict(), fitted.state | {name: state[name] for name in fitted.skipped})
+    backbone.load_state_dict(fitted.state)
+    return backbone.eval()
+
+
+def build_data_preprocessor(saved: Saved) -> SimMIMDataPreprocessor:
+    """Mean and std of a checkpoint's model, of SimMIM or MMPretrain, for images in RGB.
+
+    Raises:
+        ValueError: They are not noted, or the model was trained on images in BGR.
+    """
+    noted = saved.part('data_preprocessor')
+    if noted.get('mean') is None or noted.get('std') is None:
         raise ValueError(
-            f'the checkpoint is of another architecture: {faults[0]}{more}; use the config that it was trained with'
+            f'checkpoint {saved.path!r} notes no mean and std of the images; they must stand in data_preprocessor of '
+            'its model'
         )
-
-
-def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Keep of a checkpoint what a model can take, its backbone's weights made to fit (`fit_state`), and report it.
-
-    Args:
-        model: One with a SimMIMViT in it; other models and their checkpoints are left alone.
-        checkpoint: Of any kind that `tools/convert_checkpoint.py` knows; its `state_dict` is replaced.
-
-    Raises:
-        ValueError: Nothing fits the backbone, or its shapes do not.
-    """
-    found = next(((name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)), None)
-    if found is None:
-        return
-    prefix, backbone = (f'{found[0]}.' if found[0] else ''), found[1]
-    tensors = tensors_of(checkpoint)
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if FIRST_BLOCK not in own:  # names of another project, or another prefix
-        own = backbone_state(tensors)
-    fitted = fit_state(backbone, own, noted_grid(checkpoint))
-    state = {prefix + name: value for name, value in fitted.state.items()}
-    skipped = [prefix + name for name in fitted.skipped]
-    present = model.state_dict()
-    for name, value in tensors.items():
-        if not name.startswith(prefix):
-            if name in present and present[name].shape == value.shape:
-                state[name] = value
-            else:
-                skipped.append(name)
-    kept = {name: value for name, value in present.items() if name not in state}
-    print_log(Fitted(state, skipped, fitted.resized, list(kept)).report('load_from'), 'current')
-    # With the model's own, so that MMEngine does not warn of what was just told; a sharded model takes whole ones only.
-    checkpoint['state_dict'] = state | {name: value for name, value in kept.items() if not isinstance(value, DTensor)}
+    # OpenCV reads blue first, LoadImage red first.
+    loaders = {type_name(transform) for transform in saved.pipeline}
+    blue_first = 'LoadImageFromFile' in loaders and 'LoadImage' not in loaders
+    if len(noted['mean']) == 3 and blue_first != bool(noted.get('to_rgb', False)):
+        raise ValueError(
+            f'checkpoint {saved.path!r} was trained on images with blue first (to_rgb={noted.get("to_rgb", False)} of '
+            'its data_preprocessor); extract its features in Python: FeatureExtractor.from_model(model), which takes '
+            'the model as it is'
+        )
+    return SimMIMDataPreprocessor(noted['mean'], noted['std'])
 
 
 def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[Any, list[dict[str, Any]]]:
@@ -87,7 +174,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
 
     Args:
         path: A checkpoint of a pretraining, written by `SimMIMCheckpointHook`.
-        device: Where the model shall live.
+        device: Where to put the model.
 
     Returns:
         The model (`SimMIM`, in evaluation mode) and the pipeline that it was trained with.
@@ -96,23 +183,49 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
         FileNotFoundError: There is no such file.
         ValueError: It is no checkpoint of this package, or of a classifier.
     """
-    checkpoint = load_file(path)
-    if NOTE not in checkpoint:
-        raise ValueError(
-            f'checkpoint {os.fspath(path)!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
-            'write one, and `simmim convert SRC DST --to plugin` does'
-        )
-    note = checkpoint[NOTE]
-    kind = str(note['model'].get('type')).split('.')[-1]
+    saved = read(path)
+    kind = type_name(saved.model)
     if kind != 'SimMIM':
         raise ValueError(
-            f'checkpoint {os.fspath(path)!r} holds a {kind}, which reconstructs nothing; give one of a pretraining '
+            f'checkpoint {saved.path!r} holds a {kind}, which reconstructs nothing; give one of a pretraining '
             '(features: `simmim features`, accuracy: `simmim test`)'
         )
-    model = build_part(note['model'])
-    check_fits(model.state_dict(), checkpoint['state_dict'], complete=True)
-    model.load_state_dict(checkpoint['state_dict'])
-    return model.to(device).eval(), note['pipeline']
+    model = build_part(saved.model)
+    with _named(path):
+        check_fits(model.state_dict(), saved.state)
+    model.load_state_dict(saved.state)
+    return model.to(device).eval(), saved.pipeline
+
+
+def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Keep of a checkpoint what a model can take, its backbone's weights made to fit (`fit_state`), and report it.
+
+    Args:
+        model: One with a SimMIMViT in it; other models and their checkpoints are left alone.
+        checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
+
+    Raises:
+        ValueError: Nothing fits the backbone, or its shapes do not.
+    """
+    found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)]
+    if not found:
+        return
+    name, backbone = found[0]
+    prefix = f'{name}.' if name else ''
+    saved = _saved('load_from', checkpoint)
+    own = _without_prefix(saved.state, prefix)
+    if FIRST_BLOCK not in own:  # names of another project, or another prefix
+        own = backbone_state(saved.state)
+    fitted = fit_state(backbone, own, saved.grid)
+    present = model.state_dict()
+    others = {name: value for name, value in saved.state.items() if not name.startswith(prefix)}
+    state = {prefix + name: value for name, value in fitted.state.items()}
+    state |= {name: value for name, value in others.items() if name in present and present[name].shape == value.shape}
+    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in others if name not in state)]
+    kept = {name: value for name, value in present.items() if name not in state}
+    print_log(Fitted(state, skipped, fitted.resized, list(kept)).report('load_from'), 'current')
+    # With the model's own, so that MMEngine does not warn of them again; a sharded model takes whole tensors only.
+    checkpoint['state_dict'] = state | {name: value for name, value in kept.items() if not isinstance(value, DTensor)}
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -122,103 +235,33 @@ class PretrainedViT:
     Unlike MMEngine's `Pretrained` it runs nothing in the file, and refuses what does not fit.
 
     Args:
-        checkpoint: See `load_pretrained_weights`.
-        prefix: See `load_pretrained_weights`.
-    """
-
-    def __init__(self, checkpoint: str, prefix: str | None = None) -> None:
-        self.checkpoint = checkpoint
-        self.prefix = prefix
-
-    def __call__(self, module: SimMIMViT) -> None:
-        """Load the weights."""
-        load_pretrained_weights(module, self.checkpoint, self.prefix)
-        if hasattr(module, '_params_init_info'):
-            update_init_info(module, f'SimMIMViT: loaded from {self.checkpoint}')
-
-
-def load_pretrained_weights(model: nn.Module, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> Fitted:
-    """Load a checkpoint of ours, or one that `tools/convert_checkpoint.py` knows, into a SimMIMViT, and say what was.
-
-    It is read without running anything in it (`load_file`).
-
-    Args:
-        model: A `SimMIMViT`.
-        checkpoint: Path, or what MMEngine's file clients take (http://, s3:// ...).
+        checkpoint: Path, or what MMEngine's file clients take (http://, s3:// ...), of any kind that `simmim convert`
+            knows.
         prefix: Take only what has this prefix, as with MMEngine's `Pretrained`; None: the source is recognised.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Nothing could be loaded, or it does not fit.
     """
-    if '://' in os.fspath(checkpoint):
-        with get_local_path(checkpoint) as local:
-            content = load_file(local, objects='known')
-    else:
-        content = load_file(checkpoint, objects='known')
-    try:
-        if prefix:
-            own = {k.removeprefix(prefix): v for k, v in tensors_of(content).items() if k.startswith(prefix)}
+
+    def __init__(self, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> None:
+        self.checkpoint = os.fspath(checkpoint)
+        self.prefix = prefix
+
+    def __call__(self, module: SimMIMViT) -> None:
+        """Load the weights, and log what was loaded."""
+        path = self.checkpoint
+        with get_local_path(path) if '://' in path else nullcontext(path) as local:
+            saved = read(local, objects='known')
+        with _named(path):
+            own = _without_prefix(saved.state, self.prefix) if self.prefix else backbone_state(saved.state)
             if not own:
-                raise ValueError(f'nothing was loaded: no tensor has the prefix {prefix!r}; leave prefix out')
-        else:
-            own = backbone_state(content)
-        fitted = fit_state(model, own, noted_grid(content))
-    except ValueError as error:
-        raise ValueError(f'{os.fspath(checkpoint)!r}: {error}') from error
-    model.load_state_dict(fitted.state, strict=False)
-    print_log(fitted.report(os.fspath(checkpoint)), 'current')
-    return fitted
-
-
-def noted_grid(checkpoint: Mapping[str, Any]) -> Grid | None:
-    """Grid in patches of the backbone whose config a checkpoint of ours carries; None without one."""
-    backbone = checkpoint.get(NOTE, {}).get('model', {}).get('backbone')
-    if not backbone:
-        return None
-    size, patch = backbone.get('img_size', 224), backbone.get('patch_size', 16)
-    height, width = (size, size) if isinstance(size, int) else size
-    return height // patch, width // patch
-
-
-def load_backbone(
-    path: str | os.PathLike[str], size: tuple[int, int] | None = None, out_type: str | None = None
-) -> SimMIMViT:
-    """Build the backbone of a checkpoint of this package, pretrained or fine-tuned, without its head.
-
-    Args:
-        path: Written by a run here, or by `tools/convert_checkpoint.py --to plugin`.
-        size: Height and width in pixels; bias tables and position embedding are interpolated to it once. None: the
-            training's.
-        out_type: See `SimMIMViT`; None: the training's.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no checkpoint of this package, or an argument does not go with it.
-    """
-    checkpoint = load_file(path)
-    config = (checkpoint.get(NOTE) or {}).get('model', {}).get('backbone')
-    if not isinstance(config, dict):
-        raise ValueError(
-            f'checkpoint {os.fspath(path)!r} carries no config of {NOTE}; make one that does: '
-            '`simmim convert SRC DST --to plugin`'
-        )
-    state = backbone_state(checkpoint)
-    plain = {'frozen_stages', 'with_cp', 'init_cfg', 'out_indices'}  # matter in training alone
-    config = {name: value for name, value in config.items() if name not in plain}
-    grid = build_part(config).grid
-    config |= {} if size is None else dict(img_size=list(size))
-    config |= {} if out_type is None else dict(out_type=out_type)
-    backbone = build_part(config)
-    norm = 'fc_norm' if backbone.out_type == 'avg_featmap' else 'norm'
-    if f'{norm}.weight' not in state:
-        trained = 'avg_featmap' if norm == 'norm' else 'featmap, cls_token or raw'
-        raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint has not; use {trained}')
-    state.setdefault('mask_token', torch.zeros_like(state['cls_token']))  # has no part without a mask
-    fitted = fit_state(backbone, state, grid).state
-    check_fits(backbone.state_dict(), fitted, complete=True)
-    backbone.load_state_dict(fitted)
-    return backbone.eval()
+                raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
+            fitted = fit_state(module, own, saved.grid)
+        module.load_state_dict(fitted.state, strict=False)
+        print_log(fitted.report(path), 'current')
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, f'SimMIMViT: loaded from {path}')
 
 
 def checked_backbone(model: Any, checkpoint: str | os.PathLike[str]) -> SimMIMViT:
@@ -227,3 +270,7 @@ def checked_backbone(model: Any, checkpoint: str | os.PathLike[str]) -> SimMIMVi
         kind = type(model.backbone).__name__
         raise ValueError(f'checkpoint {os.fspath(checkpoint)!r} holds a {kind}, not a SimMIMViT')
     return model.backbone
+
+
+def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

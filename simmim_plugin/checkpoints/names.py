@@ -17,21 +17,7 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-# The backbone: every parameter that SimMIMViT may have.
-OURS = {
-    **_same('cls_token', 'mask_token', 'pos_embed', f'rel_pos_bias.{TABLE}'),
-    **_both('patch_embed.proj', 'patch_embed.proj'),
-    **_both('norm', 'norm'),
-    **_both('fc_norm', 'fc_norm'),
-    **_both('blocks.{i}.norm1', 'blocks.{i}.norm1'),
-    **_both('blocks.{i}.norm2', 'blocks.{i}.norm2'),
-    **_both('blocks.{i}.attn.proj', 'blocks.{i}.attn.proj'),
-    **_both('blocks.{i}.mlp.fc1', 'blocks.{i}.mlp.fc1'),
-    **_both('blocks.{i}.mlp.fc2', 'blocks.{i}.mlp.fc2'),
-    **_same('blocks.{i}.attn.qkv.weight', 'blocks.{i}.attn.q_bias', 'blocks.{i}.attn.v_bias'),
-    **_same(f'blocks.{{i}}.attn.{TABLE}', 'blocks.{i}.gamma_1', 'blocks.{i}.gamma_2'),
-}
-
+# The keys are every parameter that SimMIMViT may have.
 MMPRETRAIN = {
     **_same('cls_token', 'mask_token', 'pos_embed', f'rel_pos_bias.{TABLE}'),
     **_both('patch_embed.proj', 'patch_embed.projection'),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simmim_plugin.checkpoints.loading import load_backbone
+from simmim_plugin.checkpoints.loading import build_backbone, read
 from simmim_plugin.models.vit import SimMIMViT
 
 PROTOBUF_LIMIT = 2**31  # bytes in one .onnx file; larger weights go into a second file
@@ -39,10 +39,11 @@ def export_onnx(
     The input is `images`, float32 (B, C, H, W), the output `features`, shaped as `out_type` says.
 
     Args:
-        checkpoint: See `load_backbone`.
+        checkpoint: Written by a run here, or by `simmim convert SRC DST --to plugin`.
         out: The .onnx file. Weights of 2 GB and more go into a second file beside it.
-        size: See `load_backbone`.
-        out_type: See `load_backbone`.
+        size: Height and width in pixels; bias tables and position embedding are interpolated to it once. None: the
+            training's.
+        out_type: See `SimMIMViT`; None: the training's.
         opset: Version of ONNX's operators; None: the exporter's own choice.
 
     Returns:
@@ -50,7 +51,7 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: The packages are not installed; the message names the command.
-        ValueError: See `load_backbone`; or the name does not end in .onnx.
+        ValueError: See `build_backbone`; or the name does not end in .onnx.
         RuntimeError: The outputs differ by more than 1e-4 of the largest; the file is removed.
     """
     if Path(out).suffix != '.onnx':
@@ -63,7 +64,8 @@ def export_onnx(
         raise ModuleNotFoundError(
             f"ONNX export needs {error.name}: pip install 'simmim_plugin[onnx]'", name=error.name
         ) from error
-    backbone = load_backbone(checkpoint, size, out_type)
+    changes: dict[str, Any] = dict(img_size=size, out_type=out_type)
+    backbone = build_backbone(read(checkpoint), **{k: value for k, value in changes.items() if value is not None})
     model = _Single(backbone).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCHES[-1], backbone.in_channels, *backbone.img_size, generator=generator)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from simmim_plugin.checkpoints.state_dicts import grid_of
+from simmim_plugin.models.fit import grid_of_table
 from simmim_plugin.models.layers.relative_position import TABLE
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # mean and std, RGB, 0 ... 255
@@ -71,7 +71,7 @@ def facts_of(
         raise ValueError(f'--img-size {img_size[0]} {img_size[1]}: sides must be multiples of the patch, {patch_size}')
     grid = img_size and (img_size[0] // patch_size, img_size[1] // patch_size)
     for name, value in sized.items():
-        grid = grid_of({name: value}, grid)
+        grid = grid_of_table(name, value, grid)
     if grid is None:
         raise ValueError('the weights do not tell the size of the images; give it: --img-size HEIGHT WIDTH')
     columns = tables[0].shape[1] if tables else None

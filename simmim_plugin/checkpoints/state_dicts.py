@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.checkpoints.files import tensors_of
-from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, MMPRETRAIN, OURS, inverse, translate
-from simmim_plugin.models.layers.relative_position import (
-    CLS_ROWS,
-    INDEX,
-    TABLE,
-    Grid,
-    relative_position_index,
-    table_rows,
-)
+from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, MMPRETRAIN, inverse, translate
+from simmim_plugin.models.fit import grid_of_table
+from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
 
 SOURCES = ('plugin', 'official', 'timm', 'hf', 'mmpretrain')
 TARGETS = (*SOURCES, 'backbone')
@@ -131,9 +125,8 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
         raise ValueError(f'to={to!r} is unknown; choose one of {", ".join(map(repr, TARGETS))}')
     if to == 'plugin':
         return Converted(dict(state), [])
-    tables = {name: value for name, value in state.items() if name.endswith(TABLE)}
-    if tables:
-        grid = grid_of(tables, grid)
+    if tables := [name for name in state if name.endswith(TABLE)]:
+        grid = grid_of_table(tables[0], state[tables[0]], grid)
     if to in ('official', 'hf') and grid is not None and grid[0] != grid[1]:
         why = 'takes square images alone' if to == 'official' else 'mixes up height and width of bias tables'
         raise ValueError(f'a grid of {grid[0]} x {grid[1]} patches cannot go to {to!r}, which {why}; try timm')
@@ -158,30 +151,6 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
     return Converted(converted, left_out)
 
 
-def grid_of(tables: Mapping[str, Tensor], grid: Grid | None = None) -> Grid:
-    """Grid of bias tables or a position embedding, given by name.
-
-    Args:
-        tables: At least one; names that end in `relative_position_bias_table` are tables.
-        grid: What it should be; None: square.
-
-    Raises:
-        ValueError: The number of rows is that of another grid, or of none that is square.
-    """
-    name, value = next(iter(tables.items()))
-    is_table = name.endswith(TABLE)
-    rows = value.shape[0] if is_table else value.shape[1]
-    if grid is None:
-        side = round((rows - CLS_ROWS) ** 0.5 + 1) // 2 if is_table else round((rows - 1) ** 0.5)
-        grid = (side, side)
-    if rows != (table_rows(grid) if is_table else 1 + grid[0] * grid[1]):
-        raise ValueError(
-            f'{name} has {rows} rows, which a grid of {grid[0]} x {grid[1]} patches does not have; give the size of '
-            'the images that it was trained with: --img-size HEIGHT WIDTH'
-        )
-    return grid
-
-
 def _our_name(name: str, kind: str) -> str | None:
     """Our name with `backbone.` or `head.`; None if there is none."""
     if kind == 'plugin' and name.startswith('head.'):
@@ -199,7 +168,8 @@ def _our_name(name: str, kind: str) -> str | None:
             return name.replace('decoder.0.', 'head.decoder.')
         if name in FC_INVERSE:
             return FC_INVERSE[name]
-        ours = translate(name.removeprefix('backbone.').removeprefix('encoder.'), OURS)
+        bare = name.removeprefix('backbone.').removeprefix('encoder.')
+        ours = bare if translate(bare, MMPRETRAIN) else None
     return ours and f'backbone.{ours}'
 
 

@@ -2,9 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from simmim_plugin.checkpoints.files import NOTE, load_file
+from simmim_plugin.checkpoints.loading import read
 from simmim_plugin.commands import recipes
 from simmim_plugin.config import load_config
 from simmim_plugin.datasets.image_folder import ImageFolder
@@ -86,7 +85,12 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
             raise FileNotFoundError(
                 f'DATA {args.data!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
             )
-    backbone = _backbone(args.checkpoint)
+    backbone = read(args.checkpoint).backbone
+    if backbone.get('in_channels', 3) != 3:
+        raise ValueError(
+            f'checkpoint {args.checkpoint!r} is of images with {backbone["in_channels"]} channels, which '
+            '`simmim finetune` has no recipe for; write a config (docs/finetune.md)'
+        )
     arch = backbone.get('arch', 'base')
     arch = ARCHS[arch] if isinstance(arch, str) else {key: arch[key] for key in ARCH_KEYS}
     patch, size = backbone.get('patch_size', 16), args.img_size
@@ -122,19 +126,3 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
     recipes.tell(cfg, images, fit, args.devices, epochs)
     return path
-
-
-def _backbone(checkpoint: str) -> dict[str, Any]:
-    note = load_file(checkpoint).get(NOTE)
-    if note is None:
-        raise ValueError(
-            f'checkpoint {checkpoint!r} carries no config; convert it first: simmim convert {checkpoint} NEW.pth '
-            '--to plugin'
-        )
-    backbone = note['model']['backbone']
-    if backbone.get('in_channels', 3) != 3:
-        raise ValueError(
-            f'checkpoint {checkpoint!r} is of images with {backbone["in_channels"]} channels, which `simmim finetune` '
-            'has no recipe for; write a config (docs/finetune.md)'
-        )
-    return backbone

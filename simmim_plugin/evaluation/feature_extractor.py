@@ -11,14 +11,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.checkpoints.loading import NOTE, check_fits
+from simmim_plugin.checkpoints.loading import build_backbone, build_data_preprocessor, read
 from simmim_plugin.datasets.images import ImageReadError, read_image
-from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.layers.transformer import Block
 from simmim_plugin.models.vit import SimMIMViT, block_numbers
-from simmim_plugin.registry import SCOPE, build_part
-from simmim_plugin.utils.configs import reading_arguments, transform_arguments
+from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 
 KINDS = ('pooled', 'cls', 'patches')
@@ -60,21 +57,14 @@ class FeatureExtractor:
         kinds: Sequence[str] = ('pooled',),
     ) -> None:
         checked_device(device)
-        path = os.fspath(checkpoint)
-        saved = load_file(checkpoint)
-        if NOTE not in saved:
-            raise ValueError(
-                f'checkpoint {path!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
-                'write one, and `simmim convert SRC DST --to plugin` does'
-            )
-        model, pipeline = saved[NOTE]['model'], saved[NOTE]['pipeline']
-        self.backbone = _backbone(model, saved['state_dict'], path).to(device).eval()
-        self.data_preprocessor: nn.Module = _data_preprocessor(model, pipeline, path).to(device)
+        saved = read(checkpoint)
+        self.backbone = build_backbone(saved).to(device)
+        self.data_preprocessor: nn.Module = build_data_preprocessor(saved).to(device)
         self.flips_channels = False
-        self.reading = _reading(pipeline, self.backbone)
+        self.reading = _reading(saved.pipeline, self.backbone)
         status = os.stat(checkpoint)
         self.source: dict[str, Any] | None = dict(
-            checkpoint=os.path.realpath(path), bytes=status.st_size, modified=status.st_mtime_ns
+            checkpoint=os.path.realpath(checkpoint), bytes=status.st_size, modified=status.st_mtime_ns
         )
         self._choose(size, blocks, kinds)
 
@@ -236,42 +226,6 @@ def _reading(pipeline: Sequence[dict[str, Any]], backbone: SimMIMViT) -> dict[st
 
 def _name(block: int, kind: str, blocks: Sequence[int]) -> str:
     return kind if len(blocks) == 1 else f'block{block}_{kind}'
-
-
-def _backbone(model: dict[str, Any], state: dict[str, Tensor], path: str) -> SimMIMViT:
-    """Build the backbone of a noted model, with the checkpoint's weights."""
-    if 'backbone' not in model or str(model['backbone'].get('type')).split('.')[-1] != 'SimMIMViT':
-        found = model.get('backbone', {}).get('type')
-        raise ValueError(f'checkpoint {path!r} holds a model with backbone {found!r}, not a SimMIMViT')
-    backbone = build_part({key: value for key, value in model['backbone'].items() if key != 'init_cfg'})
-    names = {name: name.removeprefix('module.') for name in state}
-    weights = {n.removeprefix('backbone.'): state[name] for name, n in names.items() if n.startswith('backbone.')}
-    if not weights:
-        raise ValueError(f"checkpoint {path!r} has no weights whose names start with 'backbone.'")
-    check_fits(backbone.state_dict(), weights, complete=True)
-    backbone.load_state_dict(weights)
-    return backbone
-
-
-def _data_preprocessor(model: dict[str, Any], pipeline: Sequence[dict[str, Any]], path: str) -> SimMIMDataPreprocessor:
-    """Mean and std of a noted model, SimMIM's or one of MMPretrain, whose images are RGB here."""
-    noted = model.get('data_preprocessor') or {}
-    if noted.get('mean') is None or noted.get('std') is None:
-        raise ValueError(
-            f'checkpoint {path!r} notes no mean and std of the images; they must stand in data_preprocessor of its '
-            'model'
-        )
-    # OpenCV reads blue first, LoadImage red first.
-    blue_first = not transform_arguments(pipeline, 'LoadImage') and any(
-        str(step.get('type')).split('.')[-1] == 'LoadImageFromFile' for step in pipeline
-    )
-    if len(noted['mean']) == 3 and blue_first != bool(noted.get('to_rgb', False)):
-        raise ValueError(
-            f'checkpoint {path!r} was trained on images with blue first (to_rgb={noted.get("to_rgb", False)} of its '
-            'data_preprocessor); extract its features in Python: FeatureExtractor.from_model(model), which takes the '
-            'model as it is'
-        )
-    return SimMIMDataPreprocessor(noted['mean'], noted['std'])
 
 
 def _checked_size(size: int | Sequence[int], patch: int) -> tuple[int, int]:

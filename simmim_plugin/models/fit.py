@@ -1,12 +1,13 @@
-"""Fit a state dict to a `SimMIMViT` of another grid or with other bias tables."""
+"""Fit a state dict to a `SimMIMViT` of another grid or with other bias tables, or refuse it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from simmim_plugin.models.layers.relative_position import CLS_ROWS, TABLE, Grid, resize_table, table_rows
+from simmim_plugin.models.layers.relative_position import TABLE, Grid, resize_table, table_rows
 
 SHARED = f'rel_pos_bias.{TABLE}'
 ON_GRID = (TABLE, 'pos_embed')  # ends of the names of what is made for a grid
@@ -40,94 +41,133 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
     Args:
         model: A `SimMIMViT`.
         state: Names as the model has them, from a model with or without a shared table.
-        grid: Height and width in patches that `state` is made for. None: told by the number of rows; square if that is
-            possible, else of the proportions of the model's grid.
+        grid: Height and width in patches that `state` is made for. None: inferred, see `grid_of_table`.
 
     Raises:
         ValueError: Nothing fits, or a shape does not.
     """
     own = dict(model.state_dict())
-    state = dict(state)
-    resized, faults = [], []
+    spread = _spread(state, own)
+    _refuse(spread, own, _blocks(state))
+    loaded = {name: value for name, value in spread.items() if name in own}
+    skipped = [name for name in spread if name not in own]
+    fitted, resized = _resize(loaded, own, grid, model.grid)
+    return Fitted(fitted, skipped, resized, [name for name in own if name not in fitted])
+
+
+def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another architecture, naming the first difference.
+
+    Args:
+        own: The model's state dict.
+        state: The checkpoint's.
+
+    Raises:
+        ValueError: Shapes differ, or one has entries that the other lacks.
+    """
+    faults = _shape_faults(state, own)
+    faults += [f'{name} is not in the model' for name in state if name not in own]
+    faults += [f'{name} is not in the checkpoint' for name in own if name not in state]
+    _raise_first(faults, 'use the config that it was trained with')
+
+
+def grid_of_table(name: str, value: Tensor, grid: Grid | None = None, like: Grid = (1, 1)) -> Grid:
+    """Height and width in patches that a bias table or a position embedding is made for.
+
+    Args:
+        name: Of the parameter; one that ends in `relative_position_bias_table` is a table.
+        value: (rows, heads) of a table, (1, rows, D) of a position embedding.
+        grid: The grid, where it is known; the number of rows is checked. None: square if the number of rows allows it,
+            else of the proportions of `like`.
+        like: See `grid`.
+
+    Raises:
+        ValueError: The number of rows is that of another grid, or of none of these.
+    """
+    rows = value.shape[-2]
+    divisor = math.gcd(*like)
+    units = ((1, 1), (like[0] // divisor, like[1] // divisor))
+    inferred = ((n * h, n * w) for h, w in units for n in range(1, math.isqrt(rows) + 1))
+    for candidate in inferred if grid is None else (grid,):
+        if rows == (table_rows(candidate) if name.endswith(TABLE) else 1 + candidate[0] * candidate[1]):
+            return candidate
+    other = '' if like[0] == like[1] else f', nor one of the proportions of {like[0]} x {like[1]}'
+    what = f'no square grid of patches has{other}'
+    if grid is not None:
+        what = f'a grid of {grid[0]} x {grid[1]} patches does not have'
+    raise ValueError(
+        f'{name} has {rows} rows, which {what}; give the size of the images that it was trained with: '
+        '`simmim convert SRC DST --to KIND --img-size HEIGHT WIDTH`'
+    )
+
+
+def _spread(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A shared bias table goes to every block, where the model has one per block."""
     tables = [name for name in own if name.endswith(f'attn.{TABLE}')]
-    if SHARED in state and SHARED not in own and tables:
-        table = state.pop(SHARED)
-        state.update(dict.fromkeys(tables, table))
-    other_grid = grid is not None and grid != model.grid  # 2 x 3 and 3 x 2 patches have tables of one shape
-    to_fit = [n for n in state if n in own and (state[n].shape != own[n].shape or (other_grid and n.endswith(ON_GRID)))]
-    for name in to_fit:
-        value, target = state[name], own[name]
-        fits = value.ndim == target.ndim and value.shape[-1] == target.shape[-1]
-        if name.endswith(TABLE) and fits:
-            old_grid = grid or table_grid(value.shape[0], model.grid, name)
-            state[name] = resize_table(value, old_grid, model.grid)
-            resized.append(f'{name} {_size(old_grid)} -> {_size(model.grid)}')
-        elif name == 'pos_embed' and fits:
-            old_grid = grid or _square(value.shape[1] - 1, name)
-            state[name] = resample_abs_pos_embed(value, list(model.grid), list(old_grid))
-            resized.append(f'{name} {_size(old_grid)} -> {_size(model.grid)}')
-        else:
-            faults.append(f'{name} is {tuple(value.shape)} in the checkpoint and {tuple(target.shape)} in the model')
-    skipped = [name for name in state if name not in own]
-    loaded = {name: value for name, value in state.items() if name in own}
-    if not loaded:
+    if SHARED not in state or SHARED in own or not tables:
+        return dict(state)
+    others = {name: value for name, value in state.items() if name != SHARED}
+    return others | dict.fromkeys(tables, state[SHARED])
+
+
+def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[str]) -> None:
+    """Raise ValueError where nothing fits, a table would be lost, or more than the grid differs."""
+    if not state.keys() & own.keys():
         raise ValueError(
             f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
             f'{_names(list(own))}; `simmim convert --to plugin` converts those of other projects'
         )
-    if lost := [name for name in skipped if name.endswith(TABLE)]:
+    if lost := [name for name in state if name.endswith(TABLE) and name not in own]:
         kind = 'use_shared_rel_pos_bias' if SHARED in lost else 'use_rel_pos_bias'
         raise ValueError(
             f'the checkpoint has relative position bias tables ({_names(lost)}) that the model has no place for; build '
             f'SimMIMViT with {kind}=True' + (' and use_shared_rel_pos_bias=False' if SHARED not in lost else '')
         )
-    blocks = [{name.split('.')[1] for name in names if name.startswith('blocks.')} for names in (state, own)]
-    if not faults and blocks[0] != blocks[1]:
-        faults.append(f'the checkpoint has {len(blocks[0])} blocks and the model {len(blocks[1])}')
+    faults = _shape_faults(state, own, any_grid=True)
+    if not faults and blocks != _blocks(own):
+        faults = [f'the checkpoint has {len(blocks)} blocks and the model {len(_blocks(own))}']
+    _raise_first(faults, 'set arch, patch_size and in_channels of SimMIMViT to those that it was trained with')
+
+
+def _resize(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], old: Grid | None, new: Grid
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Interpolate what is made for another grid; also the names of that, with both grids."""
+    fitted, resized = dict(state), []
+    for name, value in state.items():
+        # 2 x 3 and 3 x 2 patches have tables of one shape.
+        if name.endswith(ON_GRID) and (value.shape != own[name].shape or old not in (None, new)):
+            grid = grid_of_table(name, value, old, like=new)
+            if name.endswith(TABLE):
+                fitted[name] = resize_table(value, grid, new)
+            else:
+                fitted[name] = resample_abs_pos_embed(value, list(new), list(grid))
+            resized.append(f'{name} {grid[0]}x{grid[1]} -> {new[0]}x{new[1]}')
+    return fitted, resized
+
+
+def _shape_faults(state: Mapping[str, Tensor], own: Mapping[str, Tensor], any_grid: bool = False) -> list[str]:
+    """Differences of shapes, in words; with `any_grid`, those of the number of rows of a table do not count."""
+    faults = []
+    for name, value in own.items():
+        if name in state and state[name].shape != value.shape:
+            theirs, ours = state[name].shape, value.shape
+            if not (any_grid and name.endswith(ON_GRID) and len(theirs) == len(ours) and theirs[-1] == ours[-1]):
+                faults.append(f'{name} is {tuple(theirs)} in the checkpoint and {tuple(ours)} in the model')
+    return faults
+
+
+def _raise_first(faults: list[str], advice: str) -> None:
     if faults:
         more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
-        raise ValueError(
-            f'the checkpoint is of another architecture: {faults[0]}{more}; set arch, patch_size and in_channels of '
-            'SimMIMViT to those that it was trained with'
-        )
-    return Fitted(loaded, skipped, resized, [name for name in own if name not in loaded])
+        raise ValueError(f'the checkpoint is of another architecture: {faults[0]}{more}; {advice}')
 
 
-def table_grid(rows: int, like: Grid, name: str = TABLE) -> Grid:
-    """Grid of a bias table by its number of rows: square if that is possible, else of the proportions of `like`.
-
-    Raises:
-        ValueError: There is no such grid.
-    """
-    side = (round((rows - CLS_ROWS) ** 0.5) + 1) // 2
-    candidates = [(side, side)]
-    for h in range(1, rows):
-        if (2 * h - 1) ** 2 > rows * like[0]:
-            break
-        w, rest = divmod(h * like[1], like[0])
-        candidates += [] if rest else [(h, w)]
-    for grid in candidates:
-        if min(grid) > 0 and table_rows(grid) == rows:
-            return grid
-    raise ValueError(
-        f'{name} has {rows} rows, which no square grid of patches has, nor one of the proportions of {like[0]} x '
-        f'{like[1]}; load it by init_cfg from a checkpoint that carries its config'
-    )
-
-
-def _square(tokens: int, name: str) -> Grid:
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise ValueError(f'{name} has {tokens} patches, which is no square; load it by init_cfg from a checkpoint that '
-                         'carries its config')  # fmt: skip
-    return side, side
+def _blocks(state: Mapping[str, Tensor]) -> set[str]:
+    return {name.split('.')[1] for name in state if name.startswith('blocks.')}
 
 
 def _names(names: list[str]) -> str:
     if len(names) > NAMED:
         return f'{", ".join(names[: NAMED - 1])}, ... and {len(names) - NAMED + 1} more'
     return ', '.join(names) or 'none'
-
-
-def _size(grid: Grid) -> str:
-    return f'{grid[0]}x{grid[1]}'

@@ -61,7 +61,7 @@ class SimMIMViT(BaseModule):
         init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
         init_cfg: MMEngine's, e.g. `dict(type='Pretrained', checkpoint=...)`: a checkpoint of ours, or of another
-            project that `tools/convert_checkpoint.py` knows (see `load_pretrained_weights`).
+            project that `simmim convert` knows (see `checkpoints.loading.PretrainedViT`).
 
     Raises:
         ValueError: An argument is out of range; the message names it.

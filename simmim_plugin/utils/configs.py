@@ -1,6 +1,6 @@
 """Find data sets and transforms in a config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -24,10 +24,15 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
+def type_name(cfg: Mapping[str, Any]) -> str:
+    """Type of a part, without the scope before it; 'None' if it has none."""
+    return str(cfg.get('type')).split('.')[-1]
+
+
 def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """Arguments of the first transform of a type, without its type; {} if there is none."""
     for transform in pipeline:
-        if str(transform.get('type')).split('.')[-1] == name:
+        if type_name(transform) == name:
             return {key: value for key, value in transform.items() if key != 'type'}
     return {}
 

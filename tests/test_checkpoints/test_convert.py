@@ -65,10 +65,14 @@ def test_our_own_config_is_carried_over_and_tells_the_size(tmp_path):
     convert_file(tmp_path / 'a.pth', tmp_path / 'b.safetensors', 'plugin')
     model, pipeline = load_pretrained(tmp_path / 'b.safetensors')
     assert model.backbone.grid == (4, 6) and pipeline == note['pipeline']
+    save_file({'state_dict': state, NOTE: dict(model=note['model'])}, tmp_path / 'a.pth')  # no pipeline: one is added
+    convert_file(tmp_path / 'a.pth', tmp_path / 'e.pth', 'plugin')
+    model, pipeline = load_pretrained(tmp_path / 'e.pth')
+    assert model.backbone.grid == (4, 6) and pipeline[0]['type'] == 'simmim_plugin.LoadImage'
     report = convert_file(tmp_path / 'b.safetensors', tmp_path / 'c.pth', 'timm')
     assert 'img_size=(64, 96)' in report.notes[0]
     assert sorted(report.left_out) == ['backbone.mask_token', 'head.decoder.bias', 'head.decoder.weight']
-    with pytest.raises(ValueError, match=r'has 80 rows, which a grid of .* --img-size HEIGHT WIDTH'):
+    with pytest.raises(ValueError, match=r'has 80 rows, which no square grid .* --img-size HEIGHT WIDTH'):
         convert_file(tmp_path / 'c.pth', tmp_path / 'd.pth', 'plugin')
     convert_file(tmp_path / 'c.pth', tmp_path / 'd.pth', 'plugin', img_size=(64, 96))
     back = load_file(tmp_path / 'd.pth')

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from helpers.models import TINY
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.checkpoints.loading import check_fits, load_pretrained
+from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained, read
 from simmim_plugin.engine.hooks.checkpoint_hook import _from_plain, _to_plain
+from simmim_plugin.models.fit import check_fits
 
 
 class Evil:
@@ -50,15 +51,31 @@ def test_a_classifier_cannot_reconstruct(tmp_path):
         load_pretrained(tmp_path / 'fine.pth')
 
 
+def test_a_backbone_is_rebuilt_with_changes_and_nothing_left_out(tmp_path):
+    model = SimMIM(backbone=TINY)
+    note = dict(model=dict(type='SimMIM', backbone=dict(TINY, frozen_stages=2, out_indices=[0])), pipeline=[])
+    torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
+    backbone = build_backbone(read(tmp_path / 'a.pth'), img_size=96)
+    assert backbone.grid == (6, 6) and all(parameter.requires_grad for parameter in backbone.parameters())
+    image = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        (ours,), (theirs,) = backbone(image), model.eval().backbone(image)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    note['model']['backbone']['layer_scale_init_value'] = 0.0  # the weights have LayerScale
+    torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r"a.pth': .* blocks.0.gamma_1 is not in the model \(and 5 more\)"):
+        build_backbone(read(tmp_path / 'a.pth'))
+
+
 def test_differences_are_in_words():
     model = {'a.weight': torch.zeros(2, 3), 'b': torch.zeros(1)}
-    check_fits(model, {'a.weight': torch.zeros(2, 3)}, complete=False)
+    check_fits(model, dict(model))
     with pytest.raises(ValueError, match=r'another architecture: a.weight is \(4, 3\) in the checkpoint and \(2, 3\)'):
-        check_fits(model, {'a.weight': torch.zeros(4, 3), 'b': torch.zeros(1)}, complete=False)
+        check_fits(model, {'a.weight': torch.zeros(4, 3), 'b': torch.zeros(1)})
     with pytest.raises(ValueError, match='b is not in the checkpoint'):
-        check_fits(model, {'a.weight': torch.zeros(2, 3)}, complete=True)
+        check_fits(model, {'a.weight': torch.zeros(2, 3)})
     with pytest.raises(ValueError, match=r'other is not in the model'):
-        check_fits(model, {**model, 'other': torch.zeros(1)}, complete=False)
+        check_fits(model, {**model, 'other': torch.zeros(1)})
 
 
 def test_histories_survive_as_plain_data(tmp_path):

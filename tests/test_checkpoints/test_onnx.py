@@ -13,7 +13,7 @@ from helpers.other_projects import FINETUNE, photos, plugin_state
 from helpers.paths import ROOT
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
-from simmim_plugin.checkpoints.loading import load_backbone
+from simmim_plugin.checkpoints.loading import build_backbone, read
 from simmim_plugin.checkpoints.onnx import export_onnx
 from simmim_plugin.checkpoints.state_dicts import backbone_state
 from simmim_plugin.registry import build_part
@@ -89,15 +89,15 @@ def test_a_finetuned_backbone_and_many_channels(checkpoints, tmp_path):
 def test_what_cannot_be_exported(checkpoints, tmp_path, monkeypatch):
     pretrained = checkpoints('pretrain')
     with pytest.raises(ValueError, match=r'--out-type avg_featmap needs fc_norm, .* use featmap, cls_token or raw'):
-        load_backbone(pretrained, out_type='avg_featmap')
+        build_backbone(read(pretrained), out_type='avg_featmap')
     with pytest.raises(
         ValueError, match='--out-type featmap needs norm, which this checkpoint has not; use avg_featmap'
     ):
-        load_backbone(checkpoints('finetune'), out_type='featmap')
+        build_backbone(read(checkpoints('finetune')), out_type='featmap')
     with pytest.raises(ValueError, match='multiples of patch_size=16'):
-        load_backbone(pretrained, size=(60, 64))
+        build_backbone(read(pretrained), img_size=(60, 64))
     with pytest.raises(ValueError, match=r'carries no config of simmim_plugin; .*simmim convert SRC DST'):
-        load_backbone(tmp_path / 'state.pth')
+        build_backbone(read(tmp_path / 'state.pth'))
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(ModuleNotFoundError, match=r"needs onnxruntime: pip install 'simmim_plugin\[onnx\]'"):
         export_onnx(pretrained, tmp_path / 'a.onnx')

@@ -91,8 +91,9 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
 def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path, monkeypatch):
     """At 224 px, and of a converted checkpoint: absolute positions, no LayerScale, a list for the size."""
     backbone = dict(
-        arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64), img_size=[224, 224],
-        patch_size=16, layer_scale_init_value=0.0, use_abs_pos_embed=True, use_shared_rel_pos_bias=False,
+        type='SimMIMViT', arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64),
+        img_size=[224, 224], patch_size=16, layer_scale_init_value=0.0, use_abs_pos_embed=True,
+        use_shared_rel_pos_bias=False,
     )  # fmt: skip
     path = tmp_path / 'x.pth'
     torch.save({'state_dict': {'w': torch.ones(1)}, 'simmim_plugin': {'model': {'backbone': backbone}}}, path)

@@ -10,10 +10,10 @@ from torch import nn
 
 from helpers.models import TINY
 from simmim_plugin import SimMIM, SimMIMViT
-from simmim_plugin.checkpoints.loading import fit_checkpoint, load_pretrained_weights
+from simmim_plugin.checkpoints.loading import PretrainedViT, fit_checkpoint
 from simmim_plugin.checkpoints.state_dicts import from_plugin
-from simmim_plugin.models.fit import fit_state, table_grid
-from simmim_plugin.models.layers.relative_position import resize_table
+from simmim_plugin.models.fit import fit_state, grid_of_table
+from simmim_plugin.models.layers.relative_position import TABLE, resize_table
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 FINE = dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True, out_type='avg_featmap')
@@ -94,8 +94,14 @@ def test_grids_that_are_not_square(tmp_path):
     assert initialised(tmp_path / 'bare.pth', img_size=(64, 192)).grid == (4, 12)  # of the same proportions
     with pytest.raises(ValueError, match=r"bare.pth': rel_pos_bias.*has 36 rows, which no square grid of patches has"):
         initialised(tmp_path / 'bare.pth', img_size=64)
-    assert table_grid(7 * 7 + 3, (3, 5)) == (4, 4)
-    assert table_grid(3 * 11 + 3, (1, 3)) == (2, 6)
+    content = torch.load(tmp_path / 'noted.pth', weights_only=True)
+    content['simmim_plugin']['model']['backbone']['img_size'] = 96  # not what the weights are made for
+    torch.save(content, tmp_path / 'wrong.pth')
+    with pytest.raises(ValueError, match=r"wrong.pth': rel_pos_bias.*has 36 rows, which a grid of 6 x 6 patches does"):
+        initialised(tmp_path / 'wrong.pth')
+    assert grid_of_table(TABLE, torch.zeros(7 * 7 + 3, 4), like=(3, 5)) == (4, 4)
+    assert grid_of_table(TABLE, torch.zeros(3 * 11 + 3, 4), like=(1, 3)) == (2, 6)
+    assert grid_of_table('pos_embed', torch.zeros(1, 1 + 12, 48), like=(2, 6)) == (2, 6)
 
 
 def test_a_position_embedding_is_resized(tmp_path):
@@ -197,6 +203,8 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
         initialised(tmp_path / 'a.pth', **wide)
     with pytest.raises(ValueError, match='the checkpoint has 3 blocks and the model 2'):
         initialised(tmp_path / 'a.pth', arch={**TINY['arch'], 'num_layers': 2})
+    with pytest.raises(ValueError, match='the checkpoint has 3 blocks and the model 4'):  # a table for each of the 4
+        initialised(tmp_path / 'a.pth', arch={**TINY['arch'], 'num_layers': 4}, **FINE)
     with pytest.raises(ValueError, match=r'patch_embed.proj.weight is \(48, 3, 16, 16\) .*set arch, patch_size'):
         initialised(tmp_path / 'a.pth', in_channels=5)
     with pytest.raises(ValueError, match=r"no tensor has the prefix 'encoder.'; leave prefix out"):
@@ -205,7 +213,7 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
         initialised(tmp_path / 'nothing.pth')
     torch.save({'state_dict': nn.Linear(2, 2).state_dict()}, tmp_path / 'linear.pth')
     with pytest.raises(ValueError, match=r"linear.pth': this is not a state dict of SimMIM for ViT"):
-        load_pretrained_weights(SimMIMViT(**ARGUMENTS), tmp_path / 'linear.pth')
+        PretrainedViT(tmp_path / 'linear.pth')(SimMIMViT(**ARGUMENTS))
     with pytest.raises(ValueError, match=r'nothing was loaded: the checkpoint has backbone.cls_token'):
         fit_state(SimMIMViT(**ARGUMENTS), {'backbone.cls_token': torch.zeros(1, 1, 48)})
 

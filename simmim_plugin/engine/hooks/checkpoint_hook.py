@@ -13,8 +13,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 
 from simmim_plugin.checkpoints.files import NOTE, tensors_of
-from simmim_plugin.checkpoints.loading import check_fits, fit_checkpoint
+from simmim_plugin.checkpoints.loading import fit_checkpoint
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
+from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.configs import innermost
 from simmim_plugin.utils.distributed import bare_model
@@ -156,7 +157,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         if not runner._resume:
             fit_checkpoint(model, checkpoint)
             return
-        check_fits(model.state_dict(), tensors_of(checkpoint), complete=True)
+        check_fits(model.state_dict(), tensors_of(checkpoint))
         check_same_training(runner, checkpoint)
         if 'message_hub' in checkpoint:
             hub = checkpoint['message_hub']
