@@ -172,7 +172,7 @@ def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:
             place = '.'.join(parts[:depth])
             what = f'one of the named parts {", ".join(named)}, or ' if named else ''
             raise ValueError(
-                f'--cfg-options {key}: nothing is built from {place!r}; set {what}a place in model, train_dataloader ...'
+                f'--cfg-options {key}: nothing is built from {place!r}; set {what}a key of model, train_dataloader ...'
             )
         if isinstance(node, list | tuple):
             if not part.isdigit() or int(part) >= len(node):

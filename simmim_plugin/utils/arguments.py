@@ -66,7 +66,7 @@ def grid_of(name: str, size: Any, patch_size: int, hint: str = '') -> tuple[int,
     return height // patch_size, width // patch_size
 
 
-def _checked(name: str, value: Any, kind: type, words: str, low: float, high: float, hint: str, ends: str) -> Any:
+def _checked(name: str, value: Any, kind: Any, words: str, low: float, high: float, hint: str, ends: str) -> Any:
     if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
         above = value >= low if ends[0] == '[' else value > low
         below = value <= high if ends[1] == ']' else value < high

@@ -93,7 +93,7 @@ def test_without_the_framework_the_message_names_the_command():
 import sys
 sys.modules['mmengine'] = None  # as if it were not installed
 try:
-    from simmim_plugin.backbone import SimMIMViT
+    from simmim_plugin.models.vit import SimMIMViT
 except ModuleNotFoundError as error:
     print(error)
 """
