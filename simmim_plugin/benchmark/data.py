@@ -19,7 +19,6 @@ from simmim_plugin.benchmark.timing import in_ms, interleaved
 from simmim_plugin.config import load_config
 from simmim_plugin.datasets.preparation.sample_sets import PackagePhotos
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.masks import largest_count, masked_tokens
 from simmim_plugin.utils.random_state import seed_everything
 
 SIZES = ((500, 375), (2000, 1500))  # width and height in pixels of the JPEGs
@@ -148,15 +147,9 @@ def _batches(
     """What happens to a batch after its images are made; the device's part, float and normalising, on the CPU."""
     ours = [found['ours'](paths[i % len(paths)]) for i in range(batch)]
     preprocessor = SimMIMDataPreprocessor(MEAN, STD)
-    collated = default_collate(ours)
-    small: dict[str, Callable[[], Any]] = {  # by itself: giving back the memory of the others' batches takes longer
-        'ours, main process, before the device: masked tokens': lambda: masked_tokens(
-            collated['mask'], largest_count(collated['mask'])
-        ),
-    }
     tasks: dict[str, Callable[[], Any]] = {
         'ours, in a worker: collate': lambda: default_collate(ours),
-        'ours, all: collate, masked tokens, to float, normalise': lambda: preprocessor(default_collate(ours)),
+        'ours, all: collate, to float, normalise': lambda: preprocessor(default_collate(ours)),
     }
     if 'MMPretrain' in found:
         from mmpretrain.models import SelfSupDataPreprocessor
@@ -166,7 +159,7 @@ def _batches(
         tasks['MMPretrain, all: collate, stack, to float, normalise, masks'] = lambda: _their_batch(
             their_preprocessor, pseudo_collate(theirs)
         )
-    times = {**interleaved(small, repeats, warm=1), **interleaved(tasks, repeats, warm=1)}
+    times = interleaved(tasks, repeats, warm=1)
     return [dict(what=name, **in_ms(time)) for name, time in times.items()]
 
 

@@ -1,6 +1,5 @@
 """What the step benchmark compares: ours, the plain version, and the models of other packages."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from simmim_plugin.benchmark.plain import PlainSimMIM
 from simmim_plugin.models.layers.architecture import ARCHS
-from simmim_plugin.models.masks import masked_tokens
 from simmim_plugin.registry import build_part
 
 SWINS = {'small': 'tiny', 'base': 'base', 'large': 'large'}  # by the ViT whose size is next
@@ -36,7 +34,7 @@ class Subject:
 
 
 class OurSimMIM(nn.Module):
-    """SimMIM of this package, tokens given as its data preprocessor gives them."""
+    """SimMIM of this package."""
 
     def __init__(self, arch: Mapping[str, int], img_size: int, **backbone: Any) -> None:
         super().__init__()
@@ -45,9 +43,7 @@ class OurSimMIM(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """(B, 3, H, W), (B, h, w) -> scalar."""
-        # Their number is known beforehand, as it is from a mask that was made on the processor.
-        count = math.ceil(RATIO * (mask.shape[1] * PATCH // UNIT) ** 2) * (UNIT // PATCH) ** 2
-        return self.model(images, mask=mask, mode='loss', tokens=masked_tokens(mask, count))['loss']
+        return self.model(images, mask=mask, mode='loss')['loss']
 
 
 class TimmBeit(nn.Module):

@@ -7,7 +7,6 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
-from simmim_plugin.models.masks import largest_count, masked_tokens
 from simmim_plugin.registry import MODELS
 
 
@@ -38,13 +37,9 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Normalise `inputs`, (B, C, H, W) of any dtype, into float32; other entries only move, `img_path` goes.
 
-        Where there is a `mask`, `tokens` are added: `masked_tokens` of it. Their number is read off the mask before it
-        moves, so that nothing waits for the device.
-
         Raises:
             ValueError: The images' channels are not those of `mean` and `std`.
         """
-        count = largest_count(data['mask']) if 'mask' in data else None
         data = self.cast_data({name: value for name, value in data.items() if name != 'img_path'})
         inputs = data['inputs']
         channels = self.mean.shape[0]
@@ -54,9 +49,8 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
                 f'(B, {channels}, H, W). Set mean and std of the data_preprocessor (`simmim statistics` prints them), '
                 'in_channels of the backbone and channels of LoadImage so that they agree'
             )
-        tokens = {} if count is None else {'tokens': masked_tokens(data['mask'], count)}
         floats = inputs.to(torch.float32, copy=True)
-        return {**data, **tokens, 'inputs': floats.sub_(self.mean).div_(self.std)}
+        return {**data, 'inputs': floats.sub_(self.mean).div_(self.std)}
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Back to the units of the stored values: (B, C, H, W) -> (B, C, H, W)."""

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from simmim_plugin.models.losses import normalize_patches, reconstruction_loss
-from simmim_plugin.models.masks import masked_tokens, pixel_mask, take
+from simmim_plugin.models.masks import pixel_mask
 from simmim_plugin.registry import MODELS, build_part
 
 
@@ -51,7 +50,7 @@ class SimMIMHead(BaseModule):
         self.loss_module = build_part(loss or dict(type='ReconstructionLoss', criterion='l1'))
 
     def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
-        """Decode all tokens, for a picture.
+        """Decode every patch.
 
         Args:
             features: (B, in_channels, h, w).
@@ -60,7 +59,15 @@ class SimMIMHead(BaseModule):
 
         Returns:
             (B, out_channels, h*p, w*p).
+
+        Raises:
+            ValueError: The features are no map.
         """
+        if features.ndim != 4:
+            raise ValueError(
+                f'features of shape {tuple(features.shape)} are no map of patches, (B, in_channels, h, w); set '
+                "out_type='featmap' of the backbone"
+            )
         rows = self.decoder(features.permute(0, 2, 3, 1))  # (B, h, w, C*p*p)
         if self.normalize_target and target is not None:
             _, mean, std = normalize_patches(self._rows(target))
@@ -74,70 +81,29 @@ class SimMIMHead(BaseModule):
         _, mean, std = normalize_patches(self._rows(reference))
         return F.pixel_shuffle(((self._rows(images) - mean) / std).permute(0, 3, 1, 2), self.patch_size)
 
-    @property
-    def whole_image(self) -> bool:
-        """Whether the loss needs the features of all patches."""
-        return getattr(self.loss_module, 'whole_image', False)
-
-    def loss(
-        self, features: Tensor, target: Tensor, mask: Tensor, tokens: Tensor | None = None, **parts: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Decode the tokens that count and compare them with the image.
+    def loss(self, features: Tensor, target: Tensor, mask: Tensor, **parts: Tensor | None) -> dict[str, Tensor]:
+        """Decode the features and compare them with the image.
 
         Args:
-            features: (B, in_channels, h, w), or with `tokens` those of theirs, (B, K, in_channels).
+            features: (B, in_channels, h, w).
             target: (B, out_channels, h*p, w*p), normalised images.
             mask: (B, h, w), 1 = masked.
-            tokens: (B, K) indices into h*w of all masked patches, maybe among visible ones, as `masked_tokens` gives.
-            parts: Masks whose pixels' error shall be told apart, of the same shape: `local`, `global_`.
+            parts: Masks to report separate errors for, same shape: `local`, `global_`.
 
         Returns:
             `{'loss': scalar}`, and for each of the parts `error_<name>`: the criterion's mean over its pixels, for the
             log (MMEngine adds up what has 'loss' in its name).
-
-        Raises:
-            ValueError: `tokens` are given, but the loss is one of whole images.
         """
-        if self.whole_image:
-            if tokens is not None:
-                raise ValueError('a loss of whole images needs the features of all patches; leave tokens out')
-            prediction = self.decoder(features.permute(0, 2, 3, 1))
-            truth = self._truth(self._rows(target))
-            images = [F.pixel_shuffle(x.permute(0, 3, 1, 2), self.patch_size) for x in (prediction, truth)]
-            losses = {'loss': self.loss_module(images[0], images[1], pixel_mask(mask, self.patch_size))}
-        else:
-            if tokens is None:
-                tokens = masked_tokens(mask)
-                features = take(features.flatten(2).transpose(1, 2), tokens)
-            prediction = self.decoder(features)  # (B, K, C*p*p)
-            truth = self._truth(take(self._rows(target).flatten(1, 2), tokens))
-            weight = self._pixel_weight(mask.flatten(1).gather(1, tokens))
-            losses = {'loss': self.loss_module(self._pixels(prediction), self._pixels(truth), weight)}
+        prediction, truth = self(features), self.normalized(target, target)
+        losses = {'loss': self.loss_module(prediction, truth, pixel_mask(mask, self.patch_size))}
+        criterion = getattr(self.loss_module, 'criterion', 'l1')
         for name, part in parts.items():
             if part is not None:
-                chosen = part if tokens is None else part.flatten(1).gather(1, tokens)
-                losses[f'error_{name.rstrip("_")}'] = self._error(prediction, truth, chosen)
+                pixels = pixel_mask(part, self.patch_size)
+                error = reconstruction_loss(prediction.detach(), truth, pixels, criterion)
+                losses[f'error_{name.rstrip("_")}'] = error
         return losses
-
-    @torch.no_grad()
-    def _error(self, prediction: Tensor, truth: Tensor, chosen: Tensor) -> Tensor:
-        """The criterion's mean over the pixels of the tokens that are 1 in `chosen`, one value per token."""
-        criterion = getattr(self.loss_module, 'criterion', 'l1')
-        pixels = self._pixels(prediction), self._pixels(truth)
-        return reconstruction_loss(*pixels, self._pixel_weight(chosen), criterion)
-
-    def _truth(self, rows: Tensor) -> Tensor:
-        """What shall be predicted of patches, (..., C*p*p)."""
-        return normalize_patches(rows)[0] if self.normalize_target else rows
 
     def _rows(self, images: Tensor) -> Tensor:
         """(B, C, h*p, w*p) -> (B, h, w, C*p*p)."""
         return F.pixel_unshuffle(images, self.patch_size).permute(0, 2, 3, 1)
-
-    def _pixels(self, rows: Tensor) -> Tensor:
-        """(..., C*p*p) -> (tokens, C, p*p)."""
-        return rows.reshape(-1, self.out_channels, self.patch_size**2)
-
-    def _pixel_weight(self, chosen: Tensor) -> Tensor:
-        """One value per token -> (tokens, 1, p*p)."""
-        return chosen.reshape(-1, 1, 1).expand(-1, 1, self.patch_size**2)

@@ -55,8 +55,7 @@ def reconstruction_loss(
         raise ValueError(
             f'mask must be (B, 1, ...) over the pixels of the target {tuple(target.shape)}, got {tuple(mask.shape)}'
         )
-    mask = mask.to(error.dtype)
-    return (error * mask).sum() / (mask.sum() + EPS) / channels
+    return (error * mask).sum() / (mask.sum(dtype=error.dtype) + EPS) / channels
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -135,16 +134,11 @@ class ReconstructionLoss(nn.Module):
         self.frequency_weight = frequency_weight
         self.loss_weight = loss_weight
 
-    @property
-    def whole_image(self) -> bool:
-        """Whether whole images are needed; else the masked pixels, in any order, will do."""
-        return self.scope == 'all' or self.frequency_weight > 0
-
     def forward(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of a batch.
 
         Args:
-            prediction: (B, C, H, W), or (B, C, ...) unless `whole_image`.
+            prediction: (B, C, H, W).
             target: Same shape.
             mask: (B, 1, H, W) over the pixels, 1 = masked. None: every pixel is.
 

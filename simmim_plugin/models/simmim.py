@@ -6,7 +6,6 @@ from typing import Any
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from simmim_plugin.models.masks import masked_tokens
 from simmim_plugin.registry import MODELS, build_part
 
 MODES = ('loss', 'tensor')
@@ -49,7 +48,6 @@ class SimMIM(BaseModel):
         mode: str = 'tensor',
         mask_local: Tensor | None = None,
         mask_global: Tensor | None = None,
-        tokens: Tensor | None = None,
     ) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """Loss or features of normalised images.
 
@@ -58,8 +56,7 @@ class SimMIM(BaseModel):
             mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
             mode: 'loss' gives what `SimMIMHead.loss` returns; 'tensor' gives the backbone's features without a mask.
             mask_local: With simultaneous masks, the local one; its error then goes into the log.
-            mask_global: Likewise the global one. `mask` is their union.
-            tokens: `masked_tokens(mask)`, which `SimMIMDataPreprocessor` adds; None: made here.
+            mask_global: The same for the global one. `mask` is their union.
 
         Raises:
             ValueError: Unknown mode, or no mask where one is needed.
@@ -70,7 +67,7 @@ class SimMIM(BaseModel):
             raise ValueError(f'mode={mode!r} is unknown; choose one of {", ".join(map(repr, MODES))}')
         if mask is None:
             raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
-        return self.loss(inputs, mask, mask_local, mask_global, tokens)
+        return self.loss(inputs, mask, mask_local, mask_global)
 
     def loss(
         self,
@@ -78,21 +75,10 @@ class SimMIM(BaseModel):
         mask: Tensor,
         mask_local: Tensor | None = None,
         mask_global: Tensor | None = None,
-        tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`.
-
-        Where the loss counts masked pixels only, the last block computes masked tokens only; loss and gradients are
-        the same.
-        """
-        parts = dict(local=mask_local, global_=mask_global)
-        # Heads and backbones of others may know of all tokens only.
-        if getattr(self.head, 'whole_image', True) or not hasattr(self.backbone, 'forward_tokens'):
-            return self.head.loss(self.backbone(inputs, mask)[-1], inputs, mask, **parts)
-        if tokens is None:
-            tokens = masked_tokens(mask)
-        features = self.backbone.forward_tokens(inputs, mask, tokens)
-        return self.head.loss(features, inputs, mask, tokens, **parts)
+        """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`."""
+        features = self.backbone(inputs, mask)[-1]  # (B, embed_dims, h, w)
+        return self.head.loss(features, inputs, mask, local=mask_local, global_=mask_global)
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.

@@ -160,29 +160,6 @@ class SimMIMViT(BaseModule):
                 outputs.append(self._format_output(self.norm(x) if last else x, grid))
         return tuple(outputs)
 
-    def forward_tokens(self, x: Tensor, mask: Tensor | None, tokens: Tensor) -> Tensor:
-        """Features of some patches: those of the last output of `forward`, without computing the others there.
-
-        Args:
-            x: See `forward`.
-            mask: See `forward`.
-            tokens: (B, K) indices into the h*w patches; see `masked_tokens`.
-
-        Returns:
-            (B, K, embed_dims).
-
-        Raises:
-            ValueError: See `forward`; or `out_type` is not 'featmap'.
-        """
-        if self.out_type != 'featmap':
-            raise ValueError(f"out_type={self.out_type!r} has no map of patches; pretraining wants 'featmap'")
-        x, grid, shared = self._embed(x, mask)
-        last = self.out_indices[-1]
-        for block in self.blocks[:last]:
-            x = self._run(block, x, grid, shared)
-        x = self._run(self.blocks[last], x, grid, shared, tokens + 1)  # the class token is the first
-        return self.norm(x) if last == self.num_layers - 1 else x
-
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise learning rates, as MMPretrain's constructor asks for it.
 
@@ -220,12 +197,10 @@ class SimMIMViT(BaseModule):
             x = x + self.pos_cache(self.pos_embed, self.grid, grid)
         return x, grid, shared
 
-    def _run(
-        self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None = None
-    ) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
         if self.with_cp and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(block, x, grid, shared, tokens, use_reentrant=False)
-        return block(x, grid, shared, tokens)
+            return torch.utils.checkpoint.checkpoint(block, x, grid, shared, use_reentrant=False)
+        return block(x, grid, shared)
 
     def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
         if mask is None:

@@ -81,10 +81,7 @@ def test_flops_by_hand():
     # Three times the forward pass, but for the gradient of the image, which nobody wants.
     assert plain == pytest.approx(3 * forward - 2 * 196 * width**2, rel=1e-3)
     assert plain / 1e9 == pytest.approx(105.8, rel=0.01)
-    # The last block of 77 tokens less: q, proj and MLP, 20 D^2 each, their attention, and the decoder.
-    less = 77 * 3 * (20 * width**2 + 4 * tokens * width) + 76 * 3 * 2 * width**2
-    assert plain - ours == pytest.approx(less, rel=0.02)
-    assert 0.025 < less / plain < 0.035
+    assert ours == plain
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -107,7 +104,8 @@ def test_operators_and_bytes_against_the_plain_version(dtype):
             kept.append(saved_bytes(step.model, images, mask))
     assert counts[1][0] <= 0.6 * counts[0][0]
     assert counts[1][1] <= 1.1 * counts[0][1]  # forward and backward pass alone
-    assert kept[1] <= kept[0]
+    index = 197 * 200 * 8  # bytes; cached for good, but counted here: the plain version has it as a buffer
+    assert kept[1] <= kept[0] + index
 
 
 def test_saved_bytes_by_hand():

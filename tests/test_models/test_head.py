@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ import torch.nn.functional as F
 
 from helpers.models import TINY
 from simmim_plugin import ReconstructionLoss, SimMIM, SimMIMHead, reconstruction_loss
+from simmim_plugin.models.losses import CRITERIA
 
 
-def test_loss_of_masked_tokens_equals_loss_of_the_decoded_image():
+def test_loss_of_masked_patches_equals_loss_of_the_decoded_image():
     torch.manual_seed(0)
     head = SimMIMHead(in_channels=8, patch_size=4, out_channels=5)
     features, target = torch.randn(2, 8, 3, 2, requires_grad=True), torch.randn(2, 5, 12, 8)
@@ -39,6 +41,14 @@ def test_decoder_keeps_the_frameworks_initialisation():
     bound = 1 / 8  # uniform within +-1 / sqrt(in_channels), as of a 1x1 convolution
     assert bound * 0.99 < head.decoder.weight.abs().max().item() <= bound
     assert head.decoder.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_only_maps_of_patches_serve():
+    for out_type, shape in (('raw', (1, 17, 48)), ('cls_token', (1, 48))):
+        model = SimMIM({**TINY, 'out_type': out_type})
+        message = re.escape(f"features of shape {shape} are no map of patches, (B, in_channels, h, w); set out_type='")
+        with pytest.raises(ValueError, match=message):
+            model.loss(torch.zeros(1, 3, 64, 64), torch.ones(1, 4, 4))
 
 
 def test_empty_mask_gives_zero():
@@ -130,7 +140,7 @@ def test_picture_undoes_the_normalisation_of_each_true_patch():
     assert torch.equal(plain(features, target), plain(features))
 
 
-# Whole images and masked tokens
+# Which pixels count
 
 
 def example():
@@ -150,28 +160,32 @@ def test_loss_of_all_pixels_equals_that_of_the_decoded_image(criterion, error):
     assert torch.allclose(head.loss(features, target, torch.zeros_like(mask))['loss'], whole, rtol=1e-5)
 
 
-class WholeImageLoss(ReconstructionLoss):
-    whole_image = True
-
-
 @pytest.mark.parametrize('normalize', [False, True])
 @pytest.mark.parametrize('criterion', ['l1', 'l2', 'smooth_l1'])
-def test_masked_tokens_alone_give_the_loss_and_gradient_of_whole_images(criterion, normalize):
+def test_visible_patches_take_no_part_in_the_loss_and_its_gradient(criterion, normalize):
     features, target, mask = example()
     torch.manual_seed(1)
-    heads = [
-        SimMIMHead(8, 4, 5, num_layers=2, normalize_target=normalize, loss=kind(criterion))
-        for kind in (ReconstructionLoss, WholeImageLoss)
-    ]
-    heads[1].load_state_dict(heads[0].state_dict())
+    head = SimMIMHead(8, 4, 5, num_layers=2, normalize_target=normalize, loss=ReconstructionLoss(criterion))
     parts = dict(local=mask, global_=torch.zeros_like(mask))
     parts['global_'][0, 1, 1] = 1
-    outputs = [head.loss(features, target, mask, **parts) for head in heads]
-    for name in ('loss', 'error_local', 'error_global'):
-        assert torch.allclose(outputs[0][name], outputs[1][name], rtol=1e-5)
-    gradients = [
-        torch.autograd.grad(output['loss'], [features, *head.parameters()]) for output, head in zip(outputs, heads)
-    ]
+    losses = head.loss(features, target, mask, **parts)
+
+    def of_patches_alone(chosen):
+        """By hand: only the chosen patches are decoded, and compared with theirs."""
+        b, y, x = chosen.nonzero().unbind(1)
+        truth = target.unfold(2, 4, 4).unfold(3, 4, 4)[b, :, y, x].flatten(1)  # (n, C*p*p)
+        if normalize:
+            truth = (truth - truth.mean(1, keepdim=True)) / (truth.var(1, keepdim=True) + 1e-6).sqrt()
+        return CRITERIA[criterion](head.decoder(features[b, :, y, x]), truth)
+
+    expected = of_patches_alone(mask)
+    for name, value in (
+        ('loss', expected),
+        ('error_local', expected),
+        ('error_global', of_patches_alone(parts['global_'])),
+    ):
+        assert torch.allclose(losses[name], value, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss, [features, *head.parameters()]) for loss in (losses['loss'], expected)]
     for first, second in zip(*gradients):
         assert first.any() and torch.allclose(first, second, atol=1e-6)
 

@@ -242,12 +242,6 @@ def test_frequency_term_is_added_over_the_pixels_that_count(scope):
     assert without.item() == pytest.approx(kept.abs().sum().item() / pixels / 2, rel=2e-5)
 
 
-def test_which_losses_want_the_whole_image():
-    assert not ReconstructionLoss().whole_image
-    assert ReconstructionLoss(scope='all').whole_image
-    assert ReconstructionLoss(frequency_weight=0.1).whole_image
-
-
 def test_wrong_scope_and_weight_are_named():
     with pytest.raises(ValueError, match=r"scope='visible' is unknown; choose one of 'masked', 'all'"):
         ReconstructionLoss(scope='visible')

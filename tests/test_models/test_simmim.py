@@ -25,6 +25,15 @@ def test_built_modules_serve_as_well_and_anything_else_is_named():
         SimMIM(backbone=TINY, head=dict(loss='l1'))
 
 
+def test_any_backbone_that_takes_a_mask_serves():
+    model = SimMIM(backbone=TINY).eval()
+    plain = torch.nn.Module()
+    plain.forward = model.backbone.forward
+    plain.embed_dims, plain.patch_size, plain.in_channels = 48, 16, 3
+    images, mask = torch.randn(2, 3, 64, 64), torch.rand(2, 4, 4) < 0.5
+    assert torch.equal(SimMIM(plain, model.head).loss(images, mask)['loss'], model.loss(images, mask)['loss'])
+
+
 def test_modes_and_missing_masks_are_named():
     model = SimMIM(backbone=TINY)
     with pytest.raises(ValueError, match="mode='predict' is unknown; choose one of 'loss', 'tensor'"):

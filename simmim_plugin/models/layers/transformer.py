@@ -8,14 +8,12 @@ from timm.layers import DropPath, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from simmim_plugin.models.layers.relative_position import (
-    ALIGNMENT,
     Grid,
     GridCache,
     bias_from_table,
     resize_table,
     table_rows,
 )
-from simmim_plugin.models.masks import take
 
 Biases = Mapping[Grid, Tensor]  # of a shared table, by the grid of the tokens: (heads, N, N) each
 
@@ -27,13 +25,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     faster (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
 
     Args:
-        q: (B, heads, K, d), queries.
+        q: (B, heads, N, d), queries.
         k: (B, heads, N, d), keys.
         v: (B, heads, N, d), values.
-        bias: Added to the scaled products, (heads, K, N) or (B, heads, K, N), of the dtype of q; None: none.
+        bias: Added to the scaled products, (heads, N, N), of the dtype of q; None: none.
 
     Returns:
-        (B, heads, K, d).
+        (B, heads, N, d).
     """
     if q.device.type == 'cpu' and bias is not None and bias.requires_grad:
         with torch.autocast('cpu', enabled=False):  # which would have the softmax give float32
@@ -63,30 +61,20 @@ class Attention(nn.Module):
             self.cache = GridCache(resize_table)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
-    def forward(
-        self, x: Tensor, grid: Grid, shared: Biases | None, window: Grid | None = None, tokens: Tensor | None = None
-    ) -> Tensor:
-        """Attention between all tokens, or of some of them to all.
+    def forward(self, x: Tensor, grid: Grid, shared: Biases | None, window: Grid | None = None) -> Tensor:
+        """Attention between all tokens.
 
         Args:
             x: (B, N, D), class token first.
             grid: Height and width in patches, N = 1 + h*w.
             shared: Biases of a shared table, or None.
             window: The window that the grid is a part of.
-            tokens: (B, K) indices into N of the tokens that attend; None: all.
 
         Returns:
-            (B, N, D), or (B, K, D).
+            (B, N, D).
         """
-        if tokens is None:
-            q, k, v = self._heads(F.linear(x, self.qkv.weight, self._qkv_bias()), 3)
-        else:
-            D = x.shape[-1]
-            (q,) = self._heads(F.linear(take(x, tokens), self.qkv.weight[:D], self.q_bias), 1)
-            k, v = self._heads(F.linear(x, self.qkv.weight[D:], self._qkv_bias()[D:]), 2)
+        q, k, v = self._qkv(x)
         bias = self._bias(grid, shared, window, q.dtype)
-        if bias is not None and tokens is not None:
-            bias = _rows_of(bias, tokens)
         return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
     def attention_of(self, x: Tensor, grid: Grid, shared: Biases | None, query: int) -> Tensor:
@@ -101,17 +89,16 @@ class Attention(nn.Module):
         Returns:
             (B, heads, N), which sums to 1 over the keys.
         """
-        q, k, _ = self._heads(F.linear(x, self.qkv.weight, self._qkv_bias()), 3)
+        q, k, _ = self._qkv(x)
         bias = self._bias(grid, shared, None, q.dtype)
         scores = torch.einsum('bhd,bhnd->bhn', q[:, :, query], k) * q.shape[-1] ** -0.5
         return (scores if bias is None else scores + bias[:, query]).softmax(dim=-1)
 
-    def _qkv_bias(self) -> Tensor:
-        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-
-    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, N, parts * D) -> that many of (B, heads, N, D / heads)."""
-        return projected.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, D) -> queries, keys and values, (B, heads, N, D / heads) each."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias)  # (B, N, 3 * D)
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
     def _bias(self, grid: Grid, shared: Biases | None, window: Grid | None, dtype: torch.dtype) -> Tensor | None:
         """(heads, N, N), of this block's table or the shared one, or None."""
@@ -120,13 +107,6 @@ class Attention(nn.Module):
         whole = window or grid
         table = self.cache(self.relative_position_bias_table, self.table_grid, whole)
         return bias_from_table(table, grid, whole, dtype)
-
-
-def _rows_of(bias: Tensor, tokens: Tensor) -> Tensor:
-    """(heads, N, N), (B, K) -> (B, heads, K, N), the rows of the tokens that attend."""
-    heads, _, N = bias.shape
-    padded = F.pad(bias, (0, -N % ALIGNMENT)).transpose(0, 1).flatten(1)  # (N, heads * aligned N)
-    return F.embedding(tokens, padded).unflatten(-1, (heads, -1)).transpose(1, 2)[..., :N]
 
 
 class LinearPatchEmbed(PatchEmbed):
@@ -240,28 +220,24 @@ class Block(nn.Module):
             self.gamma_1 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
             self.gamma_2 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
 
-    def forward(self, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None = None) -> Tensor:
-        """All tokens, or some of them; what the others would become is then not computed.
+    def forward(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
+        """Attention, then the MLP.
 
         Args:
             x: (B, N, D), class token first.
             grid: Height and width in patches.
             shared: Biases of a shared table, or None.
-            tokens: (B, K) indices into N; None: all.
 
         Returns:
-            (B, N, D), or (B, K, D).
+            (B, N, D).
         """
-        branch = self._attend(self.norm1(x), grid, shared, tokens)
-        if tokens is not None:
-            x = take(x, tokens)
+        branch = self._attend(self.norm1(x), grid, shared)
         x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
         branch = self.mlp(self.norm2(x))
         return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
 
-    def _attend(self, x: Tensor, grid: Grid, shared: Biases | None, tokens: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
         size = self.window_size
         if not has_windows(grid, size):
-            return self.attn(x, grid, shared, tokens=tokens)
-        result = in_windows(lambda part_tokens, part: self.attn(part_tokens, part, shared, (size, size)), x, grid, size)
-        return result if tokens is None else take(result, tokens)
+            return self.attn(x, grid, shared)
+        return in_windows(lambda tokens, part: self.attn(tokens, part, shared, (size, size)), x, grid, size)
