@@ -40,7 +40,7 @@ def main() -> None:
     with errors.one_line_errors():
         from simmim_plugin.apis.extract_features import check_arguments, extract_folder
         from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
-        from simmim_plugin.models.vit import block_arguments
+        from simmim_plugin.models.layers.architecture import block_arguments
 
         check_arguments(args.out, args.batch_size, args.workers, args.dtype)
         blocks = block_arguments(args.blocks)

@@ -34,7 +34,7 @@ def main() -> None:
     with errors.one_line_errors():
         from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
         from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
-        from simmim_plugin.models.vit import block_arguments
+        from simmim_plugin.models.layers.architecture import block_arguments
 
         if 'patches' in args.kinds:
             raise ValueError('--kinds patches: probes judge one vector per image; choose pooled or cls')

@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     with errors.one_line_errors():
         from simmim_plugin.apis.visualize_features import draw_features
-        from simmim_plugin.models.vit import block_arguments
+        from simmim_plugin.models.layers.architecture import block_arguments
 
         blocks = block_arguments(args.blocks)
         point = ask_point if args.click else args.point

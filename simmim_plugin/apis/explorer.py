@@ -15,7 +15,6 @@ from simmim_plugin.checkpoints.loading import checked_backbone, load_pretrained
 from simmim_plugin.datasets.images import read_image
 from simmim_plugin.datasets.transforms.masking import PUBLISHED_RATIO, PUBLISHED_UNIT, SimMIMMaskGenerator
 from simmim_plugin.models.masks import MASKS
-from simmim_plugin.models.vit import block_features
 from simmim_plugin.utils.configs import reading_arguments, transform_arguments
 from simmim_plugin.utils.hardware import checked_device
 from simmim_plugin.utils.random_state import fixed_seed
@@ -55,7 +54,7 @@ class Explorer:
         self.scale = max(1, -(-SHOWN_PX // max(self.size)))
         self.masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
         self.more_masks = _more_masks(pipeline)
-        self._in_use = threading.Lock()  # hooks read the features, so one pass at a time
+        self._in_use = threading.Lock()  # the random state is the process's, so one drawing or pass at a time
 
     def training_masks(self) -> dict[str, dict[str, float]]:
         """Ratio and unit of the local and of the global mask that the model was trained with; a ratio of 0: none.
@@ -144,11 +143,14 @@ class Explorer:
             float(hidden.mean()),
         )
 
+    @torch.no_grad()
     def features(self, image: Tensor) -> list[Tensor]:
         """Patch features (h, w, D) after each block, of the whole image without a mask."""
         inputs = self.model.data_preprocessor(dict(inputs=image[None]))['inputs']
         with self._in_use:
-            return [maps.features for maps in block_features(self.backbone, inputs)]
+            _, maps = self.backbone.forward_intermediates(inputs)
+        rows = [features[0].permute(1, 2, 0) for features in maps]
+        return [x.cpu() for x in (*rows[:-1], self.backbone.norm(rows[-1]))]
 
     def pca_picture(self, features: Tensor) -> np.ndarray:
         """The features' first three principal components as red, green and blue."""

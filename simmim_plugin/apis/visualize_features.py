@@ -11,7 +11,8 @@ from torchvision.transforms import functional as TF
 
 from simmim_plugin.checkpoints.loading import checked_backbone, load_pretrained
 from simmim_plugin.datasets.images import read_image
-from simmim_plugin.models.vit import SimMIMViT, block_features, block_numbers
+from simmim_plugin.models.layers.architecture import block_numbers
+from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 from simmim_plugin.visualization.features import feature_sheet
@@ -89,7 +90,7 @@ def draw_features(
         query = (int((y + 0.5) * h / image.shape[1]), int((x + 0.5) * w / image.shape[2]))
         inputs = model.data_preprocessor(dict(inputs=seen[None]))['inputs']
         try:
-            maps = block_features(backbone, inputs, query)
+            _, outputs = backbone.forward_intermediates(inputs, [n - 1 for n in numbers], attention_of=query)
         except RuntimeError as error:
             if 'memory' not in str(error):
                 raise
@@ -97,8 +98,11 @@ def draw_features(
                 f'--size: the {h} x {w} patches of {os.fspath(path)} at {height} x {width} px need more memory than '
                 'there is; give a smaller --size'
             ) from error
+        maps = [(features[0].permute(1, 2, 0), attention[0]) for features, attention in outputs]
+        if numbers[-1] == backbone.num_layers:
+            maps[-1] = backbone.norm(maps[-1][0]), maps[-1][1]
         names = [f'{_short_name(path)}, block {number} of {backbone.num_layers}' for number in numbers]
-        sheets.append(feature_sheet(seen, [maps[number - 1] for number in numbers], query, names))
+        sheets.append(feature_sheet(seen, [(x.cpu(), a.cpu()) for x, a in maps], query, names))
     widest = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)

@@ -13,8 +13,8 @@ from torchvision.transforms import functional as TF
 
 from simmim_plugin.checkpoints.loading import build_backbone, build_data_preprocessor, read
 from simmim_plugin.datasets.images import ImageReadError, read_image
-from simmim_plugin.models.layers.transformer import Block
-from simmim_plugin.models.vit import SimMIMViT, block_numbers
+from simmim_plugin.models.layers.architecture import block_numbers
+from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 
@@ -158,16 +158,15 @@ class FeatureExtractor:
         device = self.backbone.cls_token.device
         images = images.flip(1) if self.flips_channels else images
         inputs = self.data_preprocessor({'inputs': images.to(device)})['inputs']
-        grid = tuple(side // self.backbone.patch_size for side in images.shape[2:])
         found = {}
-        for block, tokens in zip(self.blocks, self._tokens(inputs)):  # (B, 1 + h*w, D)
+        for block, (patches, cls) in zip(self.blocks, self._after_blocks(inputs)):
             for kind in self.kinds:
                 if kind == 'cls':
-                    values = tokens[:, 0]
+                    values = cls
                 elif kind == 'patches':
-                    values = tokens[:, 1:].unflatten(1, grid)
+                    values = patches
                 else:
-                    values = tokens[:, 1:].mean(dim=1)
+                    values = patches.mean(dim=(1, 2))
                     values = self.backbone.fc_norm(values) if block == self.backbone.num_layers else values
                 found[_name(block, kind, self.blocks)] = values.float().cpu().numpy()
         return found
@@ -188,26 +187,22 @@ class FeatureExtractor:
         """
         return load_image(path, self.size, self.reading)
 
-    def _tokens(self, inputs: Tensor) -> list[Tensor]:
-        """Tokens after each of `blocks`, (B, 1 + h*w, D)."""
-        found: list[Tensor] = []
-        last = self.backbone.blocks[-1]
-
-        def record(block: Block, args: tuple[Any, ...], output: Tensor) -> None:
-            found.append(self.backbone.norm(output) if block is last else output)
-
+    def _after_blocks(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Patches (B, h, w, width) and class token (B, width) after each of `blocks`, in evaluation mode."""
         modes = {module: module.training for module in self.backbone.modules()}
-        hooks = [self.backbone.blocks[number - 1].register_forward_hook(record) for number in self.blocks]
         try:
-            if any(modes.values()):
-                self.backbone.eval()
-            self.backbone(inputs)
+            self.backbone.eval()
+            _, found = self.backbone.forward_intermediates(
+                inputs, [block - 1 for block in self.blocks], return_prefix_tokens=True
+            )
         finally:
-            for hook in hooks:
-                hook.remove()
             for module, mode in modes.items():
                 module.training = mode
-        return found
+        pairs = [(patches.permute(0, 2, 3, 1), cls[:, 0]) for patches, cls in found]
+        if self.blocks[-1] == self.backbone.num_layers:
+            patches, cls = pairs[-1]
+            pairs[-1] = self.backbone.norm(patches), self.backbone.norm(cls)
+        return pairs
 
 
 def load_image(path: str | os.PathLike[str], size: tuple[int, int], reading: dict[str, Any]) -> Tensor:

@@ -1,8 +1,7 @@
 """SimMIMViT: the Vision Transformer of SimMIM, for pretraining (with a mask) and transfer (without)."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -160,6 +159,65 @@ class SimMIMViT(BaseModule):
                 outputs.append(self._format_output(self.norm(x) if last else x, grid))
         return tuple(outputs)
 
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        attention_of: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, list[Any]]:
+        """Features after chosen blocks, without a mask: timm's method, and on demand the attention of one patch.
+
+        Args:
+            x: See `forward`.
+            indices: Blocks from 0, rising; negative ones count from the end. A number: the last so many. None: all.
+            return_prefix_tokens: Add the class token, (B, 1, embed_dims).
+            attention_of: Row and column of a patch. Add its attention to all patches, (B, heads, h, w): softmax over
+                all keys, without the class token's share, so it sums to less than 1. No other row is computed.
+
+        Returns:
+            All tokens after the final norm, (B, 1 + h*w, embed_dims), and one entry per chosen block: its map of
+            features (B, embed_dims, h, w) without that norm, or a tuple of the map and what is added.
+
+        Raises:
+            ValueError: See `forward`; or a block or patch is outside the model or grid, or attention is asked for
+                where some blocks attend inside windows.
+        """
+        count = self.num_layers
+        wanted = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+        chosen = rising_blocks('indices', tuple(wanted), count)
+        x, grid, shared = self._embed(x, None)
+        query = None if attention_of is None else self._token_of(attention_of, grid)
+        entries: list[Any] = []
+        for i, block in enumerate(self.blocks):
+            before, x = x, self._run(block, x, grid, shared)
+            if i not in chosen:
+                continue
+            entry = [self._as_map(x, grid)]
+            if return_prefix_tokens:
+                entry.append(x[:, :1])
+            if query is not None:
+                attn: Any = block.attn
+                attention = attn.attention_of(block.norm1(before), grid, shared, query)  # (B, heads, 1 + h*w)
+                entry.append(attention[..., 1:].unflatten(-1, grid))
+            entries.append(tuple(entry) if len(entry) > 1 else entry[0])
+        return self.norm(x), entries
+
+    def _token_of(self, patch: tuple[int, int], grid: Grid) -> int:
+        """Index of a patch's token, of a model whose tokens all see the whole image."""
+        row, column = patch
+        h, w = grid
+        if not (0 <= row < h and 0 <= column < w):
+            raise ValueError(
+                f'attention_of={patch} is outside the {h} x {w} patches; give row 0 ... {h - 1}, column 0 ... {w - 1}'
+            )
+        if any(has_windows(grid, size) for size in self.window_sizes):
+            raise ValueError(
+                f'attention_of={patch}: some blocks attend inside windows only, so that no token sees the whole image; '
+                'build the backbone with window_size=0, or leave attention_of out'
+            )
+        return 1 + row * w + column  # the class token comes first
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise learning rates, as MMPretrain's constructor asks for it.
 
@@ -232,10 +290,14 @@ class SimMIMViT(BaseModule):
             return x
         if self.out_type == 'cls_token':
             return x[:, 0]
-        patches = x[:, 1:]
         if self.out_type == 'avg_featmap':
-            return self.fc_norm(patches.mean(dim=1))
-        return patches.transpose(1, 2).reshape(x.shape[0], self.embed_dims, *grid)
+            return self.fc_norm(x[:, 1:].mean(dim=1))
+        return self._as_map(x, grid)
+
+    @staticmethod
+    def _as_map(x: Tensor, grid: Grid) -> Tensor:
+        """(B, 1 + h*w, D) -> (B, D, h, w), without the class token."""
+        return x[:, 1:].transpose(1, 2).unflatten(2, grid)
 
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says; `Pretrained` is ours, found through the registry, and comes last."""
@@ -305,79 +367,3 @@ def init_parameters(vit: 'SimMIMViT', cut: float) -> None:
         for i in range(vit.num_layers):
             for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
                 vit.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
-
-
-class BlockMaps(NamedTuple):
-    """What one block gives: `features` (h, w, D), and `attention` (heads, h, w) of the query patch to all patches."""
-
-    features: Tensor
-    attention: Tensor | None
-
-
-@torch.no_grad()
-def block_features(backbone: SimMIMViT, images: Tensor, query: tuple[int, int] | None = None) -> list[BlockMaps]:
-    """Features after each block, and each block's attention from one patch, in one pass without a mask.
-
-    Of the attention only the query's row is computed, so that memory is what the backbone needs anyway.
-
-    Args:
-        backbone: In evaluation mode.
-        images: (1, C, H, W), normalised; H and W are multiples of the patch size.
-        query: Row and column of the patch that attends; None: no attention.
-
-    Returns:
-        One entry per block, on the CPU. The last block's features went through the final norm, as the output does.
-        Attention is softmax over all keys; the class token's share is left out, so it sums to less than 1.
-
-    Raises:
-        ValueError: `images` are not one image that the backbone takes, or `query` is outside the grid, or asked of
-            attention inside windows.
-    """
-    if images.ndim != 4 or images.shape[0] != 1:
-        raise ValueError(f'images of shape {tuple(images.shape)}: give one image, (1, C, H, W)')
-    h, w = (side // backbone.patch_size for side in images.shape[2:])
-    if query is not None and not (0 <= query[0] < h and 0 <= query[1] < w):
-        raise ValueError(
-            f'query={query} is outside the {h} x {w} patches; give row 0 ... {h - 1}, column 0 ... {w - 1}'
-        )
-    if query is not None and any(has_windows((h, w), size) for size in backbone.window_sizes):
-        raise ValueError(
-            f'query={query}: some blocks attend inside windows only, so that no token sees the whole image; build the '
-            'backbone with window_size=0, or leave the query out'
-        )
-    maps: list[BlockMaps] = []
-
-    def record(block: Block, args: tuple[Any, ...], output: Tensor) -> None:
-        x, grid, shared = args[:3]
-        attention = None
-        if query is not None:
-            token = 1 + query[0] * w + query[1]  # the class token comes first
-            attention = block.attn.attention_of(block.norm1(x), grid, shared, token)[0, :, 1:]
-            attention = attention.reshape(-1, h, w).cpu()
-        features = backbone.norm(output) if block is backbone.blocks[-1] else output
-        maps.append(BlockMaps(features[0, 1:].reshape(h, w, -1).cpu(), attention))
-
-    hooks = [block.register_forward_hook(record) for block in backbone.blocks]
-    try:
-        backbone(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return maps
-
-
-def block_arguments(words: Sequence[str] | None) -> Any:
-    """`--blocks` of the command line as `draw_features` and `FeatureExtractor` take it."""
-    if words is None:
-        return None
-    return 'all' if list(words) == ['all'] else [int(word) if word.isdecimal() else word for word in words]
-
-
-def block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
-    """Rising numbers from 1."""
-    if blocks == 'all':
-        return list(range(1, count + 1))
-    numbers = [math.ceil(count * i / 4) for i in (1, 2, 3, 4)] if blocks is None else blocks
-    if not numbers or any(not isinstance(n, int) or not 1 <= n <= count for n in numbers):
-        raise ValueError(f"blocks={numbers}: the model has blocks 1 ... {count}; give numbers of these, or 'all'")
-    return sorted({int(n) for n in numbers})

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_plugin.models.vit import BlockMaps
 from simmim_plugin.visualization.sheets import PANEL_PX, draw_table, enlarge, mark_patch, to_display
 
 COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root scale')
@@ -49,7 +48,9 @@ def similarity(features: Tensor, query: tuple[int, int]) -> Tensor:
     return F.cosine_similarity(features, features[query], dim=-1).clamp(-1, 1)
 
 
-def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, int], names: Sequence[str]) -> np.ndarray:
+def feature_sheet(
+    image: Tensor, maps: Sequence[tuple[Tensor, Tensor]], query: tuple[int, int], names: Sequence[str]
+) -> np.ndarray:
     """One row per block: image with the query patch | PCA | similarity | attention, mean over the heads.
 
     Similarity is coloured from the map's least value, 0.99 at most (dark), to 1 (yellow); the square root of attention
@@ -57,24 +58,19 @@ def feature_sheet(image: Tensor, maps: Sequence[BlockMaps], query: tuple[int, in
 
     Args:
         image: (C, H, W) in the units of the stored values, as the model sees it.
-        maps: One per row, with attention.
+        maps: One pair per row: features (h, w, D), and attention (heads, h, w) of the query patch.
         query: Row and column of the patch.
         names: One per row, first words of its caption.
 
     Returns:
         (height, width, 3) uint8.
-
-    Raises:
-        ValueError: `maps` are without attention.
     """
     scale = math.ceil(PANEL_PX / image.shape[2])
-    patch = scale * image.shape[1] // maps[0].features.shape[0]  # side of a patch in the sheet
+    patch = scale * image.shape[1] // maps[0][0].shape[0]  # side of a patch in the sheet
     shown = to_display(image[None].float(), image[None].float())[0].permute(1, 2, 0)  # (H, W, 3)
     photo = mark_patch(enlarge(shown, scale), query, patch)
     rows, captions = [], []
     for (features, heads), name in zip(maps, names):
-        if heads is None:
-            raise ValueError('maps without attention; call block_features with query=(row, column)')
         near, attention = similarity(features, query), heads.mean(dim=0)
         low, most = min(float(near.min()), LEAST_SIMILAR), float(attention.max())
         near = (near - low) / (1 - low)

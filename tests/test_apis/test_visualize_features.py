@@ -13,17 +13,9 @@ from helpers.models import TINY
 from helpers.paths import ROOT
 from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.apis.visualize_features import draw_features, input_size
-from simmim_plugin.models.layers.relative_position import bias_from_table, resize_table
-from simmim_plugin.models.vit import BlockMaps, block_features
 from simmim_plugin.visualization.features import feature_sheet, pca_rgb, similarity
 from simmim_plugin.visualization.sheets import GAP_PX, HEADER_PX, PANEL_PX
 
-BIASES = dict(
-    shared=dict(use_shared_rel_pos_bias=True),
-    own=dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True),
-    none=dict(use_shared_rel_pos_bias=False, use_abs_pos_embed=True),
-)
-GRID = (3, 5)
 IMAGE = torch.randn(1, 3, 48, 80, generator=torch.Generator().manual_seed(0))
 
 
@@ -34,55 +26,6 @@ def backbone(**kwargs: object) -> SimMIMViT:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
-
-
-@pytest.mark.parametrize('kind', BIASES)
-def test_attention_is_the_softmax_of_queries_keys_and_bias(kind):
-    model = backbone(**BIASES[kind])
-    inputs = {}  # of each block's attention
-    for block in model.blocks:
-        block.attn.register_forward_hook(lambda attn, args, output: inputs.update({attn: args}))
-    row, column = 2, 3
-    maps = block_features(model, IMAGE, (row, column))
-    assert len(maps) == len(inputs) == 3
-    for attn, found in zip(inputs, maps):
-        x = inputs[attn][0][0].detach()  # (16, 48)
-        q, k, v = (part.view(16, 4, 12) for part in (x @ attn.qkv.weight.T).chunk(3, dim=1))
-        q, v = q + attn.q_bias.view(4, 12), v + attn.v_bias.view(4, 12)
-        table = attn.relative_position_bias_table if kind == 'own' else getattr(
-            model.rel_pos_bias, 'relative_position_bias_table', None)  # fmt: skip
-        bias = 0 if table is None else bias_from_table(resize_table(table, (4, 4), GRID), GRID)
-        full = torch.stack([q[:, i] @ k[:, i].T / 12**0.5 for i in range(4)])  # (heads, 16, 16)
-        full = (full + bias).softmax(dim=-1)
-        token = 1 + row * 5 + column
-        torch.testing.assert_close(found.attention, full[:, token, 1:].reshape(4, *GRID).detach())
-        torch.testing.assert_close(found.attention.sum((1, 2)) + full[:, token, 0].detach(), torch.ones(4))
-        # These weights are what the block itself uses.
-        mixed = torch.stack([full[i] @ v[:, i] for i in range(4)], dim=1).reshape(16, 48)
-        torch.testing.assert_close(attn(*inputs[attn])[0], attn.proj(mixed), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize('kind', BIASES)
-def test_features_are_the_outputs_of_the_backbone(kind):
-    model = backbone(out_indices=(0, 1, 2), **BIASES[kind])
-    maps = block_features(model, IMAGE)
-    with torch.no_grad():
-        outputs = model(IMAGE)
-    for found, output in zip(maps, outputs, strict=True):
-        assert found.attention is None and not found.features.requires_grad
-        torch.testing.assert_close(found.features, output[0].permute(1, 2, 0), rtol=0, atol=0)
-    assert not any(block._forward_hooks for block in model.blocks)
-
-
-def test_block_features_refuse_what_they_cannot_show():
-    model = backbone()
-    with pytest.raises(ValueError, match=r'images of shape \(2, 3, 48, 80\): give one image'):
-        block_features(model, IMAGE.expand(2, -1, -1, -1))
-    with pytest.raises(ValueError, match=r'query=\(3, 0\) is outside the 3 x 5 patches; give row 0 ... 2, column 0'):
-        block_features(model, IMAGE, (3, 0))
-    with pytest.raises(ValueError, match='must be positive multiples of patch_size=16'):
-        block_features(model, IMAGE[..., :70])
-    assert not any(block._forward_hooks for block in model.blocks)
 
 
 def test_pca_finds_planted_directions():
@@ -129,7 +72,9 @@ def test_the_sheet_marks_the_patch_and_shows_the_maps():
     model = backbone()
     image = torch.full((3, 48, 80), 100.0)
     image[0, 0, 0] = 200
-    maps = block_features(model, IMAGE, (1, 2))
+    with torch.no_grad():
+        _, outputs = model.forward_intermediates(IMAGE, attention_of=(1, 2))
+    maps = [(features[0].permute(1, 2, 0), attention[0]) for features, attention in outputs]
     sheet = feature_sheet(image, maps, (1, 2), ['a', 'b', 'c'])
     patch, height, width = 48, 144, 240  # three times as large
     assert sheet.shape == (HEADER_PX + 3 * (height + HEADER_PX + GAP_PX) + GAP_PX, 4 * (width + GAP_PX) + GAP_PX, 3)
@@ -140,15 +85,13 @@ def test_the_sheet_marks_the_patch_and_shows_the_maps():
     left += 2 * (width + GAP_PX)
     assert sheet[top + patch, left + 2 * patch].tolist() == [253, 231, 37]  # most similar to itself: viridis' yellow
     left += width + GAP_PX
-    row, column = divmod(int(maps[0].attention.mean(0).argmax()), 5)
+    row, column = divmod(int(maps[0][1].mean(0).argmax()), 5)
     assert sheet[top + row * patch + 24, left + column * patch + 24].tolist() == [252, 255, 164]  # inferno's lightest
-    alike = [BlockMaps(torch.ones(3, 5, 8) + 1e-4 * torch.arange(8), torch.full((4, 3, 5), 1 / 16))]
+    alike = [(torch.ones(3, 5, 8) + 1e-4 * torch.arange(8), torch.full((4, 3, 5), 1 / 16))]
     sheet = feature_sheet(image, alike, (1, 2), ['alike'])
     for column, colour in ((2, [253, 231, 37]), (3, [252, 255, 164])):  # no noise is blown up
         tile = sheet[top : top + patch, GAP_PX + column * (width + GAP_PX) :][:, :patch]
         assert (tile == colour).all()
-    with pytest.raises(ValueError, match='maps without attention'):
-        feature_sheet(image, block_features(model, IMAGE), (1, 2), ['a', 'b', 'c'])
 
 
 @pytest.fixture
@@ -200,10 +143,11 @@ def test_the_tool_draws_large_images_of_several_shapes(tool, checkpoint, photos,
 
 
 def test_the_point_is_one_of_the_image_file(checkpoint, photos, tmp_path, monkeypatch):
-    queries = []
+    queries, forward = [], SimMIMViT.forward_intermediates
     monkeypatch.setattr(
-        'simmim_plugin.apis.visualize_features.block_features',
-        lambda model, images, query: queries.append(query) or block_features(model, images, query),
+        SimMIMViT,
+        'forward_intermediates',
+        lambda *args, attention_of: queries.append(attention_of) or forward(*args, attention_of=attention_of),
     )
     for point in (None, (0, 0), (149, 59), (74, 29), (75, 30)):
         draw_features(checkpoint, photos[:1], tmp_path / 'x.png', point, blocks=[1])  # 4 x 10 patches
@@ -251,9 +195,9 @@ def test_bad_input_is_named(tool, checkpoint, photos, tmp_path, monkeypatch):
 
 
 def test_too_large_a_size_is_named(checkpoint, photos, tmp_path, monkeypatch):
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr('simmim_plugin.apis.visualize_features.block_features', fail)
+    monkeypatch.setattr(SimMIMViT, 'forward_intermediates', fail)
     with pytest.raises(ValueError, match=r'--size: the 4 x 10 patches of .*wide.png at 64 x 160 px need more memory'):
         draw_features(checkpoint, photos, tmp_path / 'x.png')

@@ -7,7 +7,6 @@ from helpers.models import TINY
 from simmim_plugin import SimMIMViT
 from simmim_plugin.models.layers.relative_position import bias_from_table
 from simmim_plugin.models.layers.transformer import Attention, in_windows, window_parts
-from simmim_plugin.models.vit import block_features
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 PER_BLOCK = dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True)
@@ -169,5 +168,5 @@ def test_bad_arguments(arguments, message):
 
 def test_attention_of_one_patch_is_not_shown_where_no_patch_sees_all():
     with pytest.raises(ValueError, match='some blocks attend inside windows only'):
-        block_features(vit(window_size=2), torch.randn(1, 3, 64, 64), query=(0, 0))
-    assert len(block_features(vit(window_size=2), torch.randn(1, 3, 64, 64))) == 3
+        vit(window_size=2).forward_intermediates(torch.randn(1, 3, 64, 64), attention_of=(0, 0))
+    assert len(vit(window_size=2).forward_intermediates(torch.randn(1, 3, 64, 64))[1]) == 3

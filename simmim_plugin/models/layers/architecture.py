@@ -1,6 +1,8 @@
 """What the arguments of SimMIMViT stand for: sizes, blocks."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
 # The field's ViT-S/B/L/H. (MMPretrain calls this small 'deit-small'; its own 'small' is 768 wide and 8 deep.)
@@ -46,6 +48,23 @@ def rising_blocks(name: str, indices: int | Sequence[int], num_layers: int) -> t
     if list(blocks) != sorted(set(blocks)):
         raise ValueError(f'{name}={indices} must rise, each block once')
     return blocks
+
+
+def block_numbers(blocks: Sequence[int] | str | None, count: int) -> list[int]:
+    """Rising numbers from 1."""
+    if blocks == 'all':
+        return list(range(1, count + 1))
+    numbers = [math.ceil(count * i / 4) for i in (1, 2, 3, 4)] if blocks is None else blocks
+    if not numbers or any(not isinstance(n, int) or not 1 <= n <= count for n in numbers):
+        raise ValueError(f"blocks={numbers}: the model has blocks 1 ... {count}; give numbers of these, or 'all'")
+    return sorted({int(n) for n in numbers})
+
+
+def block_arguments(words: Sequence[str] | None) -> Any:
+    """`--blocks` of the command line as `draw_features` and `FeatureExtractor` take it."""
+    if words is None:
+        return None
+    return 'all' if list(words) == ['all'] else [int(word) if word.isdecimal() else word for word in words]
 
 
 def window_sizes(window_size: int, global_blocks: Sequence[int], num_layers: int) -> list[int]:
