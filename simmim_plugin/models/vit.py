@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.models.fit import fit_state
 from simmim_plugin.models.layers.architecture import arch_settings, grid_of, rising_blocks, window_sizes
-from simmim_plugin.models.layers.relative_position import Grid, GridCache, RelativePositionBias
+from simmim_plugin.models.layers.relative_position import Grid, RelativePositionBias
 from simmim_plugin.models.layers.transformer import (
     LAYER_NORM_EPS,
     Biases,
@@ -121,7 +121,6 @@ class SimMIMViT(BaseModule):
         self.pos_embed = None
         if use_abs_pos_embed:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], D))
-            self.pos_cache = GridCache(_resize_pos_embed)
         self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rel_pos_bias else None
         table_grid = self.grid if use_rel_pos_bias else None
         rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
@@ -252,7 +251,8 @@ class SimMIMViT(BaseModule):
         x = self._apply_mask(x, mask, grid)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
         if self.pos_embed is not None:
-            x = x + self.pos_cache(self.pos_embed, self.grid, grid)
+            made = grid == self.grid
+            x = x + (self.pos_embed if made else resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid)))
         return x, grid, shared
 
     def _run(self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
@@ -339,15 +339,7 @@ class SimMIMViT(BaseModule):
         if mode and self.frozen_stages > 0:
             for part in self._frozen_parts():
                 part.eval()
-        for module in self.modules():  # weights may have been swapped through .data (EMA)
-            for cache in (getattr(module, 'cache', None), getattr(module, 'pos_cache', None)):
-                if isinstance(cache, GridCache):
-                    cache.clear()
         return self
-
-
-def _resize_pos_embed(pos_embed: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
-    return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid))
 
 
 def init_parameters(vit: 'SimMIMViT', cut: float) -> None:

@@ -4,7 +4,6 @@ A table for a grid of h x w patches has (2h-1)(2w-1) rows, one per offset betwee
 class token: cls -> patch, patch -> cls, cls -> cls. It has one column per head.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -89,37 +88,6 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
     return torch.cat((image.flatten(2).squeeze(0).T.to(table.dtype), cls_rows))
 
 
-class GridCache:
-    """Resize a parameter to other grids, and remember the last result while the parameter cannot change.
-
-    Under `torch.no_grad()` (inference) the result is kept until the parameter is written to, moved or cleared; with
-    gradients it is computed anew in each call, since it is part of the graph.
-
-    Args:
-        resize: `resize(parameter, old_grid, new_grid)`.
-    """
-
-    def __init__(self, resize: Callable[[Tensor, Grid, Grid], Tensor]) -> None:
-        self.resize = resize
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the result. Writing through `.data` leaves no trace: call this after it."""
-        self._key: tuple | None = None
-        self._value: Tensor | None = None
-
-    def __call__(self, parameter: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
-        """Return `parameter` for `new_grid`."""
-        if old_grid == new_grid:
-            return parameter
-        if torch.is_grad_enabled() and parameter.requires_grad:
-            return self.resize(parameter, old_grid, new_grid)
-        key = (new_grid, parameter._version, parameter.data_ptr(), parameter.dtype)
-        if self._value is None or self._key != key:
-            self._key, self._value = key, self.resize(parameter, old_grid, new_grid)
-        return self._value
-
-
 def bias_from_table(
     table: Tensor, grid: Grid, table_grid: Grid | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -150,12 +118,11 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.grid = grid
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
-        self.cache = GridCache(resize_table)
 
     def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Bias for a grid of h x w patches, or for a part of a window: (heads, 1 + h*w, 1 + h*w)."""
         whole = window or grid
-        return bias_from_table(self.cache(self.relative_position_bias_table, self.grid, whole), grid, whole, dtype)
+        return bias_from_table(resize_table(self.relative_position_bias_table, self.grid, whole), grid, whole, dtype)
 
 
 TABLE = 'relative_position_bias_table'

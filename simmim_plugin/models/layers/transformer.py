@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from simmim_plugin.models.layers.relative_position import (
     Grid,
-    GridCache,
     bias_from_table,
     resize_table,
     table_rows,
@@ -58,7 +57,6 @@ class Attention(nn.Module):
         self.relative_position_bias_table = None
         if table_grid is not None:
             self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(table_grid), num_heads))
-            self.cache = GridCache(resize_table)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor, grid: Grid, shared: Biases | None, window: Grid | None = None) -> Tensor:
@@ -105,7 +103,7 @@ class Attention(nn.Module):
         if self.relative_position_bias_table is None or self.table_grid is None:
             return None if shared is None else shared[grid].to(dtype)
         whole = window or grid
-        table = self.cache(self.relative_position_bias_table, self.table_grid, whole)
+        table = resize_table(self.relative_position_bias_table, self.table_grid, whole)
         return bias_from_table(table, grid, whole, dtype)
 
 
