@@ -176,7 +176,7 @@ def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) ->
     Args:
         model: A `SimMIM`; a loss module of another kind than `ReconstructionLoss` is called as it is.
         prediction: (B, C, H, W), normalised.
-        target: Likewise.
+        target: (B, C, H, W), normalised.
         mask: (B, 1, H, W) over the pixels, 1 = masked.
     """
     module = model.head.loss_module

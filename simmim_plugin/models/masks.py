@@ -1,6 +1,7 @@
-"""Masks over the patches: units drawn at random, their names in a sample, masked tokens.
+"""Masks over the patches: their polarity, their names, and how they are drawn.
 
-A mask is (B, h, w) over the patches, 1 = masked.
+A mask is (h, w), in a batch (B, h, w), over the patches; 1 = masked, from the generator to the loss and the pictures.
+It is drawn in units: squares of `unit` x `unit` patches that are masked or visible as one.
 """
 
 import math
@@ -9,6 +10,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+# A sample's keys: what the model sees, and where two masks are drawn at once the two, of which `mask` is the union.
+MASKS = ('mask', 'mask_local', 'mask_global')
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # (h, w), 1 = masked
 
@@ -21,13 +25,13 @@ def masked_count(ratio: float, units: int) -> int:
 
 @lru_cache(maxsize=1024)
 def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
-    """Rows and columns of units, `unit` patches a side, that cover a grid of patches; edge units may stick out."""
+    """Rows and columns of units that cover a grid of patches; those at the lower and right edges may stick out."""
     return math.ceil(grid[0] / unit), math.ceil(grid[1] / unit)
 
 
 @lru_cache(maxsize=4)
 def _unit_of_patches(grid: tuple[int, int], unit: int) -> np.ndarray:
-    """(h, w) numbers of the units, row by row, that the patches lie in."""
+    """(h, w), the number of the unit that each patch lies in; units are numbered row by row."""
     columns = unit_grid(grid, unit)[1]
     down, across = (np.arange(side, dtype=np.int32) // unit for side in grid)
     numbers = down[:, None] * columns + across
@@ -68,6 +72,3 @@ def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float
 def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
     """Patches to pixels: (B, h, w) -> (B, 1, h*p, w*p), same dtype."""
     return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).unsqueeze(1)
-
-
-MASKS = ('mask', 'mask_local', 'mask_global')

@@ -37,8 +37,8 @@ class SimMIMViT(BaseModule):
         arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
         img_size: Side, or (height, width), in pixels that the bias tables (or position embedding) are made for.
             Other inputs whose sides are multiples of `patch_size` work: tables are interpolated (bicubic).
-        dynamic_img_pad: Pad inputs at the right and bottom with 0 to multiples of `patch_size`; maps then cover the
-            padding, too. Else such inputs are an error.
+        dynamic_img_pad: Pad inputs at the right and bottom with 0 to multiples of `patch_size`; maps then include the
+            padding. Otherwise such inputs are an error.
         patch_size: Side of a patch in pixels.
         in_channels: Channels of the input, any number.
         drop_path_rate: Drop path of the last block; it rises linearly from 0. Pretraining and fine-tuning: 0.1.
@@ -51,11 +51,11 @@ class SimMIMViT(BaseModule):
             (B, 1 + h*w, embed_dims).
         out_indices: Block or blocks whose output is returned, rising; negative from the end. The final norm is applied
             to the last block's only.
-        frozen_stages: Above 0, freeze the patch embedding, the tokens and the first so many blocks; all blocks: the
-            final norm and a shared bias table, too.
+        frozen_stages: Above 0, freeze the patch embedding, the tokens and this many blocks; if these are all, also
+            the final norm and a shared bias table.
         window_size: Side in patches of windows that attention stays inside, for large images; 14 is the grid of 224 px,
             whose tables fit as they are. 0: attention over the whole image. See `in_windows`.
-        global_blocks: Blocks that attend over the whole image all the same, such as (2, 5, 8, 11) of 12 (ViTDet).
+        global_blocks: Blocks that nevertheless attend over the whole image, such as (2, 5, 8, 11) of 12 (ViTDet).
         with_cp: Recompute each block in the backward pass, to save memory.
         init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
@@ -158,6 +158,70 @@ class SimMIMViT(BaseModule):
                 outputs.append(self._format_output(self.norm(x) if last else x, grid))
         return tuple(outputs)
 
+    def _embed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Grid, Biases | None]:
+        """What the blocks take: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
+                'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
+            )
+        height, width = x.shape[2:]
+        if self.dynamic_img_pad:  # patch_embed pads
+            height, width = height + -height % self.patch_size, width + -width % self.patch_size
+        grid = grid_of('input', (height, width), self.patch_size)
+        x = self.patch_embed(x)  # (B, h*w, D)
+        shared = self._shared_biases(grid, x.dtype)  # bfloat16 under autocast, as queries and keys
+        x = self._apply_mask(x, mask, grid)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
+        if self.pos_embed is not None:
+            same = grid == self.grid
+            x = x + (self.pos_embed if same else resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid)))
+        return x, grid, shared
+
+    def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        if mask is None:
+            # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.
+            return x + 0 * self.mask_token if self.training and self.mask_token.requires_grad else x
+        if mask.shape != (x.shape[0], *grid):
+            raise ValueError(
+                f'mask of shape {tuple(mask.shape)} does not fit: expected {(x.shape[0], *grid)}, one value per patch; '
+                f'set model_patch_size={self.patch_size} in SimMIMMaskGenerator, or input_size (in patches) in '
+                'BEiTMaskGenerator'
+            )
+        weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
+        return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
+
+    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> Biases | None:
+        """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
+        if self.rel_pos_bias is None:
+            return None
+        biases: dict[Grid, Tensor] = {}
+        for size in set(self.window_sizes):
+            if has_windows(grid, size):
+                biases |= {part: self.rel_pos_bias(part, (size, size), dtype) for part in window_parts(grid, size)}
+            else:
+                biases[grid] = self.rel_pos_bias(grid, dtype=dtype)
+        return biases
+
+    def _run(self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(block, x, grid, shared, use_reentrant=False)
+        return block(x, grid, shared)
+
+    def _format_output(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.out_type == 'raw':
+            return x
+        if self.out_type == 'cls_token':
+            return x[:, 0]
+        if self.out_type == 'avg_featmap':
+            return self.fc_norm(x[:, 1:].mean(dim=1))
+        return self._as_map(x, grid)
+
+    @staticmethod
+    def _as_map(x: Tensor, grid: Grid) -> Tensor:
+        """(B, 1 + h*w, D) -> (B, D, h, w), without the class token."""
+        return x[:, 1:].transpose(1, 2).unflatten(2, grid)
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -169,7 +233,7 @@ class SimMIMViT(BaseModule):
 
         Args:
             x: See `forward`.
-            indices: Blocks from 0, rising; negative ones count from the end. A number: the last so many. None: all.
+            indices: Blocks from 0, rising; negative ones count from the end. A number n: the last n. None: all.
             return_prefix_tokens: Add the class token, (B, 1, embed_dims).
             attention_of: Row and column of a patch. Add its attention to all patches, (B, heads, h, w): softmax over
                 all keys, without the class token's share, so it sums to less than 1. No other row is computed.
@@ -182,12 +246,13 @@ class SimMIMViT(BaseModule):
             ValueError: See `forward`; or a block or patch is outside the model or grid, or attention is asked for
                 where some blocks attend inside windows.
         """
-        count = self.num_layers
-        wanted = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
-        chosen = rising_blocks('indices', tuple(wanted), count)
+        wanted = self.num_layers if indices is None else indices
+        wanted = tuple(range(-wanted, 0) if isinstance(wanted, int) else wanted)
+        chosen = rising_blocks('indices', wanted, self.num_layers)
         x, grid, shared = self._embed(x, None)
         query = None if attention_of is None else self._token_of(attention_of, grid)
         entries: list[Any] = []
+        block: Any  # a Block
         for i, block in enumerate(self.blocks):
             before, x = x, self._run(block, x, grid, shared)
             if i not in chosen:
@@ -196,8 +261,7 @@ class SimMIMViT(BaseModule):
             if return_prefix_tokens:
                 entry.append(x[:, :1])
             if query is not None:
-                attn: Any = block.attn
-                attention = attn.attention_of(block.norm1(before), grid, shared, query)  # (B, heads, 1 + h*w)
+                attention = block.attention_of(before, grid, shared, query)  # (B, heads, 1 + h*w)
                 entry.append(attention[..., 1:].unflatten(-1, grid))
             entries.append(tuple(entry) if len(entry) > 1 else entry[0])
         return self.norm(x), entries
@@ -235,69 +299,26 @@ class SimMIMViT(BaseModule):
         first = ('patch_embed.', 'cls_token', 'mask_token', 'pos_embed')
         return (0 if param_name.startswith(prefix) and name.startswith(first) else layers - 1), layers
 
-    def _embed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Grid, Biases | None]:
-        """What the blocks take: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
-                'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
-            )
-        height, width = x.shape[2:]
-        if self.dynamic_img_pad:  # patch_embed pads
-            height, width = height + -height % self.patch_size, width + -width % self.patch_size
-        grid = grid_of('input', (height, width), self.patch_size)
-        x = self.patch_embed(x)  # (B, h*w, D)
-        shared = self._shared_biases(grid, x.dtype)  # bfloat16 under autocast, as queries and keys
-        x = self._apply_mask(x, mask, grid)
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
-        if self.pos_embed is not None:
-            made = grid == self.grid
-            x = x + (self.pos_embed if made else resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid)))
-        return x, grid, shared
+    def train(self, mode: bool = True) -> 'SimMIMViT':
+        """Switch to training; frozen blocks stay in evaluation mode (no drop path)."""
+        super().train(mode)
+        if mode and self.frozen_stages > 0:
+            for part in self._frozen_parts():
+                part.eval()
+        return self
 
-    def _run(self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(block, x, grid, shared, use_reentrant=False)
-        return block(x, grid, shared)
+    def _frozen_parts(self) -> list[nn.Module]:
+        parts: list[nn.Module] = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        if self.frozen_stages == self.num_layers:
+            parts += [self.norm, self.fc_norm, *([] if self.rel_pos_bias is None else [self.rel_pos_bias])]
+        return parts
 
-    def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
-        if mask is None:
-            # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.
-            return x + 0 * self.mask_token if self.training and self.mask_token.requires_grad else x
-        if mask.shape != (x.shape[0], *grid):
-            raise ValueError(
-                f'mask of shape {tuple(mask.shape)} does not fit: expected {(x.shape[0], *grid)}, one value per patch; '
-                f'set model_patch_size={self.patch_size} in SimMIMMaskGenerator, or input_size (in patches) in '
-                'BEiTMaskGenerator'
-            )
-        weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
-        return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
-
-    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> Biases | None:
-        """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
-        if self.rel_pos_bias is None:
-            return None
-        biases: dict[Grid, Tensor] = {}
-        for size in set(self.window_sizes):
-            if has_windows(grid, size):
-                biases |= {part: self.rel_pos_bias(part, (size, size), dtype) for part in window_parts(grid, size)}
-            else:
-                biases[grid] = self.rel_pos_bias(grid, dtype=dtype)
-        return biases
-
-    def _format_output(self, x: Tensor, grid: Grid) -> Tensor:
-        if self.out_type == 'raw':
-            return x
-        if self.out_type == 'cls_token':
-            return x[:, 0]
-        if self.out_type == 'avg_featmap':
-            return self.fc_norm(x[:, 1:].mean(dim=1))
-        return self._as_map(x, grid)
-
-    @staticmethod
-    def _as_map(x: Tensor, grid: Grid) -> Tensor:
-        """(B, 1 + h*w, D) -> (B, D, h, w), without the class token."""
-        return x[:, 1:].transpose(1, 2).unflatten(2, grid)
+    def _freeze(self) -> None:
+        for token in (self.cls_token, self.mask_token, self.pos_embed):
+            if token is not None:
+                token.requires_grad_(False)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
 
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says; `Pretrained` is ours, found through the registry, and comes last."""
@@ -319,27 +340,6 @@ class SimMIMViT(BaseModule):
         if fitted.state.keys() != own.keys() or fitted.resized:
             print_log(fitted.report('a state dict'), 'current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        parts: list[nn.Module] = [self.patch_embed, *self.blocks[: self.frozen_stages]]
-        if self.frozen_stages == self.num_layers:
-            parts += [self.norm, self.fc_norm, *([] if self.rel_pos_bias is None else [self.rel_pos_bias])]
-        return parts
-
-    def _freeze(self) -> None:
-        for token in (self.cls_token, self.mask_token, self.pos_embed):
-            if token is not None:
-                token.requires_grad_(False)
-        for part in self._frozen_parts():
-            part.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> 'SimMIMViT':
-        """Switch to training; frozen blocks stay in evaluation mode (no drop path)."""
-        super().train(mode)
-        if mode and self.frozen_stages > 0:
-            for part in self._frozen_parts():
-                part.eval()
-        return self
 
 
 def init_parameters(vit: 'SimMIMViT', cut: float) -> None:

@@ -26,7 +26,7 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
 
     Args:
         grid: Height h and width w in patches.
-        device: Where the index shall live.
+        device: Device of the index.
         table_grid: The grid that the table is made for, at least as large; None: `grid`. Offsets in patches are those
             of the table: nothing is interpolated.
 
@@ -121,8 +121,9 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Bias for a grid of h x w patches, or for a part of a window: (heads, 1 + h*w, 1 + h*w)."""
-        whole = window or grid
-        return bias_from_table(resize_table(self.relative_position_bias_table, self.grid, whole), grid, whole, dtype)
+        offsets_of = window or grid
+        table = resize_table(self.relative_position_bias_table, self.grid, offsets_of)
+        return bias_from_table(table, grid, offsets_of, dtype)
 
 
 TABLE = 'relative_position_bias_table'

@@ -1,4 +1,4 @@
-"""Blocks of a Vision Transformer: patch embedding, attention with relative position bias, windows."""
+"""What a Vision Transformer is made of, from the image on: patch embedding, block, attention, windows."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,35 +7,94 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed
 from torch import Tensor, nn
 
-from simmim_plugin.models.layers.relative_position import (
-    Grid,
-    bias_from_table,
-    resize_table,
-    table_rows,
-)
+from simmim_plugin.models.layers.relative_position import Grid, bias_from_table, resize_table, table_rows
 
+LAYER_NORM_EPS = 1e-6
 Biases = Mapping[Grid, Tensor]  # of a shared table, by the grid of the tokens: (heads, N, N) each
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention; the one place where its kernel is chosen.
+class LinearPatchEmbed(PatchEmbed):
+    """timm's `PatchEmbed`; under autocast one matrix product over the cut patches instead of a convolution.
 
-    A bias that learns keeps PyTorch from its fused kernel on processors; attention is written out there, which measured
-    faster (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
+    Values and parameters (`proj.weight` (D, C, p, p), `proj.bias`) are the same but for rounding. In bfloat16 the
+    product takes a third to a half of the time (docs/performance.md); in float32 little is gained, and the convolution
+    rounds as the reference does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h*w, D); with `dynamic_img_pad` sides are padded with 0 to multiples of the patch."""
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        height, width = self.patch_size
+        if self.dynamic_img_pad:
+            x = F.pad(x, (0, -x.shape[3] % width, 0, -x.shape[2] % height))
+        B, C, H, W = x.shape
+        cut = x.reshape(B, C, H // height, height, W // width, width).permute(0, 2, 4, 1, 3, 5)
+        patches = cut.reshape(B, -1, C * height * width)  # (B, h*w, C*p*p), in the order of the kernel
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale and drop path on both branches.
 
     Args:
-        q: (B, heads, N, d), queries.
-        k: (B, heads, N, d), keys.
-        v: (B, heads, N, d), values.
-        bias: Added to the scaled products, (heads, N, N), of the dtype of q; None: none.
-
-    Returns:
-        (B, heads, N, d).
+        embed_dims: Width.
+        num_heads: Number of heads.
+        feedforward_channels: Hidden width of the MLP.
+        drop_path: Probability to drop a branch, per sample.
+        layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
+        table_grid: See `Attention`.
+        window_size: Side in patches of the windows that attention stays inside; 0: attention over the whole grid. See
+            `in_windows`. A grid that one window covers is attended to as a whole.
     """
-    if q.device.type == 'cpu' and bias is not None and bias.requires_grad:
-        with torch.autocast('cpu', enabled=False):  # which would have the softmax give float32
-            return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        drop_path: float,
+        layer_scale_init_value: float,
+        table_grid: Grid | None,
+        window_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.norm1 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.attn = Attention(embed_dims, num_heads, table_grid)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(embed_dims, feedforward_channels)
+        self.drop_path = DropPath(drop_path)
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale_init_value > 0:
+            self.gamma_1 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
+            self.gamma_2 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
+
+    def forward(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
+        """Attention, then the MLP.
+
+        Args:
+            x: (B, N, D), class token first.
+            grid: Height and width in patches.
+            shared: Biases of a shared table, or None.
+
+        Returns:
+            (B, N, D).
+        """
+        branch = self._attend(self.norm1(x), grid, shared)
+        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
+
+    def attention_of(self, x: Tensor, grid: Grid, shared: Biases | None, query: int) -> Tensor:
+        """Attention weights of one token in this block, which has no windows; see `Attention.attention_of`."""
+        return self.attn.attention_of(self.norm1(x), grid, shared, query)
+
+    def _attend(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
+        size = self.window_size
+        if not has_windows(grid, size):
+            return self.attn(x, grid, shared)
+        return in_windows(lambda tokens, part: self.attn(tokens, part, shared, (size, size)), x, grid, size)
 
 
 class Attention(nn.Module):
@@ -102,30 +161,30 @@ class Attention(nn.Module):
         """(heads, N, N), of this block's table or the shared one, or None."""
         if self.relative_position_bias_table is None or self.table_grid is None:
             return None if shared is None else shared[grid].to(dtype)
-        whole = window or grid
-        table = resize_table(self.relative_position_bias_table, self.table_grid, whole)
-        return bias_from_table(table, grid, whole, dtype)
+        offsets_of = window or grid
+        table = resize_table(self.relative_position_bias_table, self.table_grid, offsets_of)
+        return bias_from_table(table, grid, offsets_of, dtype)
 
 
-class LinearPatchEmbed(PatchEmbed):
-    """timm's `PatchEmbed`; under autocast one matrix product over the cut patches instead of a convolution.
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention; the one place where its kernel is chosen.
 
-    Values and parameters (`proj.weight` (D, C, p, p), `proj.bias`) are the same but for rounding. In bfloat16 the
-    product takes a third to a half of the time (docs/performance.md); in float32 little is gained, and the convolution
-    rounds as the reference does.
+    A bias that learns keeps PyTorch from its fused kernel on CPUs; attention is written out there, which measured
+    faster (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
+
+    Args:
+        q: (B, heads, N, d), queries.
+        k: (B, heads, N, d), keys.
+        v: (B, heads, N, d), values.
+        bias: Added to the scaled products, (heads, N, N), of the dtype of q; None: none.
+
+    Returns:
+        (B, heads, N, d).
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, h*w, D); with `dynamic_img_pad` sides are padded with 0 to multiples of the patch."""
-        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        height, width = self.patch_size
-        if self.dynamic_img_pad:
-            x = F.pad(x, (0, -x.shape[3] % width, 0, -x.shape[2] % height))
-        B, C, H, W = x.shape
-        cut = x.reshape(B, C, H // height, height, W // width, width).permute(0, 2, 4, 1, 3, 5)
-        patches = cut.reshape(B, -1, C * height * width)  # (B, h*w, C*p*p), in the order of the kernel
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+    if q.device.type == 'cpu' and bias is not None and bias.requires_grad:
+        with torch.autocast('cpu', enabled=False):  # which would have the softmax give float32
+            return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def has_windows(grid: Grid, size: int) -> bool:
@@ -134,7 +193,7 @@ def has_windows(grid: Grid, size: int) -> bool:
 
 
 def window_parts(grid: Grid, size: int) -> list[Grid]:
-    """Heights and widths of the windows that a grid is cut into: whole ones, and smaller ones at its ends."""
+    """Heights and widths of the windows that a grid is cut into: full ones, and smaller ones at its ends."""
     return [(h, w) for _, _, h in _cuts(grid[0], size) for _, _, w in _cuts(grid[1], size)]
 
 
@@ -160,7 +219,7 @@ def in_windows(attention: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Gri
     for top, bottom, h in _cuts(grid[0], size):
         row = []
         for left, right, w in _cuts(grid[1], size):
-            n, m = (bottom - top) // h, (right - left) // w  # windows below and beside each other
+            n, m = (bottom - top) // h, (right - left) // w  # rows and columns of windows
             region = patches[:, top:bottom, left:right].reshape(B, n, h, m, w, D)
             tokens = region.permute(0, 1, 3, 2, 4, 5).reshape(B * n * m, h * w, D)
             tokens = torch.cat((cls.expand(-1, n * m, -1).reshape(B * n * m, 1, D), tokens), dim=1)
@@ -174,68 +233,6 @@ def in_windows(attention: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Gri
 
 
 def _cuts(length: int, size: int) -> list[tuple[int, int, int]]:
-    """Start, end and side of the windows along an axis: the whole ones, then a smaller last one."""
-    whole = length - length % size
-    return [cut for cut in ((0, whole, size), (whole, length, length - whole)) if cut[0] < cut[1]]
-
-
-LAYER_NORM_EPS = 1e-6
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale and drop path on both branches.
-
-    Args:
-        embed_dims: Width.
-        num_heads: Number of heads.
-        feedforward_channels: Hidden width of the MLP.
-        drop_path: Probability to drop a branch, per sample.
-        layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
-        table_grid: See `Attention`.
-        window_size: Side in patches of the windows that attention stays inside; 0: attention over the whole grid. See
-            `in_windows`. A grid that one window covers is attended to as a whole.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        feedforward_channels: int,
-        drop_path: float,
-        layer_scale_init_value: float,
-        table_grid: Grid | None,
-        window_size: int = 0,
-    ) -> None:
-        super().__init__()
-        self.window_size = window_size
-        self.norm1 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
-        self.attn = Attention(embed_dims, num_heads, table_grid)
-        self.norm2 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(embed_dims, feedforward_channels)
-        self.drop_path = DropPath(drop_path)
-        self.gamma_1 = self.gamma_2 = None
-        if layer_scale_init_value > 0:
-            self.gamma_1 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
-            self.gamma_2 = nn.Parameter(torch.full((embed_dims,), layer_scale_init_value))
-
-    def forward(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
-        """Attention, then the MLP.
-
-        Args:
-            x: (B, N, D), class token first.
-            grid: Height and width in patches.
-            shared: Biases of a shared table, or None.
-
-        Returns:
-            (B, N, D).
-        """
-        branch = self._attend(self.norm1(x), grid, shared)
-        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
-        branch = self.mlp(self.norm2(x))
-        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
-
-    def _attend(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
-        size = self.window_size
-        if not has_windows(grid, size):
-            return self.attn(x, grid, shared)
-        return in_windows(lambda tokens, part: self.attn(tokens, part, shared, (size, size)), x, grid, size)
+    """Start, end and side of the windows along an axis: the full ones, then a smaller last one."""
+    full = length - length % size
+    return [cut for cut in ((0, full, size), (full, length, length - full)) if cut[0] < cut[1]]
