@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
+from simmim_plugin.engine.runners.mmengine_internals import set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.resume import newest_checkpoint
 from simmim_plugin.utils.configs import datasets_of
 from simmim_plugin.utils.console import ShortLogRunner
@@ -56,7 +57,7 @@ def prepare(
     check_writable(cfg.work_dir)
     given = Path(config_path).resolve()
     if given.parent == Path(cfg.work_dir).resolve():  # where MMEngine would write all of the config under its name
-        object.__setattr__(cfg, '_filename', str(given.with_stem(f'{given.stem}_full')))
+        set_filename(cfg, str(given.with_stem(f'{given.stem}_full')))
     cfg.launcher = launcher
     if resume == 'auto':
         newest = newest_checkpoint(cfg.work_dir)
@@ -198,10 +199,7 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
     if counts > 1 and scale and scale.get('enable'):
         # MMEngine scales by the batch per step of the data loader; accumulation makes the real one larger.
         scale = {**scale, 'base_batch_size': scale['base_batch_size'] / counts}
-        if isinstance(runner, Runner):
-            runner.auto_scale_lr = scale
-        else:
-            runner.strategy._auto_scale_lr = scale
+        set_auto_scale_lr(runner, scale)
     batch = batch_size_of(loader)
     print_log(
         f'Total batch {batch * runner.world_size * counts} = {runner.world_size} processes x {batch} images x '

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from simmim_plugin.apis import train
 from simmim_plugin.benchmark.data import write_photos
 from simmim_plugin.benchmark.timing import in_ms, spread
 from simmim_plugin.config import load_config
+from simmim_plugin.engine.runners.mmengine_internals import end_workers
 from simmim_plugin.registry import DATASETS
 
 WARM_UP = 5
@@ -177,16 +177,9 @@ def measure_end_to_end(
                 step_clock.after_train_iter()
             for seconds, ends in ((runs, clock.ends), (steps, step_clock.ends)):
                 seconds.append((ends[-1] - ends[warm_up - 1]) / iterations)
-            _end_workers(runner.train_dataloader)
+            end_workers(runner.train_dataloader)
     shares = [step / run for run, step in zip(runs, steps)]
     return dict(
         run=spread(runs), step=spread(steps), batch=batch, workers=workers, share_of_step=statistics.median(shares),
         share_of_step_min=min(shares), share_of_step_max=max(shares),
     )  # fmt: skip
-
-
-def _end_workers(loader: DataLoader) -> None:
-    """End the workers now: the garbage collector would at some time, in an order in which they do not hear of it."""
-    if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
-        loader._iterator._shutdown_workers()
-        loader._iterator = None

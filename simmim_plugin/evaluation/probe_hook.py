@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -12,6 +11,7 @@ from simmim_plugin.evaluation.probes import TEMPERATURE, K, LabelledFolder, run_
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.configs import training_data
 from simmim_plugin.utils.distributed import whole_model
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 @HOOKS.register_module()
@@ -58,16 +58,16 @@ class ProbeHook(Hook):
         self.temperature = temperature
         self.workers = workers
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Check that the model has such blocks, before anything is trained."""
         self._extractor(runner)
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: TrainingRunner) -> None:
         """Every `interval` epochs and after the last."""
         if self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner):
             self.probe(runner)
 
-    def probe(self, runner: Any) -> None:
+    def probe(self, runner: TrainingRunner) -> None:
         """Judge the features as they are now."""
         start = time.monotonic()
         linear = None if self.linear else ()
@@ -84,7 +84,7 @@ class ProbeHook(Hook):
         flat |= {f'probe/{name}_balanced': score.balanced for name, score in scores.items()}
         runner.visualizer.add_scalars(flat, runner.epoch + 1)
 
-    def _extractor(self, runner: Any) -> FeatureExtractor:
+    def _extractor(self, runner: TrainingRunner) -> FeatureExtractor:
         model = whole_model(runner)
         pipeline = training_data(runner.cfg).get('pipeline', ())
         return FeatureExtractor.from_model(model, blocks=self.blocks, pipeline=pipeline)

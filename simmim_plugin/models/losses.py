@@ -50,7 +50,7 @@ def reconstruction_loss(
     channels = target.shape[1]
     error = CRITERIA[criterion](prediction.to(target.dtype), target, reduction='none')
     if mask is None:
-        return error.sum() / (error.numel() / max(channels, 1) + EPS) / channels
+        return error.sum() / (error.numel() / channels + EPS) / channels
     if mask.shape != (target.shape[0], 1, *target.shape[2:]):
         raise ValueError(
             f'mask must be (B, 1, ...) over the pixels of the target {tuple(target.shape)}, got {tuple(mask.shape)}'

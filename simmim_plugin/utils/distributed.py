@@ -13,6 +13,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
+from simmim_plugin.utils.runner_protocol import TrainingRunner
+
 WAIT = 1800  # seconds that a process waits for another one, or for a worker, unless the config says otherwise
 
 
@@ -58,7 +60,7 @@ def _whole() -> StateDictOptions:
     return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def bare_model(runner: Any) -> Any:
+def bare_model(runner: TrainingRunner) -> Any:
     """The model in training, without the wrapper of data-parallel training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
@@ -68,7 +70,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole_model(runner: Any) -> Any:
+def whole_model(runner: TrainingRunner) -> Any:
     """A model with the weights in training that a process can use alone: the bare one, or of a sharded one a copy.
 
     All processes must call it.

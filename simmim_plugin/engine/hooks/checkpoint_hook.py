@@ -14,12 +14,14 @@ from mmengine.logging import HistoryBuffer
 
 from simmim_plugin.checkpoints.files import NOTE, tensors_of
 from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.configs import innermost
 from simmim_plugin.utils.distributed import bare_model
 from simmim_plugin.utils.files import PART_SUFFIX, whole_file
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 BACKEND = 'simmim_whole'  # name among MMEngine's file backends
 LAST = 'last_checkpoint'  # MMEngine's name of the file that names the last checkpoint
@@ -86,7 +88,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         self.meta: dict[str, Any] | None = None  # epoch and iteration, while `_save` writes
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Find out which checkpoints are there, and remove what a killed run has left to be removed."""
         super().before_train(runner)
         self.kept = list(runner.message_hub.runtime_info.get('kept_checkpoints', []))
@@ -95,7 +97,7 @@ class SimMIMCheckpointHook(CheckpointHook):
             for part in Path(self.out_dir).glob(f'.*{PART_SUFFIX}'):
                 part.unlink(missing_ok=True)
 
-    def save_now(self, runner: Any, iterations: int) -> str:
+    def save_now(self, runner: TrainingRunner, iterations: int) -> str:
         """Write a checkpoint in the middle of an epoch, to go on from.
 
         Args:
@@ -108,10 +110,10 @@ class SimMIMCheckpointHook(CheckpointHook):
         self._save(runner, f'iter_{iterations}.pth', dict(epoch=runner.epoch, iter=iterations))
         return str(self.last_ckpt)
 
-    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+    def _save_checkpoint_with_step(self, runner: TrainingRunner, step: int, meta: dict[str, Any]) -> None:
         self._save(runner, self.filename_tmpl.format(step), meta)
 
-    def _save(self, runner: Any, name: str, meta: dict[str, Any]) -> None:
+    def _save(self, runner: TrainingRunner, name: str, meta: dict[str, Any]) -> None:
         kept = [*(other for other in self.kept if other != name), name]
         path = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('kept_checkpoints', kept)  # whoever goes on from it removes the oldest
@@ -140,7 +142,7 @@ class SimMIMCheckpointHook(CheckpointHook):
             if is_main_process() and self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
         """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and make the rest plain."""
         # FlexibleRunner counts one more than there was; others save after a validation, when the counters are right.
         checkpoint['meta'].update(self.meta or dict(epoch=runner.epoch, iter=runner.iter))
@@ -151,10 +153,10 @@ class SimMIMCheckpointHook(CheckpointHook):
             pipeline = list(innermost(cfg['train_dataloader']['dataset']).get('pipeline', ()))
             checkpoint[NOTE] = dict(model=cfg['model'], pipeline=pipeline, training=training_note(runner))
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
         """Before anything is used: on `resume` refuse another training, on `load_from` make the weights fit."""
         model = bare_model(runner)
-        if not runner._resume:
+        if not is_resuming(runner):
             fit_checkpoint(model, checkpoint)
             return
         check_fits(model.state_dict(), tensors_of(checkpoint))

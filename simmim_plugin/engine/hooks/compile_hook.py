@@ -1,12 +1,11 @@
 """Compile the forward pass of the model that is trained."""
 
-from typing import Any
-
 from mmengine.hooks import Hook
 
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.distributed import bare_model, is_sharded
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 @HOOKS.register_module()
@@ -29,7 +28,7 @@ class CompileHook(Hook):
     def __init__(self, mode: str | None = None, backend: str = 'inductor', fullgraph: bool | None = None) -> None:
         self.mode, self.backend, self.fullgraph = mode, backend, fullgraph
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Compile; PyTorch does the work in the first iteration."""
         model = bare_model(runner)
         if is_sharded(model):

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.errors import EXIT_CODE
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 class PatientWorker:
@@ -65,7 +66,7 @@ class InterruptHook(Hook):
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Listen to the signals."""
         loader = runner.train_dataloader
         loader.worker_init_fn = self._workers = PatientWorker(self.signals, loader.worker_init_fn)
@@ -74,12 +75,12 @@ class InterruptHook(Hook):
         if runner.world_size > 1:
             self._group = dist.new_group(backend='gloo')
 
-    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
         """Stop if a process has got a signal."""
         if self._agreed():
             self._stop(runner)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: TrainingRunner) -> None:
         """Listen no more, nor shall the workers."""
         self._agreed()
         if self._workers is not None:
@@ -87,7 +88,7 @@ class InterruptHook(Hook):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _stop(self, runner: Any) -> None:
+    def _stop(self, runner: TrainingRunner) -> None:
         hook = next((hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook)), None)
         if hook is None:
             raise SystemExit(

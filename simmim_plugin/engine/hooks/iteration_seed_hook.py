@@ -9,8 +9,10 @@ from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader
 
 from simmim_plugin.datasets.sampling import number_samples
+from simmim_plugin.engine.runners.mmengine_internals import has_seed_per_rank
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.random_state import seed_everything
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 STEP = 1  # second word of the seeds of iterations; samples have 0
 
@@ -27,10 +29,9 @@ class IterationSeedHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Number the samples; the workers are not started yet."""
-        different = runner._randomness_cfg.get('diff_rank_seed', False)  # then MMEngine has added the rank
-        self.seed = runner.seed - (get_rank() if different else 0)
+        self.seed = runner.seed - (get_rank() if has_seed_per_rank(runner) else 0)
         loader = runner.train_dataloader
         sampler = number_samples(loader, self.seed)
         data = runner.cfg.get('train_dataloader')  # built objects, where the runner was made in Python
@@ -38,16 +39,16 @@ class IterationSeedHook(Hook):
         if hasattr(sampler.sampler, 'seed') and given is None:
             sampler.sampler.seed = self.seed
 
-    def before_train_epoch(self, runner: Any) -> None:
+    def before_train_epoch(self, runner: TrainingRunner) -> None:
         """Say which iteration comes first."""
-        runner.train_dataloader.batch_sampler.sampler.next_iteration = first_iteration(runner)
+        number_samples(runner.train_dataloader).next_iteration = first_iteration(runner)
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the iteration draws."""
         seed_everything(self.seed, STEP, runner.iter, get_rank())
 
 
-def first_iteration(runner: Any) -> int:
+def first_iteration(runner: TrainingRunner) -> int:
     """Iteration of the first batch that the data loader is about to make."""
     loop, loader = runner.train_loop, runner.train_dataloader
     # A resumed iteration-based loop draws again, and drops, what was trained on, unless MMEngine finds a sampler that
@@ -58,7 +59,7 @@ def first_iteration(runner: Any) -> int:
     return 0 if replays else runner.iter
 
 
-def _can_skip(loader: DataLoader) -> bool:
+def _can_skip(loader: DataLoader[Any]) -> bool:
     batches: Any = loader.batch_sampler
     inside = type(batches) is BatchSampler and hasattr(batches.sampler, 'skip')
     return inside or hasattr(loader.sampler, 'skip')

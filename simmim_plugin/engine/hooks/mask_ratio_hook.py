@@ -11,9 +11,11 @@ from simmim_plugin.datasets.image_folder import ImageFolder
 from simmim_plugin.datasets.sampling import number_samples
 from simmim_plugin.datasets.transforms.masking import SCHEDULES, Ramp, SimMIMMaskGenerator
 from simmim_plugin.engine.hooks.iteration_seed_hook import first_iteration
+from simmim_plugin.engine.runners.mmengine_internals import has_started_workers
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import choice, number, whole
 from simmim_plugin.utils.distributed import bare_model
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 @HOOKS.register_module()
@@ -55,7 +57,7 @@ class MaskRatioHook(Hook):
         self.start, self.end, self.argument = start, end, argument
         self.begin, self.until, self.schedule = begin, until, schedule
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Hand the ramp to the generator, and number the samples; the workers are not started yet."""
         until = runner.max_iters if self.until is None else self.until
         if until <= self.begin:
@@ -68,8 +70,7 @@ class MaskRatioHook(Hook):
                 logging.WARNING,
             )
         loader = runner.train_dataloader
-        iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
-        if loader.num_workers > 0 and getattr(iterator, '_iterator', None) is not None:  # MMEngine up to 0.10.7
+        if loader.num_workers > 0 and has_started_workers(runner.train_loop):
             raise ValueError(
                 f'MaskRatioHook: this MMEngine starts the {loader.num_workers} workers of IterBasedTrainLoop before '
                 'its hooks; use onedl-mmengine >= 0.10.12, EpochBasedTrainLoop, or train_dataloader.num_workers=0'
@@ -91,11 +92,11 @@ class MaskRatioHook(Hook):
                     generator.ratios(model.backbone.grid, iteration)
         number_samples(loader)
 
-    def before_train_epoch(self, runner: Any) -> None:
+    def before_train_epoch(self, runner: TrainingRunner) -> None:
         """Say which iteration comes first."""
-        runner.train_dataloader.batch_sampler.sampler.next_iteration = first_iteration(runner)
+        number_samples(runner.train_dataloader).next_iteration = first_iteration(runner)
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None) -> None:
         """Put the ratio into the log."""
         name = 'mask_ratio' if self.argument == 'mask_ratio' else self.argument.replace('.', '_').replace('__', '_')
         runner.message_hub.update_scalar(f'train/{name}', self.ramp(runner.iter))

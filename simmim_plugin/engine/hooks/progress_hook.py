@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.console import console_handlers
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 @HOOKS.register_module()
@@ -22,7 +23,7 @@ class ProgressHook(Hook):
     bar: tqdm | None = None
     priority = 'LOW'  # before ReconstructionHook's summary, after the loss has been read for the log
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Start the bar."""
         if not (is_main_process() and sys.stderr.isatty()):
             return
@@ -31,7 +32,7 @@ class ProgressHook(Hook):
             handler.setLevel(logging.WARNING)
         self.bar = tqdm(total=runner.max_iters, initial=runner.iter, unit='step', dynamic_ncols=True)
 
-    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
         """Move the bar; the loss is the last one that the log has, so that nothing waits for the device."""
         if self.bar is not None:
             losses = runner.message_hub.log_scalars.get('train/loss')
@@ -39,13 +40,13 @@ class ProgressHook(Hook):
                 self.bar.set_postfix(epoch=runner.epoch + 1, loss=f'{losses.data[0][-1]:.4f}', refresh=False)
             self.bar.update()
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: TrainingRunner, metrics: dict[str, float] | None = None) -> None:
         """Print the metrics above the bar."""
         if self.bar is not None:
             told = ', '.join(f'{k} {v:.4g}' for k, v in (metrics or {}).items() if isinstance(v, float | int))
             self.bar.write(f'epoch {runner.epoch}: {told}', file=sys.stderr)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: TrainingRunner) -> None:
         """End the bar, and let the log be seen again."""
         if self.bar is not None:
             self.bar.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from PIL import Image
@@ -16,6 +16,7 @@ from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.distributed import whole_model
 from simmim_plugin.utils.random_state import fixed_seed
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
 
 FIRST_LOSS = 'fixed_loss_at_start'
@@ -68,14 +69,14 @@ class ReconstructionHook(Hook):
         self.out_dir = out_dir
         self.seed = seed
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: TrainingRunner) -> None:
         """Draw the fixed images, and show the model as it is at the start."""
-        self._draw(runner)
+        if is_main_process():
+            self._draw(runner)
         self.show(runner, runner.epoch if self.by_epoch else runner.iter)
 
-    @master_only
-    def _draw(self, runner: Any) -> None:
-        dataset = runner.train_dataloader.dataset if self.dataset is None else ROOT_DATASETS.build(self.dataset)
+    def _draw(self, runner: TrainingRunner) -> None:
+        dataset: Any = runner.train_dataloader.dataset if self.dataset is None else ROOT_DATASETS.build(self.dataset)
         count = min(self.num_measured, max(len(dataset), self.num_images))
         with fixed_seed(self.seed):
             samples = [dataset[int(i)] for i in np.resize(np.random.permutation(len(dataset)), count)]
@@ -84,21 +85,22 @@ class ReconstructionHook(Hook):
         names = [key for key in ('inputs', *MASKS) if key in samples[0]]
         self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in names}
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: TrainingRunner) -> None:
         """Every `interval` epochs and after the last."""
         if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
             self.show(runner, runner.epoch + 1)
 
     def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+        self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Every `interval` iterations and after the last."""
         if not self.by_epoch and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
             self.show(runner, runner.iter + 1)
 
-    @master_only
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: TrainingRunner) -> None:
         """Sum the run up in the log."""
+        if not is_main_process():
+            return
         checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
         first = runner.message_hub.get_info(FIRST_LOSS)
         runner.logger.info(
@@ -109,7 +111,7 @@ class ReconstructionHook(Hook):
             f'  picture:    {self.last_picture}'
         )
 
-    def show(self, runner: Any, step: int) -> None:
+    def show(self, runner: TrainingRunner, step: int) -> None:
         """Measure, log and draw, in the first process; all must call it."""
         model = whole_model(runner)
         if not is_main_process():

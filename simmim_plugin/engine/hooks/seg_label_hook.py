@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.distributed import bare_model
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 @HOOKS.register_module()
@@ -18,7 +19,11 @@ class SegLabelHook(Hook):
     """
 
     def _before_iter(
-        self, runner: Any, batch_idx: int, data_batch: dict[str, Sequence[Any]] | None = None, mode: str = 'train'
+        self,
+        runner: TrainingRunner,
+        batch_idx: int,
+        data_batch: dict[str, Sequence[Any]] | None = None,
+        mode: str = 'train',
     ) -> None:
         """Check the masks of a batch, whatever the mode ('train', 'val' or 'test').
 

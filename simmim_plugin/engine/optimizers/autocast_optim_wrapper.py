@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
+from simmim_plugin.engine.runners.mmengine_internals import skips_steps_itself
+from simmim_plugin.engine.step_records import SKIPPED, StepRecords
 from simmim_plugin.registry import OPTIM_WRAPPERS
 from simmim_plugin.utils.hardware import has_bfloat16
 
@@ -48,9 +50,7 @@ class AutocastOptimWrapper(OptimWrapper):
             raise ValueError(f"on_cpu={on_cpu!r} is unknown; choose True, False or 'auto'")
         self.on_cpu, self.parts = has_bfloat16() if on_cpu == 'auto' else on_cpu, parts
         self.skip_nonfinite = skip_nonfinite
-        self.skipped: Tensor | None = None  # whether the last step was: 1, or 0
-        self.keep_grad_norm = False  # whether the norm stays a tensor here, for SimMIMRuntimeInfoHook
-        self.grad_norm: Tensor | None = None
+        self.records: StepRecords | None = None  # SimMIMRuntimeInfoHook's
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Backward pass; from a loss that is not finite all gradients become NaN, in every process."""
@@ -65,30 +65,32 @@ class AutocastOptimWrapper(OptimWrapper):
             self.optimizer.step(**kwargs)
             return
         if norm is None:
-            norm = _whole(nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None]))
-        self.skipped = 1 - norm.isfinite().float()
-        if getattr(self.optimizer, '_step_supports_amp_scaling', False):  # fused: the device itself looks
-            self.optimizer.found_inf = self.skipped
+            norm = _whole(nn.utils.get_total_norm([p.grad for p in self._parameters()]))
+        skipped = 1 - norm.isfinite().float()
+        if self.records is not None:
+            self.records.values[SKIPPED] = skipped
+        if skips_steps_itself(self.optimizer):
+            self.optimizer.found_inf = skipped
             try:
                 self.optimizer.step(**kwargs)
             finally:
                 del self.optimizer.found_inf
-        elif not self.skipped.item():
+        elif not skipped.item():
             self.optimizer.step(**kwargs)
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _parameters(self) -> list[Any]:
         groups = self.optimizer.param_groups
         return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
 
     def _clip_grad(self) -> Tensor | None:
         """Clip as MMEngine does; returns the norm before it, if that is what is clipped.
 
-        Reading the norm for the log would wait for the device; `keep_grad_norm` leaves that to the hook.
+        Without `records` the norm is read for the message hub, which waits for the device.
         """
         parameters = self._parameters()
         norm = _whole(self.clip_func(parameters, **self.clip_grad_kwargs)) if parameters else None
-        if self.keep_grad_norm:
-            self.grad_norm = norm
+        if norm is not None and self.records is not None:
+            self.records.values[self.grad_name] = norm
         elif norm is not None:
             self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
         return norm

@@ -103,4 +103,5 @@ class _Layers:
     def of(self, name: str) -> int:
         if not name.startswith(self.prefix):
             return self.count - 1
-        return self.backbone.get_layer_depth(name, self.prefix)[0]
+        layer: int = self.backbone.get_layer_depth(name, self.prefix)[0]
+        return layer

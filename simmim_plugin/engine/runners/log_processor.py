@@ -3,10 +3,12 @@
 from typing import Any
 
 from mmengine.dist import get_world_size
+from mmengine.hooks import LoggerHook
 from mmengine.runner import LogProcessor
 
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.registry import LOG_PROCESSORS
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
 @LOG_PROCESSORS.register_module()
@@ -15,18 +17,32 @@ class SimMIMLogProcessor(LogProcessor):
 
     Args:
         mean_pattern: Names of what is averaged over the last iterations; MMEngine's own, and `error_local`.
-        kwargs: MMEngine's.
+        kwargs: MMEngine's. Without `window_size` a line averages over the iterations since the last one.
     """
 
     def __init__(self, mean_pattern: str = r'.*(loss|error|time|data_time|grad_norm).*', **kwargs: Any) -> None:
         super().__init__(mean_pattern=mean_pattern, **kwargs)
-        self.window_follows_lines = 'window_size' not in kwargs  # see SimMIMRuntimeInfoHook
+        self.window_follows_lines = 'window_size' not in kwargs
 
-    def _collect_scalars(self, custom_cfg: list[dict], runner: Any, mode: str, reserve_prefix: bool = False) -> dict:
-        scalars = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)
+    def get_log_after_iter(self, runner: TrainingRunner, batch_idx: int, mode: str) -> tuple[dict[str, Any], str]:
+        """Return the line's values, and its text."""
+        if mode == 'train' and self.window_follows_lines:
+            self.window_size = min(batch_idx % interval + 1 for interval in line_intervals(runner))
+        line: tuple[dict[str, Any], str] = super().get_log_after_iter(runner, batch_idx, mode)
+        return line
+
+    def _collect_scalars(
+        self, custom_cfg: list[dict[str, Any]], runner: TrainingRunner, mode: str, reserve_prefix: bool = False
+    ) -> dict[str, Any]:
+        scalars: dict[str, Any] = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)
         prefix = f'{mode}/' if reserve_prefix else ''
         seconds = scalars.get(f'{prefix}time')
         if mode == 'train' and seconds:
             images = batch_size_of(runner.train_dataloader) * get_world_size()
             scalars[f'{prefix}img_s'] = round(images / seconds, 1)
         return scalars
+
+
+def line_intervals(runner: TrainingRunner) -> set[int]:
+    """Iterations between two log lines, of each hook that writes them."""
+    return {hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)} or {1}

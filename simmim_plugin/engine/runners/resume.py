@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 
 from simmim_plugin.checkpoints.files import NOTE, load_file
 from simmim_plugin.datasets.sampling import batch_size_of
+from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 NAMED = 5  # differences that a message lists
 # What may differ between two parts of a training: how it is computed, where weights came from at its start.
@@ -61,7 +62,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def training_note(runner: Any) -> dict[str, Any]:
+def training_note(runner: TrainingRunner) -> dict[str, Any]:
     """What must be the same when a training goes on, as plain data; its length may change."""
     cfg = runner.cfg.to_dict()
     batch = batch_size_of(runner.train_dataloader) * runner.world_size
@@ -69,7 +70,7 @@ def training_note(runner: Any) -> dict[str, Any]:
     return dict(batch_of_an_iteration=batch, **parts)
 
 
-def check_same_training(runner: Any, checkpoint: Mapping[str, Any]) -> None:
+def check_same_training(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:
     """Refuse to go on with another model, batch, optimiser or schedule than the checkpoint's.
 
     Raises:

@@ -101,7 +101,8 @@ class ShardedStrategy(DDPStrategy):
 
     def load_checkpoint(self, filename: str, **kwargs: Any) -> dict[str, Any]:
         """As MMEngine's; the whole file stays in the processor's memory."""
-        return super().load_checkpoint(filename, **{**kwargs, 'map_location': 'cpu'})
+        checkpoint: dict[str, Any] = super().load_checkpoint(filename, **{**kwargs, 'map_location': 'cpu'})
+        return checkpoint
 
     def save_checkpoint(
         self,

@@ -2,9 +2,11 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import RuntimeInfoHook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, default_collate
 
@@ -14,6 +16,7 @@ from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.engine.hooks.fault_hook import FaultHook, TooManySkippedStepsError
 from simmim_plugin.engine.optimizers.autocast_optim_wrapper import AutocastOptimWrapper
+from simmim_plugin.engine.step_records import Step
 
 PLAIN = dict(type='SimMIMDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
 
@@ -112,16 +115,20 @@ def _accumulating(self, *args, init=AutocastOptimWrapper.__init__, **kwargs):
     init(self, *args, accumulative_counts=2, **kwargs)
 
 
-def test_spikes_are_told(monkeypatch):
+def test_spikes_are_reported(monkeypatch):
     lines = []
     monkeypatch.setattr('simmim_plugin.engine.hooks.fault_hook.print_log', lambda text, *_: lines.append(text))
     hook = FaultHook(window=200)
     losses = [0.5] * 150 + [1.4] + [0.5] * 10 + [0.9]
-    hook._pending = [(i + 1, None, torch.tensor(loss), []) for i, loss in enumerate(losses)]
-    hook._look(None)
+    hook.after_steps_read(None, [Step(i + 1, dict(loss=loss), []) for i, loss in enumerate(losses)])
     assert lines == [
         'Loss spike: 1.4000 at iteration 151, the median of the last 162 is 0.5000 (1 such since the last look)'
     ]
+
+
+def test_a_missing_reader_is_named():
+    with pytest.raises(ValueError, match=r'runtime_info=dict\(type=.simmim_plugin.SimMIMRuntimeInfoHook.\)'):
+        FaultHook().before_train(SimpleNamespace(hooks=[RuntimeInfoHook()]))
 
 
 @pytest.mark.parametrize(('argument', 'value'), [('interval', 0), ('spike', 1.0), ('max_in_a_row', 0), ('window', -1)])

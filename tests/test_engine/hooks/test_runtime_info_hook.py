@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub
+from mmengine.runner import LogProcessor
 from torch.utils.data import DataLoader
 
 from simmim_plugin import AutocastOptimWrapper, SimMIMLogProcessor, SimMIMRuntimeInfoHook
@@ -28,10 +29,11 @@ def runner_of():
         wrapper = AutocastOptimWrapper(optimizer=torch.optim.SGD([weight], lr=0.1), clip_grad=dict(max_norm=1.0))
         hub = MessageHub(f'test_runtime_info_{next(made)}')
         wrapper.message_hub = hub
+        calls = []
         runner = SimpleNamespace(
             message_hub=hub, optim_wrapper=wrapper, hooks=[hook, LoggerHook(interval)], train_dataloader=Loader(length),
             epoch=0, iter=0, max_epochs=1, max_iters=length,
-            log_processor=SimpleNamespace(window_size=10, window_follows_lines=True),
+            calls=calls, call_hook=lambda name, steps: calls.append([step.iteration for step in steps]),
         )  # fmt: skip
         return runner, weight
 
@@ -63,14 +65,13 @@ def test_values_come_with_the_log_line_and_at_the_end_of_an_epoch(runner_of):
     hook = SimMIMRuntimeInfoHook()
     runner, weight = runner_of(hook)
     hook.before_train(runner)
-    lengths, windows = [], []
+    lengths = []
     for i in range(10):
         step(runner, weight, hook, i)
-        windows.append(runner.log_processor.window_size)
         scalars = runner.message_hub.log_scalars
         lengths.append(len(scalars['train/loss'].data[0]) if 'train/loss' in scalars else 0)
     assert lengths == [0, 0, 0, 4, 4, 4, 4, 8, 8, 10]
-    assert windows == [10, 10, 10, 4, 4, 4, 4, 4, 4, 2]  # a line averages over the iterations since the last one
+    assert runner.calls == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]  # what FaultHook sees
 
 
 def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
@@ -83,9 +84,19 @@ def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
     assert found == {'train/loss': 2, 'train/whole': 3, 'train/number': 4.5, 'train/array': 1.5}
 
 
-@pytest.mark.parametrize(('settings', 'follows'), [({}, True), (dict(window_size=7), False)])
-def test_a_window_that_the_config_gives_stays(settings, follows):
-    assert SimMIMLogProcessor(**settings).window_follows_lines == follows
+@pytest.mark.parametrize(
+    ('settings', 'intervals', 'windows'),
+    [({}, (4,), [4, 4, 2]), ({}, (3, 5), [3, 2, 1, 3, 1]), (dict(window_size=7), (4,), [7, 7, 7])],
+)
+def test_a_line_averages_over_the_iterations_since_the_last_one(settings, intervals, windows, monkeypatch):
+    """In an epoch of ten iterations with a line at its end, unless the config gives the window."""
+    processor, found = SimMIMLogProcessor(**settings), []
+    runner = SimpleNamespace(hooks=[LoggerHook(interval, ignore_last=False) for interval in intervals])
+    monkeypatch.setattr(LogProcessor, 'get_log_after_iter', lambda self, *_: found.append(self.window_size))
+    for i in range(10):
+        if i == 9 or any((i + 1) % interval == 0 for interval in intervals):
+            processor.get_log_after_iter(runner, i, 'train')
+    assert found == windows
 
 
 def test_a_checkpoint_in_between_has_all_values(runner_of):

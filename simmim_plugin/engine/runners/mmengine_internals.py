@@ -1,0 +1,50 @@
+"""Private attributes of MMEngine's and PyTorch's objects, each behind a function: what an upgrade may break is here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner, Runner
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+
+def set_filename(cfg: Config, filename: str) -> None:
+    """Set the name under which MMEngine writes the config into the work dir."""
+    object.__setattr__(cfg, '_filename', filename)
+
+
+def is_resuming(runner: Runner | FlexibleRunner) -> bool:
+    """Whether a checkpoint is loaded to resume a training, not for its weights alone."""
+    return bool(runner._resume)
+
+
+def has_seed_per_rank(runner: Runner | FlexibleRunner) -> bool:
+    """Whether MMEngine has added the rank to `runner.seed`."""
+    return bool(runner._randomness_cfg.get('diff_rank_seed', False))
+
+
+def set_auto_scale_lr(runner: Runner | FlexibleRunner, setting: Mapping[str, Any]) -> None:
+    """Replace `auto_scale_lr` of a runner that is built already."""
+    if isinstance(runner, Runner):
+        runner.auto_scale_lr = setting
+    else:
+        runner.strategy._auto_scale_lr = setting
+
+
+def has_started_workers(loop: Any) -> bool:
+    """Whether an `IterBasedTrainLoop` starts worker processes before the hooks; MMEngine up to 0.10.7 does."""
+    return getattr(getattr(loop, 'dataloader_iterator', None), '_iterator', None) is not None
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End the workers now: the garbage collector would at some time, in an order in which they do not hear of it."""
+    if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
+
+
+def skips_steps_itself(optimizer: Optimizer) -> bool:
+    """Whether `optimizer.found_inf` makes the optimiser skip a step, on the device. Fused ones can."""
+    return getattr(optimizer, '_step_supports_amp_scaling', False)

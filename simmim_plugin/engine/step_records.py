@@ -1,0 +1,52 @@
+"""What training steps leave on the device, kept there until all of it is read at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SKIPPED = 'skipped'  # name of a value: 1 where the optimiser skipped the step, 0 where not; no step, no value
+
+
+@dataclass
+class Step:
+    """An iteration, counted from 1, with its losses and other values, and the paths of its images, if known."""
+
+    iteration: int
+    values: dict[str, Any]
+    paths: list[str]
+
+
+class StepRecords:
+    """The steps since the last read. `values` is for what belongs to the next one, such as the gradient norm."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.values: dict[str, Any] = {}
+
+    def add(self, iteration: int, batch: Any, outputs: dict[str, Any] | None) -> None:
+        """Add an iteration, without waiting for the device."""
+        values = {name: x.detach() if isinstance(x, Tensor) else x for name, x in (outputs or {}).items()}
+        self.steps.append(Step(iteration, values | self.values, paths_of(batch)))
+        self.values = {}
+
+    def read(self) -> list[Step]:
+        """Return the steps, with floats for tensors, and forget them; waits once for each device that has values."""
+        steps, self.steps = self.steps, []
+        tensors = [x for step in steps for x in step.values.values() if isinstance(x, Tensor)]
+        floats: dict[int, float] = {}
+        for device in {x.device for x in tensors}:
+            there = [x for x in tensors if x.device == device]
+            floats |= zip(map(id, there), torch.stack([x.reshape(()).float() for x in there]).tolist())
+        for step in steps:
+            step.values = {name: floats.get(id(x), x) for name, x in step.values.items()}
+        return steps
+
+
+def paths_of(batch: Any) -> list[str]:
+    """Paths of the images of a batch, ours or the frameworks', if it knows them."""
+    if not isinstance(batch, dict):
+        return []
+    samples = batch.get('data_samples') or []
+    return list(batch.get('img_path') or [sample.img_path for sample in samples if hasattr(sample, 'img_path')])
