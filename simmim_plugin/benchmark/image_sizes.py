@@ -4,14 +4,10 @@ import argparse
 import itertools
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin.utils import errors, hardware
 
 GLOBAL_BLOCKS = {'small': (2, 5, 8, 11), 'base': (2, 5, 8, 11), 'large': (5, 11, 17, 23)}
 MODES = {  # name -> window_size, with_cp
@@ -21,38 +17,39 @@ MODES = {  # name -> window_size, with_cp
     'global, recomputing': (0, True),
 }
 EXAMPLE = """example:
-  python tools/measure_image_sizes.py --arch base --sizes 512 800 1024 --memory-limit 20
+  {program} --arch base --sizes 512 800 1024 --memory-limit 20
 
 Forward and backward pass of one image, in a process of its own for each line. 'windows' has attention within windows of
 14 x 14 tokens but for four global blocks, as configs/detection has it. Memory is what comes on top of the model's
-weights: on a GPU what PyTorch allocates, on a processor what the process grows by."""
+weights: on a GPU what PyTorch allocates, on a CPU what the process grows by."""
 
 
-def main() -> None:
-    """Parse the command line, measure line by line, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument('--arch', choices=GLOBAL_BLOCKS, default='base', help='ViT with patches of 16 px (base)')
     parser.add_argument('--sizes', type=int, nargs='+', default=[512, 800, 1024], help='sides in px (512 800 1024)')
-    parser.add_argument('--repeats', type=int, default=3, help='steps after the first one; the median is told (3)')
+    parser.add_argument('--repeats', type=int, default=3, help='steps after the first one; the median is printed (3)')
     parser.add_argument('--memory-limit', type=float, default=0, metavar='GIB', help='stop a line beyond it (0: none)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda (cpu)')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
-    args = parser.parse_args()
-    with errors.one_line_errors():
-        if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
-            raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
-        if args.memory_limit and args.device != 'cpu':
-            raise ValueError(f'--memory-limit {args.memory_limit:g} is for processors, --device is {args.device}')
-        print('| image, px | attention | seconds | memory, GiB |\n|---|---|---|---|', flush=True)
-        for size, mode in itertools.product(args.sizes, MODES):
-            found = in_own_process(measure, args.arch, size, mode, args.repeats, args.device, args.amp,
-                                   args.memory_limit)  # fmt: skip
-            cells = f'more than {args.memory_limit:g} GiB |' if found is None else f'{found[0]:.2f} | {found[1]:.2f}'
-            print(f'| {size} | {mode} | {cells} |', flush=True)
-        kind = 'bfloat16 autocast' if args.amp else 'float32'
-        print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {hardware.hardware()}.')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure line by line, and print a table."""
+    from simmim_plugin.utils.hardware import hardware
+
+    if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
+        raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
+    if args.memory_limit and args.device != 'cpu':
+        raise ValueError(f'--memory-limit {args.memory_limit:g} is for processors, --device is {args.device}')
+    print('| image, px | attention | seconds | memory, GiB |\n|---|---|---|---|', flush=True)
+    for size, mode in itertools.product(args.sizes, MODES):
+        found = in_own_process(measure, args.arch, size, mode, args.repeats, args.device, args.amp,
+                               args.memory_limit)  # fmt: skip
+        cells = f'more than {args.memory_limit:g} GiB |' if found is None else f'{found[0]:.2f} | {found[1]:.2f}'
+        print(f'| {size} | {mode} | {cells} |', flush=True)
+    kind = 'bfloat16 autocast' if args.amp else 'float32'
+    print(f'\nViT-{args.arch}, one image, forward and backward, {kind}. {hardware()}.')
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
@@ -132,7 +129,3 @@ def _peak_memory() -> int:
 def _data_size() -> int:
     (line,) = [x for x in Path('/proc/self/status').read_text().splitlines() if x.startswith('VmData:')]
     return int(line.split()[1]) * 1024
-
-
-if __name__ == '__main__':
-    main()

@@ -6,25 +6,19 @@ over the heads. The caption of a row says which values the darkest and the light
 """
 
 import argparse
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin.utils import errors
+from simmim_plugin.commands.options import add_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXAMPLE = """example:
-  python tools/visualize_features.py work_dirs/quickstart/epoch_10.pth photo1.jpg photo2.jpg --point 120 80"""
+  {program} work_dirs/quickstart/epoch_10.pth photo1.jpg photo2.jpg --point 120 80"""
 
 
-def main() -> None:
-    """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument('checkpoint', help='checkpoint of a pretraining; its config is read from it')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     parser.add_argument('--out', default='features.png', help='the picture (features.png)')
@@ -44,16 +38,18 @@ def main() -> None:
         help="shorter side, or height and width, that the model sees, rounded to whole patches (the training's shorter "
         'side). Larger sizes give finer maps; memory grows with the square of the number of patches',
     )  # fmt: skip
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')
-    args = parser.parse_args()
-    with errors.one_line_errors():
-        from simmim_plugin.apis.visualize_features import draw_features
-        from simmim_plugin.models.vit import block_arguments
+    add_device(parser)
 
-        blocks = block_arguments(args.blocks)
-        point = ask_point if args.click else args.point
-        draw_features(args.checkpoint, args.images, args.out, point, blocks, args.size, args.device)
-        print(f'picture: {args.out}')
+
+def run(args: argparse.Namespace) -> None:
+    """Draw."""
+    from simmim_plugin.apis.visualize_features import draw_features
+    from simmim_plugin.models.vit import block_arguments
+
+    blocks = block_arguments(args.blocks)
+    point = ask_point if args.click else args.point
+    draw_features(args.checkpoint, args.images, args.out, point, blocks, args.size, args.device)
+    print(f'picture: {args.out}')
 
 
 def ask_point(image: 'Tensor', name: str) -> tuple[int, int]:
@@ -88,7 +84,3 @@ def ask_point(image: 'Tensor', name: str) -> tuple[int, int]:
     height, width = image.shape[1:]
     x, y = (round(place) for place in clicks[0])
     return min(max(x, 0), width - 1), min(max(y, 0), height - 1)
-
-
-if __name__ == '__main__':
-    main()

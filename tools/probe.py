@@ -1,0 +1,6 @@
+"""`simmim probe` without an installation."""
+
+from _command import run_command
+
+if __name__ == '__main__':
+    run_command('probe', 'python tools/probe.py')

@@ -1,0 +1,6 @@
+"""`simmim reconstruct` without an installation."""
+
+from _command import run_command
+
+if __name__ == '__main__':
+    run_command('reconstruct', 'python tools/reconstruct.py')
