@@ -79,9 +79,7 @@ def fill_in_parts(cfg: Config) -> None:
             if not isinstance(item, Mapping) or PART not in item:
                 continue
             if (name := item[PART]) not in cfg:
-                raise ValueError(
-                    f'{PART}={name!r} names no top-level key of the config{_did_you_mean(name, list(cfg))}'
-                )
+                raise ValueError(f'{PART}={name!r} names no top-level key of the config{did_you_mean(name, list(cfg))}')
             own = {key: value for key, value in item.items() if key != PART}
             items[i] = ConfigDict({**copy.deepcopy(cfg[name]), **own})
 
