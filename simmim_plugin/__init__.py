@@ -5,29 +5,15 @@ MMEngine, MMPretrain, MMDetection and MMSegmentation. In Python, import them fro
 `from simmim_plugin import SimMIMViT`.
 """
 
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-try:
-    import mmengine  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != 'mmengine':
-        raise
-    _MESSAGE = (
-        'simmim_plugin needs MMEngine, which is not installed here. In a checkout run `make setup` and use '
-        '.venv/bin/python; '
-        "elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the originals, "
-        "`pip install 'simmim_plugin[openmmlab]'`."
-    )
-    if [Path(word).name for word in sys.argv[:1]] != ['simmim']:
-        raise ModuleNotFoundError(_MESSAGE, name=error.name) from error
-    # The command line, whose module lies in here; some of it works nevertheless.
-    if sys.argv[1:2] not in ([], ['-h'], ['--help'], ['--version'], ['doctor']):
-        sys.exit(f'error: {_MESSAGE}')
-
 __version__ = '0.1.0'
+NO_MMENGINE = (
+    'simmim_plugin needs MMEngine, which is not installed here. In a checkout run `make setup` and use '
+    ".venv/bin/python; elsewhere `pip install 'simmim_plugin[mm]'` (the maintained onedl-* packages) or, for the "
+    "originals, `pip install 'simmim_plugin[openmmlab]'`."
+)
 
 _MODULE_OF = {
     'AutocastOptimWrapper': 'engine.optimizers.autocast_optim_wrapper',
@@ -85,4 +71,5 @@ def __getattr__(name: str) -> Any:
     """Import a component on first use, so that importing the package is quick."""
     if name not in _MODULE_OF:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
+    import_module(f'{__name__}.registry')  # where MMEngine is missing, it says what to install
     return getattr(import_module(f'{__name__}.{_MODULE_OF[name]}'), name)

@@ -1,23 +1,22 @@
 """Load configs: fill in named parts, apply `--cfg-options`, catch typos, infer classes from the data folder."""
 
-import argparse
 import copy
 import difflib
 import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from simmim_plugin.datasets.class_names import fill_in_classes
 from simmim_plugin.registry import SCOPE
 from simmim_plugin.utils.configs import datasets_of, innermost, training_data
-from simmim_plugin.utils.resources import find_config, shipped_configs
+from simmim_plugin.utils.errors import did_you_mean
+from simmim_plugin.utils.resources import find_config
 
 # Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
 RUNNER_KEYS = {
@@ -26,22 +25,6 @@ RUNNER_KEYS = {
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
 } - {'self', 'cfg'}
 PART = '_part_'  # `dict(_part_='mask')` in a list stands for the top-level `mask`
-
-
-class _Options(DictAction):
-    """MMEngine's KEY=VALUE parser, with a message for what is none."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
-        if wrong := [value for value in values if '=' not in value]:
-            parser.error(f'--cfg-options wants KEY=VALUE, got {wrong[0]!r}')
-        super().__call__(parser, namespace, values, *args)
-
-
-def add_cfg_options(parser: argparse.ArgumentParser, what: str = 'config values') -> None:
-    """Add MMEngine's `--cfg-options KEY=VALUE ...`; the help says that they override `what`."""
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=_Options, default={}, metavar='KEY=VALUE', help=f'override {what}'
-    )
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -60,10 +43,6 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         ValueError: A key is unknown and looks misspelt, or names no place in the config.
     """
     path = find_config(path)
-    if not os.path.isfile(path):
-        near = sorted(str(p) for p in Path(path).parent.glob('*.py')) if Path(path).parent.is_dir() else []
-        hint = _did_you_mean(path, [*near, *shipped_configs()]) or '; `simmim print-config` lists those that come along'
-        raise FileNotFoundError(f'config {path!r} does not exist (from {os.getcwd()}){hint}')
     cfg = Config.fromfile(path)
     fill_in_parts(cfg)
     ours = cfg.get('default_scope') == SCOPE
@@ -100,9 +79,7 @@ def fill_in_parts(cfg: Config) -> None:
             if not isinstance(item, Mapping) or PART not in item:
                 continue
             if (name := item[PART]) not in cfg:
-                raise ValueError(
-                    f'{PART}={name!r} names no top-level key of the config{_did_you_mean(name, list(cfg))}'
-                )
+                raise ValueError(f'{PART}={name!r} names no top-level key of the config{did_you_mean(name, list(cfg))}')
             own = {key: value for key, value in item.items() if key != PART}
             items[i] = ConfigDict({**copy.deepcopy(cfg[name]), **own})
 
@@ -186,15 +163,10 @@ def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:
             if not top and depth < max(1, len(parts) - 1):  # a new last key is the component's to judge
                 names = sorted({*node, *RUNNER_KEYS}) if depth == 0 else sorted(node)
                 places = [f'; did you mean {place!r}?' for place in _places(part, cfg)][:1]
-                hint = ''.join(places) or _did_you_mean(part, names)
+                hint = ''.join(places) or did_you_mean(part, names)
                 raise ValueError(f'unknown config key {key!r}: there is no {part!r}{hint}')
             return
         node = node[part]
-
-
-def _did_you_mean(word: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(word, names, 3, 0.5)
-    return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
 
 
 def _places(word: str, cfg: Config) -> dict[str, Any]:

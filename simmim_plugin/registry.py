@@ -8,7 +8,14 @@ in here, so this module imports MMEngine only.
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine import registry as root
+from simmim_plugin import NO_MMENGINE
+
+try:
+    from mmengine import registry as root
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
+    raise ModuleNotFoundError(NO_MMENGINE, name='mmengine') from error
 
 SCOPE = 'simmim_plugin'
 

@@ -1,63 +1,6 @@
-"""Convert a checkpoint of SimMIM for ViT between this package, the official code, timm, Hugging Face and MMPretrain.
+"""`simmim convert` without an installation."""
 
-The kind of the source is recognised. Nothing in it is run: tensors and plain values are read, no objects.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simmim_plugin.utils import errors
-
-EXAMPLE = """example:
-  python tools/convert_checkpoint.py official_pretrain.pth simmim.pth --to plugin
-  python tools/convert_checkpoint.py work_dirs/simmim_vit-b/epoch_800.pth beit.safetensors --to timm
-  python tools/convert_checkpoint.py work_dirs/simmim_vit-b/epoch_800.pth beit_folder --to hf"""
-
-
-def main() -> None:
-    """Parse the command line and convert."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('source', metavar='SRC', help='.pth or .safetensors file, or a folder of Hugging Face')
-    parser.add_argument('target', metavar='DST', help='.pth or .safetensors file; a folder for --to hf')
-    kinds = ('plugin', 'official', 'timm', 'hf', 'mmpretrain', 'backbone')
-    parser.add_argument(
-        '--to', required=True, choices=kinds, help='backbone: the bare SimMIMViT, for MMDetection and MMSegmentation'
-    )
-    parser.add_argument(
-        '--ignore-objects',
-        action='store_true',
-        help='read the tensors of a file that holds Python objects; none is run',
-    )
-    parser.add_argument(
-        '--img-size',
-        type=int,
-        nargs=2,
-        metavar=('HEIGHT', 'WIDTH'),
-        help='of the model in pixels (square, by its tables)',
-    )
-    parser.add_argument('--num-heads', type=int, help='of a model without bias tables (one per 64 channels)')
-    parser.add_argument('--mean', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
-    parser.add_argument('--std', type=float, nargs='+', help="per channel, likewise (ImageNet's)")
-    args = parser.parse_args()
-    with errors.one_line_errors():
-        from simmim_plugin.checkpoints.convert import convert_file
-
-        objects = 'ignore' if args.ignore_objects else 'known'
-        size = args.img_size and (args.img_size[0], args.img_size[1])
-        report = convert_file(
-            args.source, args.target, args.to, size, args.num_heads, args.mean, args.std, objects
-        )  # fmt: skip
-        print(f'recognised: {report.kind}')
-        for name in report.left_out:
-            print(f'left out: {name}')
-        for line in report.notes:
-            print(line)
-        print(f'{report.tensors} tensors written: {args.target}')
-
+from _command import run_command
 
 if __name__ == '__main__':
-    main()
+    run_command('convert', 'python tools/convert_checkpoint.py')

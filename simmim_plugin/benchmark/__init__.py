@@ -1,1 +1,1 @@
-"""Benchmarks of training speed beside what people use today; `tools/benchmark.py` runs them."""
+"""Benchmarks of training speed next to what people use today; `tools/benchmark.py` runs them."""

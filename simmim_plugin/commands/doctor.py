@@ -1,4 +1,4 @@
-"""`simmim doctor`: what is installed, what the machine has, and the command that mends what is wrong."""
+"""Print what is installed, what the machine has, and the command that fixes what is wrong."""
 
 import argparse
 import importlib
@@ -7,11 +7,9 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 from simmim_plugin import __version__
-from simmim_plugin.utils.hardware import default_workers, hardware, has_bfloat16
 
+EXAMPLE = 'example: {program}'
 MM = "pip install 'simmim_plugin[mm]'"
 ORIGINALS = "pip install 'simmim_plugin[openmmlab]'"  # where some are: the forks would overwrite them
 # Module -> distributions that may bring it, what it is for, and what installs it.
@@ -46,7 +44,7 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def parts() -> list[tuple[str, str, str, str]]:
-    """(module, what is installed or why it cannot be used, what for, the command that mends it or '') of each part."""
+    """(module, what is installed or why it cannot be used, what for, the command that fixes it or '') of each part."""
     lines = []
     originals = installed(('mmengine', 'mmcv-lite', 'mmcv', 'mmpretrain'))
     for module, (names, purpose, command) in PARTS.items():
@@ -69,7 +67,9 @@ def parts() -> list[tuple[str, str, str, str]]:
 
 
 def conflicts() -> list[tuple[str, str]]:
-    """(what does not go together, the command that mends it) of the known ones."""
+    """(what does not go together, the command that fixes it) of the known ones."""
+    import torch
+
     found = []
     for module, (names, _, _) in PARTS.items():
         both = installed(names)
@@ -102,10 +102,16 @@ def conflicts() -> list[tuple[str, str]]:
     return found
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(args: argparse.Namespace) -> None:
     """Print it; exit code 1 if something that is needed is missing or does not go together."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog='example: simmim doctor')
-    parser.parse_args()
+    import torch
+
+    from simmim_plugin.utils.hardware import default_workers, hardware, has_bfloat16
+
     gpus = torch.cuda.device_count()
     print(f'simmim_plugin {__version__}, Python {platform.python_version()}, {hardware()}')
     print(f'GPUs: {", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) if gpus else "none"}')

@@ -1,17 +1,13 @@
-"""`simmim finetune DATA --checkpoint FILE`: classification without a config; the one that it stands for is written."""
+"""Fine-tune a checkpoint for classification without a config; the one that it stands for is written."""
 
 import argparse
 from pathlib import Path
 
-from simmim_plugin.checkpoints.loading import read
-from simmim_plugin.commands import recipes
-from simmim_plugin.config import load_config
-from simmim_plugin.datasets.image_folder import ImageFolder
-from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
+from simmim_plugin.commands.options import add_recipe
 from simmim_plugin.utils.resources import CONFIGS
 
 EXAMPLE = """example:
-  simmim finetune flowers/ --checkpoint runs/first/epoch_60.pth --out runs/flowers
+  {program} flowers/ --checkpoint runs/first/epoch_60.pth --out runs/flowers
 
 DATA has train/ and val/, each with a folder per class. The config is written to OUT/config.py. Few labels, other data,
 other recipes: edit a copy of it and use `simmim train`. Detection and segmentation: configs/detection, segmentation."""
@@ -55,29 +51,29 @@ custom_hooks = [dict(type='simmim_plugin.ProgressHook')]
 '''
 
 
-def main() -> None:
-    """Parse the command line, write the config, and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument('data', metavar='DATA', help='folder with train/ and val/')
     parser.add_argument('--checkpoint', required=True, help='of a pretraining; its architecture is read from it')
     parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
-    recipes.add_arguments(parser, f'100; below {SMALL} px: 20')
-    recipes.run('finetune', parser.parse_args(), 'work_dirs/finetune', prepare)
+    add_recipe(parser, f'100; below {SMALL} px: 20')
 
 
-def prepare(args: argparse.Namespace, out: Path) -> Path:
-    """Choose what was not given, say it, and write the config.
-
-    Returns:
-        Its path.
+def run(args: argparse.Namespace) -> None:
+    """Choose what was not given, print it, write the config, and train.
 
     Raises:
         FileNotFoundError: No such checkpoint or data.
         ValueError: A number is out of range, or the checkpoint is not of this package.
     """
+    from simmim_plugin.checkpoints.loading import read
+    from simmim_plugin.commands import recipes
+    from simmim_plugin.config import load_config
+    from simmim_plugin.datasets.image_folder import ImageFolder
+    from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
+
     recipes.check_arguments(args)
+    out = Path(args.out or 'work_dirs/finetune').resolve()
     if not Path(args.data).is_dir():
         raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     for part in ('train', 'val'):
@@ -125,4 +121,4 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
     classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())
     print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
     recipes.tell(cfg, images, fit, args.devices, epochs)
-    return path
+    recipes.start(path, args)

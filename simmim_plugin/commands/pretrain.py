@@ -1,22 +1,18 @@
-"""`simmim pretrain DATA`: pretraining without a config; the one that it stands for is written."""
+"""Pretrain on a folder of images without a config; the one that it stands for is written."""
 
 import argparse
 from pathlib import Path
 
-import torch
-
-from simmim_plugin.commands import recipes
-from simmim_plugin.config import load_config
-from simmim_plugin.datasets.image_folder import ImageFolder
-from simmim_plugin.models.layers.architecture import ARCHS
+from simmim_plugin.commands.options import add_recipe
 from simmim_plugin.utils.resources import CONFIGS
 
 EXAMPLE = """example:
-  simmim pretrain photos/ --arch tiny --out runs/first                        (a processor)
-  simmim pretrain photos/ --arch base --epochs 100 --devices 8 --out runs/b   (8 GPUs)
+  {program} photos/ --arch tiny --out runs/first                        (a CPU)
+  {program} photos/ --arch base --epochs 100 --devices 8 --out runs/b   (8 GPUs)
 
 The config is written to OUT/config.py: to change more than this command has, edit a copy and use `simmim train`."""
 
+SIZES = ('tiny', 'small', 'base', 'large', 'huge')
 # Config that is inherited, side of images and of patches in pixels, epochs.
 TINY = ('simmim_vit-tiny_folder.py', 64, 8, 60)
 OTHERS = ('simmim_vit-b_folder.py', 224, 16, 100)
@@ -47,31 +43,30 @@ default_hooks = dict(checkpoint=dict(interval={interval}))
 '''
 
 
-def main() -> None:
-    """Parse the command line, write the config, and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument('data', metavar='DATA', help='folder of images, searched recursively')
-    parser.add_argument('--arch', default='base', choices=('tiny', *ARCHS), help='size of the ViT (base)')
+    parser.add_argument('--arch', default='base', choices=SIZES, help='size of the ViT (base)')
     parser.add_argument('--img-size', type=int, help='side of the crops in pixels (224; tiny: 64)')
     parser.add_argument('--patch-size', type=int, help='side of the patches (16; huge: 14; tiny: 8)')
-    recipes.add_arguments(parser, '100; tiny: 60; published: 800')
-    args = parser.parse_args()
-    recipes.run('pretrain', args, f'work_dirs/pretrain_{args.arch}', prepare)
+    add_recipe(parser, '100; tiny: 60; published: 800')
 
 
-def prepare(args: argparse.Namespace, out: Path) -> Path:
-    """Choose what was not given, say it, and write the config.
-
-    Returns:
-        Its path.
+def run(args: argparse.Namespace) -> None:
+    """Choose what was not given, print it, write the config, and train.
 
     Raises:
         FileNotFoundError: No images.
         ValueError: A number is out of range.
     """
+    import torch
+
+    from simmim_plugin.commands import recipes
+    from simmim_plugin.config import load_config
+    from simmim_plugin.datasets.image_folder import ImageFolder
+
     recipes.check_arguments(args)
+    out = Path(args.out or f'work_dirs/pretrain_{args.arch}').resolve()
     tiny = args.arch == 'tiny'
     base, size, patch, epochs = TINY if tiny else OTHERS
     if args.arch == 'huge':
@@ -111,4 +106,4 @@ def prepare(args: argparse.Namespace, out: Path) -> Path:
         print(f'note:    a rate stated for batches of {stated} is very low for {total}, little may be learned{wish}')
     if images < FEW_IMAGES:
         print(f'note:    {images} images are few to pretrain on')
-    return path
+    recipes.start(path, args)

@@ -1,10 +1,9 @@
-"""What `simmim pretrain` and `simmim finetune` share: the batch that fits, the config, and the start."""
+"""What `simmim pretrain` and `simmim finetune` share: the batch that fits, the config, the start of the training."""
 
 import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,14 +14,14 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from simmim_plugin.apis.train import FEW_ITERATIONS
+from simmim_plugin.commands import train
 from simmim_plugin.config import RUNNER_KEYS, fill_in_parts, load_config
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.counters import saved_bytes
-from simmim_plugin.utils.errors import one_line_errors
 from simmim_plugin.utils.files import check_writable
 from simmim_plugin.utils.hardware import default_workers, free_memory
-from simmim_plugin.utils.resources import ROOT, TOOLS, run_tool
+from simmim_plugin.utils.resources import ROOT, TOOLS
 
 WRITTEN = '"""Written by `simmim'  # how our configs begin
 SHARE_OF_MEMORY = 0.8  # of what is free
@@ -45,17 +44,6 @@ class Fit:
     gigabytes: float | None = None
     free: float | None = None
     by_images: bool = False
-
-
-def add_arguments(parser: argparse.ArgumentParser, epochs: str) -> None:
-    """Add the arguments of both."""
-    parser.add_argument('--epochs', type=int, help=f'passes over the images ({epochs})')
-    parser.add_argument('--devices', type=int, help='GPUs, or processes where there is none (all GPUs, or 1)')
-    parser.add_argument('--batch-size', type=int, help='images per device and step (what fits)')
-    parser.add_argument('--out', help='folder of config, logs, checkpoints and pictures')
-    parser.add_argument('--seed', type=int, default=0, help='of everything that is random (0)')
-    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in --out')
-    parser.add_argument('--dry-run', action='store_true', help='write the config and say what would run, no more')
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -197,22 +185,13 @@ def tell(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:
     )
 
 
-def run(
-    command: str, args: argparse.Namespace, folder: str, prepare: Callable[[argparse.Namespace, Path], Path]
-) -> None:
-    """Write the config, say how to do the same with the scripts, and train.
+def start(path: Path, args: argparse.Namespace) -> None:
+    """Print how to do the same with the scripts, and train.
 
     Args:
-        command: Its name.
-        args: Of the command line; `out` is None for `folder`.
-        folder: The default of `out`.
-        prepare: Writes the config for the arguments into a folder, and gives its path.
+        path: Of the config, in its work dir.
+        args: Of the command line.
     """
-    with one_line_errors():
-        _start(command, prepare(args, Path(args.out or folder).resolve()), args)
-
-
-def _start(command: str, path: Path, args: argparse.Namespace) -> None:
     flags = ['--work-dir', str(path.parent), *['--resume'] * args.resume]
     script = ['bash', str(TOOLS / 'dist_train.sh'), str(path), str(args.devices), *flags]
     own = (ROOT / '.venv/bin/python').absolute() == Path(sys.executable).absolute()  # which the script takes by itself
@@ -222,5 +201,6 @@ def _start(command: str, path: Path, args: argparse.Namespace) -> None:
     if args.devices > 1:
         os.environ.setdefault('PYTHON', sys.executable)
         os.execvp('bash', script)
-    sys.argv = [f'simmim {command}', str(path), *flags]
-    run_tool('train.py')
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    train.run(parser.parse_args([str(path), *flags]))

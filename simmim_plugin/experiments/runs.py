@@ -15,10 +15,10 @@ from typing import Any
 from mmengine.config import Config
 from tqdm import tqdm
 
-from simmim_plugin.config import add_cfg_options, apply_options, load_config
+from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.utils.configs import training_data
 from simmim_plugin.utils.files import check_writable, read_json, write_json
-from simmim_plugin.utils.resources import CONFIGS, TOOLS
+from simmim_plugin.utils.resources import TOOLS
 from simmim_plugin.visualization.curves import read_scalars
 
 
@@ -197,39 +197,6 @@ def last_scalar(folder: Path, name: str) -> float:
     if not values:
         raise RuntimeError(f'{folder} has no {name} in its logs; remove {folder}* to run it again')
     return float(values[-1])
-
-
-def add_arguments(
-    parser: argparse.ArgumentParser,
-    out: str,
-    data: str = 'folder with train/ and val/, each with a folder per class',
-    seeds: Sequence[int] = (0, 1, 2),
-) -> None:
-    """Add what all comparisons take on the command line.
-
-    Args:
-        parser: Of the tool.
-        out: The folder that it writes to by default.
-        data: What `--data-root` is.
-        seeds: The default ones.
-    """
-    parser.add_argument('--data-root', required=True, help=data)
-    parser.add_argument(
-        '--seeds', type=int, nargs='+', default=list(seeds), help=f'seeds ({" ".join(map(str, seeds))})'
-    )
-    parser.add_argument('--out', default=out, help=f'folder of everything ({out})')
-    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on processors')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; the cores are shared out (1)')
-
-
-def add_pretraining(parser: argparse.ArgumentParser, config: str, options_for: str) -> None:
-    """Add `--pretrain`, which is that config of configs/ by default, and `--cfg-options`, whose values are for it."""
-    parser.add_argument(
-        '--pretrain',
-        default=str(CONFIGS / config),
-        help=f'pretraining config (configs/{config})',
-    )
-    add_cfg_options(parser, options_for)
 
 
 def check_arguments(args: argparse.Namespace) -> Path:

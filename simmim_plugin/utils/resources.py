@@ -1,14 +1,12 @@
-"""Where the configs and tools are: beside the package in a checkout, inside it in an installed wheel."""
+"""Find the configs and tools: next to the package in a checkout, inside it in an installed wheel."""
 
-import importlib.util
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-_INSIDE = (
-    Path(__file__).resolve().parents[1] / '.mim'
-)  # OpenMMLab's place for them in a wheel; setup.py puts them there
+from simmim_plugin.utils.errors import did_you_mean
+
+# OpenMMLab's place for them in a wheel; setup.py puts them there.
+_INSIDE = Path(__file__).resolve().parents[1] / '.mim'
 ROOT = _INSIDE if _INSIDE.is_dir() else Path(__file__).resolve().parents[2]
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
 
@@ -19,15 +17,19 @@ def find_config(path: str | os.PathLike[str]) -> str:
     Args:
         path: Such as `configs/simmim_vit-b.py`, or `simmim_vit-b.py` and `finetune/vit-b_folder.py`.
 
-    Returns:
-        A path; the given one if there is no such config here either.
+    Raises:
+        FileNotFoundError: Neither exists.
     """
     given = os.fspath(path)
-    if not os.path.isabs(given) and not os.path.isfile(given):
+    if os.path.isfile(given):
+        return given
+    if not os.path.isabs(given):
         for place in (ROOT / given, CONFIGS / given):
             if place.is_file() and place.resolve().is_relative_to(CONFIGS):
                 return str(place)
-    return given
+    near = sorted(str(p) for p in Path(given).parent.glob('*.py')) if Path(given).parent.is_dir() else []
+    hint = did_you_mean(given, [*near, *shipped_configs()]) or '; `simmim print-config` lists those that come along'
+    raise FileNotFoundError(f'config {given!r} does not exist (from {os.getcwd()}){hint}')
 
 
 def shipped_configs() -> list[str]:
@@ -35,20 +37,3 @@ def shipped_configs() -> list[str]:
     paths = sorted(CONFIGS.rglob('*.py'), key=lambda path: (len(path.relative_to(CONFIGS).parts), path))
     names = [path.relative_to(CONFIGS).as_posix() for path in paths]
     return [name for name in names if '_base_/' not in name]
-
-
-def run_tool(name: str, words: Mapping[str, str] | None = None) -> None:
-    """Run the main function of a script of tools/, with the command line in `sys.argv`.
-
-    Args:
-        name: Of the script.
-        words: What its examples shall say in the place of what.
-    """
-    spec = importlib.util.spec_from_file_location(f'simmim_tool_{Path(name).stem}', TOOLS / name)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f'{TOOLS / name} does not exist')
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for old, new in (words or {}).items():
-        module.EXAMPLE = module.EXAMPLE.replace(old, new)
-    module.main()

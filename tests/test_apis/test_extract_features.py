@@ -7,7 +7,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from helpers.checkpoints import pretrained
 from helpers.paths import ROOT
-from simmim_plugin import FeatureExtractor, SimMIM, extract_folder
+from simmim_plugin import FeatureExtractor, SimMIM, cli, extract_folder
 from simmim_plugin.apis import extract_features
 
 # What image_folder holds: 12 images; in batches of 3, progress is saved after 6 and 12, with PART_IMAGES = 5.
@@ -290,18 +289,9 @@ def test_wrong_arguments_are_named_before_any_work(image_folder, checkpoint, tmp
     assert not list(tmp_path.glob('*.parts'))
 
 
-@pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('extract_features', ROOT / 'tools/extract_features.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_command_line(tool, image_folder, checkpoint, tmp_path, monkeypatch, capsys):
+def test_command_line(image_folder, checkpoint, tmp_path, monkeypatch, capsys):
     def run(*words: object) -> None:
-        monkeypatch.setattr(sys, 'argv', ['extract_features.py', *map(str, words)])
-        tool.main()
+        cli.main(['features', *map(str, words)])
 
     (image_folder / FILES[2]).write_bytes(b'nothing')
     out = tmp_path / 'a.npz'
@@ -323,5 +313,5 @@ def test_command_line(tool, image_folder, checkpoint, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit, match=message):
             run(*words)
     monkeypatch.setattr(FeatureExtractor, '__call__', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(SystemExit, match='interrupted; the same command goes on after the last whole part'):
+    with pytest.raises(SystemExit, match='interrupted; the same command resumes it'):
         run(checkpoint, image_folder, '--out', tmp_path / 'b.npz', '--workers', '0')

@@ -10,6 +10,7 @@ from PIL import Image
 from helpers.paths import ROOT
 from simmim_plugin import config
 from simmim_plugin.apis import train
+from simmim_plugin.commands import options as command_options
 from simmim_plugin.utils import errors, files, hardware
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
@@ -106,7 +107,7 @@ def test_schedules_that_do_not_fit_the_length_are_named():
 
 def test_an_option_without_a_value_is_named(capsys):
     parser = argparse.ArgumentParser()
-    config.add_cfg_options(parser)
+    command_options.add_cfg_options(parser)
     assert parser.parse_args(['--cfg-options', 'a.b=1']).cfg_options == {'a.b': 1}
     with pytest.raises(SystemExit):
         parser.parse_args(['--cfg-options', 'data_root', 'images'])
@@ -206,8 +207,9 @@ def test_learning_rate_follows_the_total_batch(gpus, counts, rate, tmp_path, mon
 
 
 def test_errors_end_in_one_line_and_keep_the_traceback(tmp_path):
-    with pytest.raises(SystemExit) as exit_, errors.one_line_errors() as folders:
-        folders += [str(tmp_path), '/nowhere']
+    with pytest.raises(SystemExit) as exit_, errors.one_line_errors():
+        errors.keep_traceback_in(str(tmp_path))
+        errors.keep_traceback_in('/nowhere')
         raise ValueError('Caught ValueError in worker 0.\n  Traceback ...\nValueError: mask_ratio=2 is outside [0, 1]')
     assert str(exit_.value).splitlines()[0] == 'error: mask_ratio=2 is outside [0, 1]'
     assert 'Traceback' in Path(tmp_path, 'error.txt').read_text()

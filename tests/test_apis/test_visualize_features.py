@@ -1,6 +1,3 @@
-import importlib.util
-import sys
-
 import matplotlib
 import numpy as np
 import pytest
@@ -10,9 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers.models import TINY
-from helpers.paths import ROOT
-from simmim_plugin import SimMIM, SimMIMViT
+from simmim_plugin import SimMIM, SimMIMViT, cli
 from simmim_plugin.apis.visualize_features import draw_features, input_size
+from simmim_plugin.commands.visualize_features import ask_point
 from simmim_plugin.visualization.features import feature_sheet, pca_rgb, similarity
 from simmim_plugin.visualization.sheets import GAP_PX, HEADER_PX, PANEL_PX
 
@@ -117,23 +114,14 @@ def photos(tmp_path):
     return paths
 
 
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location('visualize_features', ROOT / 'tools/visualize_features.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def sheet_height(height, rows):
     return HEADER_PX + rows * (height + HEADER_PX + GAP_PX) + GAP_PX
 
 
-def test_the_tool_draws_large_images_of_several_shapes(tool, checkpoint, photos, tmp_path, monkeypatch, capsys):
+def test_the_tool_draws_large_images_of_several_shapes(checkpoint, photos, tmp_path, capsys):
     out = tmp_path / 'new/features.png'
-    argv = ['tool', checkpoint, *photos, '--size', 256, '--blocks', 3, 1, '--point', 39, 0, '--out', out]
-    monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
-    tool.main()
+    words = [checkpoint, *photos, '--size', 256, '--blocks', 3, 1, '--point', 39, 0, '--out', out]
+    cli.main(['visualize', *map(str, words)])
     assert f'picture: {out}' in capsys.readouterr().out
     assert Image.open(out).size == (4 * (640 + GAP_PX) + GAP_PX, 2 * sheet_height(256, 2))
     draw_features(checkpoint, photos[:1], out)  # three blocks; 64 x 160 px, twice as large
@@ -154,21 +142,21 @@ def test_the_point_is_one_of_the_image_file(checkpoint, photos, tmp_path, monkey
     assert queries == [(2, 5), (0, 0), (3, 9), (1, 4), (2, 5)]
 
 
-def test_a_click_gives_the_point(tool, monkeypatch):
+def test_a_click_gives_the_point(monkeypatch):
     matplotlib.use('Agg')
     image = torch.zeros(3, 60, 150, dtype=torch.uint8)
     with pytest.raises(ValueError, match='--click can open no window: no display, or no GUI toolkit; give --point'):
-        tool.ask_point(image, 'photo.png')
+        ask_point(image, 'photo.png')
     monkeypatch.setattr(FigureCanvasAgg, 'required_interactive_framework', 'a screen')
     for click, point in (((40.2, 7.6), (40, 8)), ((-0.5, 59.49), (0, 59)), ((149.5, 10), (149, 10))):
         monkeypatch.setattr(Figure, 'ginput', lambda *args, click=click, **kwargs: [click])
-        assert tool.ask_point(image, 'photo.png') == point
+        assert ask_point(image, 'photo.png') == point
     monkeypatch.setattr(Figure, 'ginput', lambda *args, **kwargs: [])
     with pytest.raises(ValueError, match=r'the window of photo.png was closed without a click'):
-        tool.ask_point(image, 'photo.png')
+        ask_point(image, 'photo.png')
 
 
-def test_bad_input_is_named(tool, checkpoint, photos, tmp_path, monkeypatch):
+def test_bad_input_is_named(checkpoint, photos, tmp_path):
     out = tmp_path / 'x.png'
     (tmp_path / 'text.png').write_text('no image')
     with pytest.raises(ValueError, match=r'--point 120 50 is outside .*long.*png of 40 x 40 px .*x of 0 ... 39 and y'):
@@ -188,10 +176,8 @@ def test_bad_input_is_named(tool, checkpoint, photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'--device abacus cannot be used \(.*\); use cpu, or cuda'):
         draw_features(checkpoint, photos, out, device='abacus')
     assert not out.exists()
-    argv = ['tool', str(checkpoint), str(photos[0]), '--blocks', 'two', '--out', str(out)]
-    monkeypatch.setattr(sys, 'argv', argv)
     with pytest.raises(SystemExit, match=r"^error: blocks=\['two'\]: the model has blocks 1 ... 3"):
-        tool.main()
+        cli.main(['visualize', str(checkpoint), str(photos[0]), '--blocks', 'two', '--out', str(out)])
 
 
 def test_too_large_a_size_is_named(checkpoint, photos, tmp_path, monkeypatch):

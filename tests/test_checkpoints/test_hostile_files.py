@@ -1,9 +1,7 @@
 """A checkpoint that would run code, given to every tool and through every way into a training."""
 
 import re
-import runpy
 import signal
-import sys
 
 import pytest
 import torch
@@ -17,19 +15,19 @@ PRETRAINING = 'configs/simmim_vit-tiny_folder.py'
 DATA = ('--cfg-options', 'data_root={images}', 'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0')
 # Words of a command line; {evil}: the checkpoint, {images}, {labelled}: folders, {out}: a new file or folder.
 COMMANDS = {
-    'reconstruct': ('reconstruct.py', '{evil}', '{image}', '--out', '{out}.png'),
-    'features': ('extract_features.py', '{evil}', '{images}', '--out', '{out}.npz'),
-    'visualize': ('visualize_features.py', '{evil}', '{image}', '--out', '{out}.png'),
-    'probe': ('probe.py', '{evil}', '{labelled}'),
-    'export': ('export_onnx.py', '{evil}', '{out}.onnx'),
-    'convert': ('convert_checkpoint.py', '{evil}', '{out}.pth', '--to', 'timm'),
-    'test': ('test.py', CLASSIFIER, '{evil}', '--work-dir', '{out}', '--cfg-options', 'data_root={labelled}'),
-    'resume a file': ('train.py', PRETRAINING, '--work-dir', '{out}', '--resume', '{evil}', *DATA),
-    'resume a folder': ('train.py', PRETRAINING, '--work-dir', '{folder}', '--resume', *DATA),
-    'load_from': ('train.py', PRETRAINING, '--work-dir', '{out}', *DATA, 'load_from={evil}'),
-    'init_cfg': ('train.py', '{leaf}', '--work-dir', '{out}', *DATA),
+    'reconstruct': ('reconstruct', '{evil}', '{image}', '--out', '{out}.png'),
+    'features': ('features', '{evil}', '{images}', '--out', '{out}.npz'),
+    'visualize': ('visualize', '{evil}', '{image}', '--out', '{out}.png'),
+    'probe': ('probe', '{evil}', '{labelled}'),
+    'export': ('export', '{evil}', '{out}.onnx'),
+    'convert': ('convert', '{evil}', '{out}.pth', '--to', 'timm'),
+    'test': ('test', CLASSIFIER, '{evil}', '--work-dir', '{out}', '--cfg-options', 'data_root={labelled}'),
+    'resume a file': ('train', PRETRAINING, '--work-dir', '{out}', '--resume', '{evil}', *DATA),
+    'resume a folder': ('train', PRETRAINING, '--work-dir', '{folder}', '--resume', *DATA),
+    'load_from': ('train', PRETRAINING, '--work-dir', '{out}', *DATA, 'load_from={evil}'),
+    'init_cfg': ('train', '{leaf}', '--work-dir', '{out}', *DATA),
     'load_from of a fine-tuning': (
-        'train.py', CLASSIFIER, '--work-dir', '{out}', '--cfg-options', 'data_root={labelled}', 'load_from={evil}',
+        'train', CLASSIFIER, '--work-dir', '{out}', '--cfg-options', 'data_root={labelled}', 'load_from={evil}',
     ),
 }  # fmt: skip
 
@@ -64,14 +62,11 @@ def words(image_folder, tmp_path):
 
 def message_of(name, words, monkeypatch):
     """The error that a command ends with."""
-    tool, *arguments = COMMANDS[name]
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', [tool, *(word.format(**words) for word in arguments)])
-    monkeypatch.setattr(sys, 'path', list(sys.path))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+            cli.main([word.format(**words) for word in COMMANDS[name]])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -87,8 +82,7 @@ def test_no_tool_runs_it(name, words, tmp_path, monkeypatch):
     assert not (tmp_path / 'run').exists()
 
 
-def test_the_command_line_does_not_run_it_either(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [])
+def test_the_command_line_does_not_run_it_either(words, tmp_path):
     with pytest.raises(SystemExit, match=r'holds Python objects \(.*open\), which are refused'):
         cli.main(['finetune', str(words['labelled']), '--checkpoint', str(words['evil']), '--out', str(words['out'])])
     assert not (tmp_path / 'run').exists()

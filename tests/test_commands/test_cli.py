@@ -1,6 +1,7 @@
 """The command line `simmim`: what it writes, says and starts; the wheel that carries it."""
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from helpers.commands import SIMMIM, run
 from helpers.paths import ROOT
 from simmim_plugin import cli
 from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.commands import doctor, recipes
+from simmim_plugin.commands import doctor, pretrain, recipes, sample
 from simmim_plugin.config import load_config
+from simmim_plugin.datasets.preparation.sample_sets import KINDS
+from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils import resources
 
 
@@ -30,20 +33,47 @@ def labelled(image_folder, tmp_path):
     return tmp_path / 'labelled'
 
 
-def test_every_command_has_a_help_with_its_own_name(capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', list(sys.argv))
-    monkeypatch.setattr(sys, 'path', list(sys.path))
+def test_every_command_has_a_help_with_its_own_name(capsys):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as end:
             cli.main([name, '--help'])
         told = capsys.readouterr().out
         assert end.value.code == 0 and f'usage: simmim {name} ' in told
-        assert 'python tools/' not in told and (name in ('quickstart', 'doctor') or f'  simmim {name} ' in told)
+        assert 'python tools/' not in told and re.search(rf'^(  |example: )simmim {name}\b', told, re.M)
     cli.main([])
     told = capsys.readouterr().out
     assert all(f'simmim {name} ' in told for name in cli.COMMANDS)
     with pytest.raises(SystemExit, match="no command 'pretrian'; did you mean 'pretrain'\\? It has: quickstart"):
         cli.main(['pretrian'])
+
+
+HEAVY = {'torch', 'mmengine', 'timm', 'matplotlib', 'transformers'}
+PARSE = f"""import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+except SystemExit as end:
+    assert not end.code
+print('heavy:', sorted({HEAVY} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize('words', [*([n, '--help'] for n in cli.COMMANDS), ['print-config', 'quickstart.py', '--path']])
+def test_a_help_text_imports_nothing_heavy(words, tmp_path):
+    main = tmp_path / 'simmim'
+    main.write_text('from simmim_plugin.cli import main\nmain()\n')
+    assert run(sys.executable, '-c', PARSE, main, *words).endswith('\nheavy: []\n')
+
+
+def test_a_tool_imports_nothing_heavy_for_its_help_text(tmp_path):
+    """From another folder, and with the folder of the tools first on the path, as `python tools/probe.py` has it."""
+    start = f'import sys; sys.path[0] = {str(ROOT / "tools")!r}\n{PARSE}'
+    told = run(sys.executable, '-c', start, ROOT / 'tools/probe.py', '--help', cwd=tmp_path)
+    assert told.startswith('usage: python tools/probe.py ') and told.endswith('\nheavy: []\n')
+
+
+def test_choices_that_are_written_down_are_those_there_are():
+    assert ('tiny', *ARCHS) == pretrain.SIZES and tuple(KINDS) == sample.KINDS
 
 
 def test_configs_that_come_with_the_package_are_found_by_name(tmp_path, monkeypatch):
@@ -54,7 +84,8 @@ def test_configs_that_come_with_the_package_are_found_by_name(tmp_path, monkeypa
     Path('simmim_vit-b.py').write_text('a = 1')
     assert resources.find_config('simmim_vit-b.py') == 'simmim_vit-b.py'  # one's own comes first
     for name in ('setup.py', '../setup.py', 'configs/../setup.py'):
-        assert resources.find_config(name) == name
+        with pytest.raises(FileNotFoundError, match=re.escape(f'config {name!r} does not exist')):
+            resources.find_config(name)
 
 
 @pytest.mark.slow
@@ -88,7 +119,7 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
     assert 'resumed epoch: 2' in told
 
 
-def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path, monkeypatch):
+def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path):
     """At 224 px, and of a converted checkpoint: absolute positions, no LayerScale, a list for the size."""
     backbone = dict(
         type='SimMIMViT', arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64),
@@ -97,7 +128,6 @@ def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path
     )  # fmt: skip
     path = tmp_path / 'x.pth'
     torch.save({'state_dict': {'w': torch.ones(1)}, 'simmim_plugin': {'model': {'backbone': backbone}}}, path)
-    monkeypatch.setattr(sys, 'argv', [])
     cli.main(['finetune', str(labelled), '--checkpoint', str(path), '--dry-run', '--out', str(tmp_path / 'out')])
     cfg = load_config(str(tmp_path / 'out/config.py'))
     written = cfg.model.backbone
@@ -112,8 +142,7 @@ def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path
     ('arch', 'size', 'patch', 'unit'),
     [('tiny', None, 8, 16), ('small', 96, 16, 32), ('base', 64, 16, 32), ('huge', 56, 14, 28)],
 )
-def test_written_config_of_each_size(image_folder, tmp_path, monkeypatch, capsys, arch, size, patch, unit):
-    monkeypatch.setattr(sys, 'argv', [])
+def test_written_config_of_each_size(image_folder, tmp_path, capsys, arch, size, patch, unit):
     options = [] if size is None else ['--img-size', str(size)]
     batch = ['--batch-size', '2'] if arch == 'huge' else []
     cli.main(
@@ -130,16 +159,12 @@ def test_written_config_of_each_size(image_folder, tmp_path, monkeypatch, capsys
     assert ('(few images: 10 iterations per epoch at least)' in told) == (arch != 'huge')
 
 
-def test_the_way_to_a_config_is_printed(capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [])
-    monkeypatch.setattr(sys, 'path', list(sys.path))
+def test_the_way_to_a_config_is_printed(capsys):
     cli.main(['print-config', 'simmim_vit-b.py', '--path'])
     assert capsys.readouterr().out == f'{ROOT}/configs/simmim_vit-b.py\n'
 
 
-def test_configs_that_come_along_are_listed(capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [])
-    monkeypatch.setattr(sys, 'path', list(sys.path))
+def test_configs_that_come_along_are_listed(capsys):
     cli.main(['print-config'])
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert len(listed) == len([path for path in (ROOT / 'configs').rglob('*.py') if path.parent.name != '_base_'])
@@ -153,8 +178,18 @@ def test_without_mmengine_the_command_line_says_what_to_install(tmp_path):
     told = run(sys.executable, tmp_path / 'simmim', 'sample', 'photos', 'photos', ok=False)
     assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
     assert 'simmim doctor' in run(sys.executable, tmp_path / 'simmim', '--help')
+    for words in (('sample', '--help'), ('train', 'x.py', '--help')):
+        assert 'usage: simmim' in run(sys.executable, tmp_path / 'simmim', *words)
+    told = run(sys.executable, tmp_path / 'simmim', 'train', 'x.py', '--cfg-options', 'a=1', ok=False)
+    assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
     told = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
     assert '(everything)\n' in told and "mend: pip install 'simmim_plugin[" in told and 'Traceback' not in told
+
+
+@pytest.mark.parametrize('line', ['from simmim_plugin import SimMIMViT', 'import simmim_plugin.registry'])
+def test_without_mmengine_a_component_says_what_to_install(line):
+    told = run(sys.executable, '-c', f'import sys\nsys.modules["mmengine"] = None\n{line}', ok=False)
+    assert told.splitlines()[-1].startswith('ModuleNotFoundError: simmim_plugin needs MMEngine, which is not installed')
 
 
 def test_batch_that_fits(monkeypatch):
@@ -172,16 +207,14 @@ def test_batch_that_fits(monkeypatch):
         recipes.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
 
 
-def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path, monkeypatch):
+def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path):
     (tmp_path / 'config.py').write_text('mine = 1')
-    monkeypatch.setattr(sys, 'argv', [])
     with pytest.raises(SystemExit, match='was not written by simmim and is left alone'):
         cli.main(['pretrain', str(image_folder), '--arch', 'tiny', '--out', str(tmp_path)])
     assert (tmp_path / 'config.py').read_text() == 'mine = 1'
 
 
-def test_a_run_that_was_moved_goes_on_and_one_of_other_settings_does_not(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [])
+def test_a_run_that_was_moved_goes_on_and_one_of_other_settings_does_not(image_folder, tmp_path):
     words = ['pretrain', str(image_folder), '--arch', 'tiny', '--dry-run', '--resume']
     cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'here')])
     (tmp_path / 'here/epoch_1.pth').touch()  # there has been a training
@@ -191,8 +224,7 @@ def test_a_run_that_was_moved_goes_on_and_one_of_other_settings_does_not(image_f
         cli.main([*words, '--epochs', '4', '--out', str(tmp_path / 'there')])
 
 
-def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [])
+def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path, capsys):
     for arch, low in (('tiny', False), ('base', True)):
         words = ['--arch', arch, '--batch-size', '4', '--dry-run', '--out', str(tmp_path / arch)]
         cli.main(['pretrain', str(image_folder), *words])
@@ -211,8 +243,7 @@ def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path
         (['--batch-size', '13'], '--batch-size 13 on 1 devices is more than the 12 images; at most 12'),
     ],
 )
-def test_bad_numbers_are_named(image_folder, tmp_path, monkeypatch, words, message):
-    monkeypatch.setattr(sys, 'argv', [])
+def test_bad_numbers_are_named(image_folder, tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
         cli.main(['pretrain', str(image_folder), *words, '--out', str(tmp_path / 'x')])
     assert not (tmp_path / 'x/config.py').exists()
@@ -238,9 +269,8 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
     assert "pip install 'transformers<5'" in told.values() and 'pip install torchvision' in told.values()
     monkeypatch.setitem(doctor.PARTS, 'no_such_module', ((), 'nothing', 'pip install it'))
     assert ('no_such_module', 'not installed', 'nothing', 'pip install it') in doctor.parts()
-    monkeypatch.setattr(sys, 'argv', ['simmim doctor'])
     with pytest.raises(SystemExit) as end:
-        doctor.main()
+        cli.main(['doctor'])
     assert end.value.code == 1 and 'mend: pip install it' in capsys.readouterr().out
 
 
@@ -266,3 +296,6 @@ def test_wheel_works_from_an_empty_folder(image_folder, tmp_path):
     assert 'at the start ->' in told and str(site / 'simmim_plugin/.mim/tools/dist_train.sh') in told
     told = run(sys.executable, '-c', start, 'print-config', 'simmim_vit-b.py', cwd=tmp_path / 'empty')
     assert "arch='base'" in told
+    script = site / 'simmim_plugin/.mim/tools/print_config.py'
+    told = run('env', f'PYTHONPATH={site}', sys.executable, script, 'simmim_vit-b.py', '--path', cwd=tmp_path / 'empty')
+    assert told == f'{site}/simmim_plugin/.mim/configs/simmim_vit-b.py\n'

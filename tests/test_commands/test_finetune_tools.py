@@ -1,7 +1,6 @@
 """Fine-tuning, evaluation and probes as a user runs them, at tiny size."""
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from helpers.commands import run
 from helpers.labelled import make_labelled
 from helpers.paths import ROOT
 from helpers.processes import gloo_environment
+from simmim_plugin import cli
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
 from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
@@ -63,14 +63,13 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Run a tool in this process; what it printed, or its last words."""
+def tool(capsys):
+    """Run a command in this process; what it printed, or its last words."""
     threads = torch.get_num_threads()
 
     def call(name: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
         try:
-            runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
+            cli.main([name, *map(str, arguments)])
         except SystemExit as error:
             return str(error)
         return capsys.readouterr().out
@@ -214,7 +213,7 @@ def test_errors_of_the_tools(place, tool, tmp_path):
     for arguments, expected in (
         ([tmp_path / 'gone.pth', place / 'data'], "gone.pth' does not exist"),
         ([checkpoint, other], "needs the folders train and val, with the same folders of classes in both; found ['a'"),
-        ([checkpoint, place / 'data', '--kinds', 'patches'], '--kinds patches: probes judge one vector per image'),
+        ([checkpoint, place / 'data', '--kinds', 'patches'], '--kinds patches: probes take one vector per image'),
         ([checkpoint, place / 'data', '--temperature', 0], '--temperature 0.0 must be positive'),
         ([checkpoint, place / 'data', '--k', 0], 'k=0 of k-NN is outside 1 ... 21'),
         ([checkpoint, place / 'data', '--blocks', 3], 'the model has blocks 1 ... 2'),

@@ -1,7 +1,6 @@
 """The small data sets of `simmim sample`."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -50,8 +49,7 @@ def test_scans_are_of_sixteen_bits(tmp_path):
     assert values.shape == (64, 160, 160) and values.dtype == np.uint16 and 255 < values.max() <= 4095
 
 
-def test_nothing_is_written_over(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [])
+def test_nothing_is_written_over(tmp_path, capsys):
     cli.main(['sample', 'digits', str(tmp_path / 'new')])
     assert capsys.readouterr().out == f'{tmp_path}/new: train/ and val/ with ten classes\n'
     with pytest.raises(SystemExit, match='is there already and not empty; give a new folder'):

@@ -1,0 +1,36 @@
+"""Mean and standard deviation per channel of a folder of images, printed as the lines of a leaf config.
+
+Put them below `_base_ = '.../configs/simmim_vit-b_folder.py'` (or another one) and `data_root = ...`.
+"""
+
+import argparse
+
+EXAMPLE = """example:
+  {program} /path/to/scenes --channels 5 --dtype float32"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument('folder', help='folder of images, searched recursively')
+    parser.add_argument('--channels', type=int, default=3, help='as in LoadImage (3)')
+    parser.add_argument('--dtype', choices=('uint8', 'float32'), default='uint8', help='as in LoadImage (uint8)')
+    parser.add_argument('--max-images', type=int, help='take this many, drawn at random (all)')
+    parser.add_argument('--workers', type=int, default=2, help='threads that read files (2)')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read the images and print the lines."""
+    from simmim_plugin.datasets.preparation.mean_std import folder_mean_std
+
+    mean, std = folder_mean_std(args.folder, args.channels, args.dtype, args.max_images, args.workers)
+    print(
+        f'model = dict(\n'
+        f'    data_preprocessor=dict(mean={_rounded(mean)}, std={_rounded(std)}),\n'
+        f'    backbone=dict(in_channels={args.channels}),\n'
+        f')\n'
+        f"load = dict(_delete_=True, type='LoadImage', channels={args.channels}, dtype={args.dtype!r})"
+    )
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [float(f'{value:.6g}') for value in values]

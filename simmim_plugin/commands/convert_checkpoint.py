@@ -1,0 +1,53 @@
+"""Convert a checkpoint of SimMIM for ViT between this package, the official code, timm, Hugging Face and MMPretrain.
+
+The kind of the source is recognised. Nothing in it is run: tensors and plain values are read, no objects.
+"""
+
+import argparse
+
+EXAMPLE = """example:
+  {program} official_pretrain.pth simmim.pth --to plugin
+  {program} work_dirs/simmim_vit-b/epoch_800.pth beit.safetensors --to timm
+  {program} work_dirs/simmim_vit-b/epoch_800.pth beit_folder --to hf"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument('source', metavar='SRC', help='.pth or .safetensors file, or a folder of Hugging Face')
+    parser.add_argument('target', metavar='DST', help='.pth or .safetensors file; a folder for --to hf')
+    kinds = ('plugin', 'official', 'timm', 'hf', 'mmpretrain', 'backbone')
+    parser.add_argument(
+        '--to', required=True, choices=kinds, help='backbone: the bare SimMIMViT, for MMDetection and MMSegmentation'
+    )
+    parser.add_argument(
+        '--ignore-objects',
+        action='store_true',
+        help='read the tensors of a file that holds Python objects; none is run',
+    )
+    parser.add_argument(
+        '--img-size',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the model in pixels (square, by its tables)',
+    )
+    parser.add_argument('--num-heads', type=int, help='of a model without bias tables (one per 64 channels)')
+    parser.add_argument('--mean', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
+    parser.add_argument('--std', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert."""
+    from simmim_plugin.checkpoints.convert import convert_file
+
+    objects = 'ignore' if args.ignore_objects else 'known'
+    size = args.img_size and (args.img_size[0], args.img_size[1])
+    report = convert_file(
+        args.source, args.target, args.to, size, args.num_heads, args.mean, args.std, objects
+    )  # fmt: skip
+    print(f'recognised: {report.kind}')
+    for name in report.left_out:
+        print(f'left out: {name}')
+    for line in report.notes:
+        print(line)
+    print(f'{report.tensors} tensors written: {args.target}')

@@ -1,0 +1,30 @@
+"""Export the backbone of a checkpoint to ONNX, for any batch size, and check it in ONNX Runtime."""
+
+import argparse
+
+EXAMPLE = """example:
+  {program} work_dirs/quickstart/epoch_10.pth backbone.onnx
+  {program} finetuned.pth backbone.onnx --size 320 256 --out-type avg_featmap"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='of this package; others: `simmim convert` first')
+    parser.add_argument('out', metavar='OUT.onnx', help='the file to write')
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="of the images in pixels (the training's)"
+    )
+    parser.add_argument(
+        '--out-type', choices=('avg_featmap', 'featmap', 'cls_token', 'raw'), help="see SimMIMViT (the training's)"
+    )
+    parser.add_argument('--opset', type=int, help="version of ONNX's operators (the exporter's choice)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export."""
+    from simmim_plugin.checkpoints.onnx import export_onnx
+
+    size = args.size and (args.size[0], args.size[1])
+    difference = export_onnx(args.checkpoint, args.out, size, args.out_type, args.opset)
+    print(f'ONNX Runtime equals PyTorch, batches of 1 and 3: largest difference {difference:.2g}')
+    print(f'written: {args.out}')

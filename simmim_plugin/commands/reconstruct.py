@@ -1,0 +1,38 @@
+"""Draw what a pretrained model makes of masked images: original | masked | reconstruction | composite."""
+
+import argparse
+
+from simmim_plugin.commands.options import add_device
+
+EXAMPLE = """example:
+  {program} work_dirs/quickstart/epoch_10.pth photo1.jpg photo2.jpg --out picture.png
+  {program} work_dirs/quickstart/epoch_10.pth photo.jpg --mask mask.png     (fill in what is white)"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument('checkpoint', help='checkpoint of a pretraining; its config is read from it')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    parser.add_argument('--out', default='reconstruction.png', help='the picture (reconstruction.png)')
+    parser.add_argument('--mask-ratio', type=float, help="share of units to mask (the training's)")
+    parser.add_argument(
+        '--mask', help='an image as large as the photo, white where it is to be hidden and filled in; no random masks'
+    )
+    parser.add_argument('--size', type=int, nargs='+', help="side, or height and width, in pixels (the training's)")
+    parser.add_argument('--seed', type=int, default=0, help='of the masks (0)')
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw."""
+    from simmim_plugin.apis.reconstruct import reconstruct_files
+
+    if args.size and len(args.size) > 2:
+        raise ValueError(f'--size takes a side, or height and width, got {args.size}')
+    size = args.size and (args.size[0], args.size[-1])
+    losses = reconstruct_files(
+        args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device, args.mask
+    )
+    for path, loss in zip(args.images, losses):
+        print(f'masked-pixel loss {loss:.4f}  {path}')
+    print(f'picture: {args.out}')

@@ -1,0 +1,53 @@
+"""What pretraining is worth on your labelled images: fine-tuning pretrained and from scratch, tuned alike; probes."""
+
+import argparse
+from pathlib import Path
+
+from simmim_plugin.commands.options import add_comparison, add_pretraining
+from simmim_plugin.utils.errors import keep_traceback_in
+from simmim_plugin.utils.resources import CONFIGS
+
+EXAMPLE = """example, on two CPU cores:
+  {program} --data-root /path/to/clothing --out work_dirs/transfer --amp --jobs 2
+
+DATA_ROOT has train/ and val/, each with a folder per class. Called again with the same --out, it continues where it was
+stopped."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_comparison(parser, 'work_dirs/transfer')
+    options_for = 'values of the pretraining and of all fine-tuning configs'
+    add_pretraining(parser, 'simmim_vit-tiny_folder.py', options_for)
+    parser.add_argument(
+        '--finetune',
+        nargs='+',
+        default=[str(CONFIGS / f'finetune/vit-tiny_folder{share}.py') for share in ('', '_10pct')],
+        metavar='CONFIG',
+        help='fine-tuning configs for the same backbone, one for each share of the labels '
+        '(configs/finetune/vit-tiny_folder.py and ..._10pct.py)',
+    )
+    parser.add_argument(
+        '--rates',
+        type=float,
+        nargs='+',
+        default=[5e-4, 1.5e-3, 4e-3],
+        help='learning rates to choose from (5e-4 1.5e-3 4e-3)',
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run, and write table and plot."""
+    from simmim_plugin.experiments import report, runs, transfer
+
+    out = runs.check_arguments(args)
+    keep_traceback_in(args.out)
+    if len(set(args.rates)) < len(args.rates):
+        raise ValueError(f'--rates {args.rates}: each only once')
+    configs = transfer.label_shares(args.finetune, args.data_root)
+    images = Path(args.data_root) / 'train'
+    settings = transfer.Settings(
+        out, args.data_root, images, args.seeds, args.cfg_options, args.pretrain, configs, args.rates
+    )
+    results = transfer.compare(settings, runs.Stages(args.jobs, args.amp))
+    report.write_report(out, results, transfer.table, transfer.plot)
