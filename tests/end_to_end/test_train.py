@@ -233,7 +233,7 @@ def test_too_many_bad_images_stop_with_their_list(image_folder, tmp_path):
     [
         (['data_root=/nowhere'], "error: data_root='/nowhere' is not a folder"),
         (['model.backbone.img_size=60'], 'error: img_size of 60 x 60 px'),
-        (['mask.mask_ratio=1.5'], 'error: mask_ratio=1.5 is outside [0, 1]'),
+        (['mask.mask_ratio=1.5'], 'error: mask_ratio=1.5 must be a number in [0, 1]'),
         (['mask.mask_patch_size=12'], 'error: mask_patch_size=12 must be'),
         (['crop.size=60'], 'error: image of 60 x 60 px'),
         (

@@ -86,7 +86,7 @@ def test_leaves_and_options_by_number_work_as_before(load):
     assert pipelines(load(NUMBERED)) == pipelines(by_name)
     assert pipelines(load('', {'train_pipeline.1.size': 192, 'train_pipeline.3.mask_ratio': 0.5})) == pipelines(by_name)
     with pytest.raises(
-        ValueError, match=r"nothing is built from 'mask'; set one of the named parts load, flip, pack, or a"
+        ValueError, match=r"nothing is built from 'mask'; set one of the named parts load, flip, pack, or a key"
     ):
         load(NUMBERED, {'mask.mask_ratio': 0.4})
 
