@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
-from simmim_plugin.engine.runners.mmengine_internals import set_auto_scale_lr, set_filename
+from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.resume import newest_checkpoint
 from simmim_plugin.utils.configs import datasets_of
 from simmim_plugin.utils.console import ShortLogRunner
@@ -188,9 +188,12 @@ def run_training(runner: Runner) -> None:
     """Train. A finished run that is resumed is evaluated again: it may have been stopped before its last evaluation."""
     counter = _Counter()
     runner.register_hook(counter)
-    runner.train()
-    if counter.iterations == 0 and runner.val_loop is not None:
-        runner.val_loop.run()
+    try:
+        runner.train()
+        if counter.iterations == 0 and runner.val_loop is not None:
+            runner.val_loop.run()
+    finally:
+        end_all_workers(runner)
 
 
 def _report_batch(runner: Runner, loader: DataLoader) -> None:

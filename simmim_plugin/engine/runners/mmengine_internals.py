@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -39,10 +39,17 @@ def has_started_workers(loop: Any) -> bool:
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
-    """End the workers now: the garbage collector would at some time, in an order in which they do not hear of it."""
+    """End the worker processes of a loader now. At exit PyTorch waits up to 5 s for each, one after the other."""
     if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
         loader._iterator._shutdown_workers()
         loader._iterator = None
+
+
+def end_all_workers(runner: Runner | FlexibleRunner) -> None:
+    """End the worker processes of all loops that are built."""
+    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        if isinstance(loop, BaseLoop):
+            end_workers(loop.dataloader)
 
 
 def skips_steps_itself(optimizer: Optimizer) -> bool:
