@@ -45,7 +45,7 @@ def saved_bytes(model: nn.Module, images: Tensor, mask: Tensor) -> int:
         storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return x
+        return x.detach()  # x itself would hold its own graph, and neither would ever be given back
 
     with saved_tensors_hooks(note, lambda x: x):
         loss = model(images, mask)

@@ -1,12 +1,14 @@
 """The benchmark: its yardstick computes the same loss, its counts are right, its command line works."""
 
 import functools
+import gc
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -116,6 +118,19 @@ def test_saved_bytes_by_hand():
 
     images = torch.zeros(1, 3, 4, 4, requires_grad=True)
     assert saved_bytes(Square(), images, torch.zeros(1)) == 2 * 4 * 48
+
+
+def test_saved_bytes_gives_the_memory_back():
+    class Exponential(torch.nn.Module):
+        def forward(self, images, mask):
+            result = images.exp()  # which exp itself keeps
+            self.result = weakref.ref(result)
+            return result.sum()
+
+    model = Exponential()
+    assert saved_bytes(model, torch.zeros(1, 3, 4, 4, requires_grad=True), torch.zeros(1)) == 4 * 48
+    gc.collect()
+    assert model.result() is None
 
 
 EAGER = [subject for subject in subjects(SMALL, 64) if not subject.compiled]  # compiled: test_step_counters.py
