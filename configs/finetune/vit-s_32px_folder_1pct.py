@@ -1,0 +1,16 @@
+"""Fine-tune on your own classes with the labels of 1 % of the training images, at least one of each class.
+
+Source:   vit-s_32px_folder_10pct.py with half the batch and for longer still.
+Command:  python tools/train.py configs/finetune/vit-s_32px_folder_1pct.py --cfg-options data_root=... load_from=...
+Cost:     not measured.
+Expected: not run.
+"""
+
+_base_ = 'vit-s_32px_folder_10pct.py'
+
+train_dataloader = dict(batch_size=64, dataset=dict(fraction=0.01))
+auto_scale_lr = dict(base_batch_size=64)
+param_scheduler = [
+    dict(type='simmim_plugin.WarmupCosineLR', warmup=20, end=150, floor_ratio=2e-4, convert_to_iter_based=True)
+]
+train_cfg = dict(max_epochs=150, val_interval=50)
