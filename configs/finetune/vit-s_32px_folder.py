@@ -24,6 +24,6 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=256)
 param_scheduler = [
-    dict(type='simmim_plugin.WarmupCosineLR', warmup=1, end=8, floor_ratio=2e-4, convert_to_iter_based=True)
+    dict(type='simmim_plugin.WarmupCosineLR', warmup=1, end=6, floor_ratio=2e-4, convert_to_iter_based=True)
 ]
-train_cfg = dict(max_epochs=8)
+train_cfg = dict(max_epochs=6)

@@ -16,6 +16,6 @@ train_dataloader = dict(
 )
 auto_scale_lr = dict(base_batch_size=128)
 param_scheduler = [
-    dict(type='simmim_plugin.WarmupCosineLR', warmup=6, end=30, floor_ratio=2e-4, convert_to_iter_based=True)
+    dict(type='simmim_plugin.WarmupCosineLR', warmup=5, end=25, floor_ratio=2e-4, convert_to_iter_based=True)
 ]
-train_cfg = dict(max_epochs=30, val_interval=10)
+train_cfg = dict(max_epochs=25, val_interval=5)

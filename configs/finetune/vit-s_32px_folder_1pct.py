@@ -11,6 +11,6 @@ _base_ = 'vit-s_32px_folder_10pct.py'
 train_dataloader = dict(batch_size=64, dataset=dict(fraction=0.01))
 auto_scale_lr = dict(base_batch_size=64)
 param_scheduler = [
-    dict(type='simmim_plugin.WarmupCosineLR', warmup=20, end=150, floor_ratio=2e-4, convert_to_iter_based=True)
+    dict(type='simmim_plugin.WarmupCosineLR', warmup=15, end=100, floor_ratio=2e-4, convert_to_iter_based=True)
 ]
-train_cfg = dict(max_epochs=150, val_interval=50)
+train_cfg = dict(max_epochs=100, val_interval=20)
