@@ -2,9 +2,10 @@
 
 Source:   the recipe of configs/simmim_vit-b.py at a small size: 4 px patches, 8 px units, so 64 tokens. Batch 512, a
           higher learning rate, a cosine and no drop path for the short run. Crops keep at least half of the image.
-Command:  python tools/train.py configs/simmim_vit-s_32px.py --compile --cfg-options data_root=/path/to/images
-Cost:     not measured.
-Expected: not run.
+Command:  python tools/train.py configs/simmim_vit-s_32px.py --cfg-options data_root=/path/to/images
+Cost:     an H100, 16 cores, not compiled, 50,000 images of CIFAR-10: 9,300 images/s, 5.4 s per epoch (2026-11-27).
+Expected: with 20 epochs (train_cfg.max_epochs=20 param_scheduler.1.end=20), masked-pixel loss on the fixed images
+          0.930 -> 0.459; their visible mean gives 0.709. Fine-tuning from it: not run.
 """
 
 _base_ = 'simmim_vit-s.py'
@@ -18,11 +19,10 @@ masks = dict(  # the named masks, for patches of 4 px in 32 px
     random_tokens=dict(mask_patch_size=4, model_patch_size=4),
     blockwise=dict(input_size=8, num_masking_patches=24, min_num_patches=5),
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].keep = 50_000  # in each worker: 154 MB
-train_pipeline[1].update(size=32, scale=(0.5, 1.0))
-train_pipeline[3].update(masks['simmim'])
-train_dataloader = dict(batch_size=512, dataset=dict(pipeline=train_pipeline))
+load = dict(keep=50_000)  # in each worker: 154 MB
+crop = dict(size=32, scale=(0.5, 1.0))
+mask = masks['simmim']
+train_dataloader = dict(batch_size=512)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=512)
 param_scheduler = [

@@ -5,21 +5,17 @@
 Source:   vit-tiny_folder.py with a larger batch and fewer epochs; validation images are taken whole.
 Command:  python tools/train.py configs/finetune/vit-s_32px_folder.py \
               --cfg-options data_root=/path/to/data load_from=work_dirs/simmim_vit-s_32px/epoch_50.pth
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-tiny_folder.py'
 
 model = dict(backbone=dict(arch='small', img_size=32, patch_size=4), head=dict(in_channels=384))
-load = dict(type='simmim_plugin.LoadImage', keep=50_000)  # in each worker: 154 MB
-train_dataloader = _base_.train_dataloader
-train_dataloader.update(batch_size=256, num_workers=2)
-train_dataloader.dataset.pipeline[0] = load
-train_dataloader.dataset.pipeline[1].update(size=32, scale=(0.5, 1.0))
-val_dataloader = _base_.val_dataloader
-val_dataloader.update(batch_size=500, num_workers=2)
-val_dataloader.dataset.pipeline = [load, dict(type='PackInputs')]
+load = dict(keep=50_000)  # in each worker: 154 MB
+crop = dict(size=32, scale=(0.5, 1.0))
+train_dataloader = dict(batch_size=256, num_workers=2)
+val_dataloader = dict(
+    batch_size=500, num_workers=2, dataset=dict(pipeline=[dict(_part_=name) for name in ('load', 'pack')])
+)
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=256)

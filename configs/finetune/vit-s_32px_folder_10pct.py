@@ -3,8 +3,6 @@
 Source:   vit-s_32px_folder.py with half the batch and for longer, since each class has few images, and with mixup and
           cutmix as in vit-b_in1k.py.
 Command:  python tools/train.py configs/finetune/vit-s_32px_folder_10pct.py --cfg-options data_root=... load_from=...
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-s_32px_folder.py'

@@ -2,8 +2,6 @@
 
 Source:   vit-s_32px_folder_10pct.py with half the batch and for longer still.
 Command:  python tools/train.py configs/finetune/vit-s_32px_folder_1pct.py --cfg-options data_root=... load_from=...
-Cost:     not measured.
-Expected: not run.
 """
 
 _base_ = 'vit-s_32px_folder_10pct.py'
