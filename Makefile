@@ -83,6 +83,7 @@ test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of eve
 lint: setup-test  ## ruff; codespell and words to avoid; import-linter: which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! grep -rnE '^ *(from|import) (test_|end_to_end)' tests --include=*.py || { echo 'tests do not import each other; shared code is in tests/helpers'; exit 1; }
 	$(BIN)/codespell -D - -D .codespell-words.txt
 	$(BIN)/lint-imports --no-cache
 
