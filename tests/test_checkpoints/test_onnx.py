@@ -94,7 +94,7 @@ def test_what_cannot_be_exported(checkpoints, tmp_path, monkeypatch):
         ValueError, match='--out-type featmap needs norm, which this checkpoint has not; use avg_featmap'
     ):
         build_backbone(read(checkpoints('finetune')), out_type='featmap')
-    with pytest.raises(ValueError, match='multiples of patch_size=16'):
+    with pytest.raises(ValueError, match='both sides must be multiples of the patch, 16 px'):
         build_backbone(read(pretrained), img_size=(60, 64))
     with pytest.raises(ValueError, match=r'carries no config of simmim_plugin; .*simmim convert SRC DST'):
         build_backbone(read(tmp_path / 'state.pth'))
