@@ -213,7 +213,7 @@ def test_other_checkpoints_are_refused_in_words(tmp_path):
     path = save(tmp_path / 'd.pth', model.backbone, TINY, preprocessor)
     with pytest.raises(ValueError, match=r"d.pth' has no weights whose names start with 'backbone.'"):
         FeatureExtractor(path)
-    with pytest.raises(ValueError, match=r"e.pth' notes no mean and std"):
+    with pytest.raises(ValueError, match=r"e.pth' has no mean and std"):
         FeatureExtractor(save(tmp_path / 'e.pth', model, TINY, None))
     # OpenCV's loader reads blue first; with to_rgb the model sees red first, as here.
     opencv = [dict(type='LoadImageFromFile')]

@@ -33,7 +33,7 @@ def test_average_distance_by_hand():
 def test_average_distance_against_all_pairs_of_pixels(shape, patch, seed):
     mask = (np.random.default_rng(seed).random(shape) < 0.7).astype(np.uint8)
     if mask.all():
-        with pytest.raises(ValueError, match='AvgDist is not defined where all is masked; use a smaller ratio'):
+        with pytest.raises(ValueError, match='AvgDist is not defined if everything is masked; use a smaller ratio'):
             average_distance(mask, patch)
     elif mask.any():
         assert average_distance(mask, patch) == pytest.approx(naive_average_distance(mask, patch), rel=1e-5)
