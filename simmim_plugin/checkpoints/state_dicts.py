@@ -70,8 +70,8 @@ def to_plugin(state: Mapping[str, Any]) -> Converted:
     """Convert a state dict of any known kind to the names of our models, with the prefix `backbone.`.
 
     Args:
-        state: A state dict, or a checkpoint with one. Tensors are not copied, except Hugging Face's query, key and value,
-            which are one tensor here.
+        state: A state dict, or a checkpoint with one. Tensors are not copied, except Hugging Face's query, key and
+            value, which are one tensor here.
 
     Returns:
         The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and the names left out, without buffers
