@@ -124,7 +124,7 @@ def convert_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _channels_first(array: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W); the channel axis is that of size `channels`, else the shorter one."""
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W); the channel axis has size `channels`, else it is the shorter one."""
     if array.ndim == 2:
         return array[None]
     if array.ndim != 3:

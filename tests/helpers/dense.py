@@ -84,7 +84,7 @@ def save_pretraining(path: Path, **changes: Any) -> SimMIM:
 
 
 def assert_loaded(theirs: SimMIM, state: dict[str, torch.Tensor]) -> None:
-    """Check that a pretrained backbone is complete in the state dict of a larger model, with its table in every block."""
+    """Check that a larger model's state dict has all of a pretrained backbone, its table in every block."""
     for name, value in theirs.backbone.state_dict().items():
         places = [name]
         if name == 'rel_pos_bias.relative_position_bias_table':

@@ -88,6 +88,8 @@ def test_a_finetuned_backbone_and_many_channels(checkpoints, tmp_path):
 
 def test_what_cannot_be_exported(checkpoints, tmp_path, monkeypatch):
     pretrained = checkpoints('pretrain')
+    with pytest.raises(ValueError, match='opset=0 must be a whole number of at least 1'):
+        export_onnx(pretrained, tmp_path / 'a.onnx', opset=0)
     with pytest.raises(ValueError, match=r'--out-type avg_featmap needs fc_norm, .* use featmap, cls_token or raw'):
         build_backbone(read(pretrained), out_type='avg_featmap')
     with pytest.raises(ValueError, match='--out-type featmap needs norm, which this checkpoint lacks; use avg_featmap'):

@@ -145,7 +145,7 @@ def test_a_folder_of_them_is_read_to_the_end(tmp_path):
     (tmp_path / 'loop').symlink_to(tmp_path)
     (tmp_path / 'folder.jpg').mkdir()
     (tmp_path / 'gone.jpg').symlink_to(tmp_path / 'nowhere.jpg')
-    odd = os.fsencode(tmp_path) + b'/caf\xe9.jpg'
+    odd = os.fsencode(tmp_path) + b'/\xe9.jpg'
     with open(odd, 'wb') as file:
         file.write(JPEG[:900])
     dataset = ImageFolder(str(tmp_path), PIPELINE, max_bad_ratio=1.0)
@@ -153,7 +153,7 @@ def test_a_folder_of_them_is_read_to_the_end(tmp_path):
     for i in range(len(dataset)):
         assert dataset[i]['img'].shape == (3, 32, 32)
     names = {os.path.basename(path) for path in dataset.bad_images()}
-    assert names == {*BAD, 'gone.jpg', os.fsdecode(b'caf\xe9.jpg')}
+    assert names == {*BAD, 'gone.jpg', os.fsdecode(b'\xe9.jpg')}
     strict = ImageFolder(str(tmp_path), PIPELINE, max_bad_ratio=0.0)
     with pytest.raises(RuntimeError, match='cannot be read') as error:
         for i in range(len(strict)):

@@ -180,9 +180,9 @@ def test_transform_keeps_decoded_images(rgb, tmp_path):
     assert PackSimMIMInputs()({'img': first, 'mask': np.ones((1, 2), np.uint8)})['mask'].tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="dtype='int8' is unknown"):
         LoadImage(dtype='int8')
-    with pytest.raises(ValueError, match='LoadImage.channels=0 must be a whole number of at least 1; 3 for RGB'):
+    with pytest.raises(ValueError, match=r'LoadImage.channels=0 must be a whole number of at least 1; 3 for RGB'):
         LoadImage(channels=0)
-    with pytest.raises(ValueError, match='LoadImage.keep=-1 must be a whole number of at least 0'):
+    with pytest.raises(ValueError, match=r'LoadImage.keep=-1 must be a whole number of at least 0'):
         LoadImage(keep=-1)
 
 

@@ -209,6 +209,8 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
         initialised(tmp_path / 'a.pth', in_channels=5)
     with pytest.raises(ValueError, match=r"no tensor has the prefix 'encoder.'; leave prefix out"):
         initialised(tmp_path / 'a.pth', prefix='encoder.')
+    with pytest.raises(ValueError, match='init_cfg: checkpoint=None must be the path of a checkpoint file'):
+        SimMIMViT(**ARGUMENTS, init_cfg=dict(type='Pretrained', checkpoint=None)).init_weights()
     with pytest.raises(FileNotFoundError, match=r"nothing.pth' does not exist"):
         initialised(tmp_path / 'nothing.pth')
     torch.save({'state_dict': nn.Linear(2, 2).state_dict()}, tmp_path / 'linear.pth')

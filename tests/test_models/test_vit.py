@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from helpers.models import TINY
 from simmim_plugin import SimMIMViT
+from simmim_plugin.models.layers.architecture import block_numbers
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 
@@ -225,6 +227,14 @@ def test_every_parameter_has_a_gradient_without_a_mask():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny(**arguments)
+
+
+def test_block_numbers():
+    assert block_numbers(None, 12) == [3, 6, 9, 12] and block_numbers('all', 3) == [1, 2, 3]
+    assert block_numbers([3, 1, 3], 3) == [1, 3]
+    for wrong in (1.0, [0], [4], ['x'], [True], []):
+        with pytest.raises(ValueError, match=re.escape(f'blocks={wrong}: the model has blocks 1 ... 3; give numbers')):
+            block_numbers(wrong, 3)
 
 
 def test_wrong_inputs_are_named():

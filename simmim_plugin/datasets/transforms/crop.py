@@ -6,8 +6,8 @@ calls and from Python's random numbers.
 
 import math
 import random
+import sys
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import cv2
@@ -55,7 +55,7 @@ class RandomResizedCrop:
     ) -> None:
         self.size = sides('size', size)
         self.scale = _range('scale', scale, 1, 'two shares of the area in (0, 1], such as (0.67, 1)')
-        self.ratio = _range('ratio', ratio, math.inf, 'two positive numbers, such as (0.75, 1.33)')
+        self.ratio = _range('ratio', ratio, sys.float_info.max, 'two positive numbers, such as (0.75, 1.33)')
         self.interpolation = choice('interpolation', interpolation, INTERPOLATIONS)
         self._log_ratio = torch.tensor(self.ratio).log().tolist()  # in float32, like torchvision
 
@@ -140,7 +140,7 @@ class RandomHorizontalFlip:
 def _range(name: str, value: Any, most: float, words: str) -> tuple[float, float]:
     """Check a smallest and a largest value in (0, most]."""
     low, high = value if isinstance(value, Sequence) and len(value) == 2 else (None, None)
-    if not isinstance(low, Real) or not isinstance(high, Real) or not 0 < low <= high <= most or math.isinf(high):
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or not 0 < low <= high <= most:
         raise ValueError(f'{name}={value!r} must be {words}, the smaller one first')
     return float(low), float(high)
 

@@ -52,5 +52,7 @@ def test_scans_have_sixteen_bits(tmp_path):
 def test_nothing_is_overwritten(tmp_path, capsys):
     cli.main(['sample', 'digits', str(tmp_path / 'new')])
     assert capsys.readouterr().out == f'{tmp_path}/new: train/ and val/ with ten classes\n'
+    with pytest.raises(ValueError, match="kind='cats' is unknown; choose one of 'photos', 'digits', 'shapes', 'scans'"):
+        sample_sets.make('cats', tmp_path / 'cats')
     with pytest.raises(SystemExit, match='already exists and is not empty; give a new folder'):
         cli.main(['sample', 'digits', str(tmp_path / 'new')])
