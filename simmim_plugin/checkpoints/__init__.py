@@ -1,1 +1,1 @@
-"""Checkpoint files: ours, and those of other projects."""
+"""Read, write, load and convert checkpoints of this package and of other projects."""

@@ -1,4 +1,4 @@
-"""Convert checkpoint files: read any known kind, write another, with the configs that belong to it."""
+"""Convert checkpoint files between code bases, with the configs that belong to them."""
 
 import json
 import os
@@ -21,20 +21,21 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
     timm_arguments,
 )
-from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
 from simmim_plugin.models.layers.architecture import ARCHS
+from simmim_plugin.utils.arguments import choice
 
 HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 MASK_TOKEN = 'backbone.mask_token'
 
 
 class Report(NamedTuple):
-    """What a conversion did."""
+    """Result of a conversion."""
 
     kind: str  # of the source
     tensors: int  # written
     left_out: list[str]  # names in the source
-    notes: list[str]  # what was assumed or added, and how to build the fitting model
+    notes: list[str]  # what was assumed or added, and how to build the model
 
 
 def convert_file(
@@ -50,26 +51,29 @@ def convert_file(
     """Convert a checkpoint file (for Hugging Face, a folder) to another kind.
 
     Args:
-        source: The file; its kind is recognised. A folder of Hugging Face's with `model.safetensors` or
+        source: The file, whose kind is detected; or a Hugging Face folder with `model.safetensors` or
             `pytorch_model.bin`, and `config.json`.
-        target: .pth, .pt or .safetensors, by its name; a folder for 'hf'.
+        target: A .pth, .pt or .safetensors file; a folder for 'hf'.
         to: 'plugin', 'official', 'timm', 'hf', 'mmpretrain' or 'backbone'.
-        img_size: Height and width in pixels that the model was made for; None: what the source says, else square.
-        num_heads: Needed only where there is no bias table and the heads are not 64 wide.
-        mean: Per channel, in the units of the stored images; goes into the configs written. None: what the source
-            says, else ImageNet's for three channels.
-        std: Likewise.
+        img_size: Image height and width of the model in pixels; None: what the source says, else square.
+        num_heads: Number of attention heads, needed only without bias tables and if heads are not 64 wide.
+        mean: Per-channel mean in the units of the stored images, for the configs written. None: what the source says,
+            else ImageNet's for three channels.
+        std: Per-channel standard deviation; see `mean`.
         objects: See `load_file`.
 
     Raises:
         FileNotFoundError: There is no source.
-        ValueError: The source is of no known kind, the target cannot hold it, or an argument does not fit.
+        ValueError: The kind of the source is unknown, the target cannot hold it, or an argument does not fit.
     """
+    choice('to', to, TARGETS)
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
         raise ValueError(f'DST {os.fspath(target)!r} is SRC; give another name, the source is kept')
     if to == 'hf' and (target.suffix in SUFFIXES or target.is_file()):
-        raise ValueError(f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json beside the weights')
+        raise ValueError(
+            f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json next to the weights'
+        )
     if to != 'hf':
         check_suffix(target)
     saved = _read(source, objects)
@@ -104,17 +108,17 @@ def convert_file(
 
 
 def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given: tuple[Any, Any]) -> None:
-    """Weights and configs; that of the image processor where mean and std are known."""
+    """Write weights and configs; the preprocessor config only if mean and std are known."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / HF_WEIGHTS[0])
     _write_json(folder / 'config.json', hf_config(facts, 'beit.' * bool(facts.classes) + HF['mask_token'] in state))
     if facts.in_channels == 3 or given != (None, None):
-        preprocessor = hf_preprocessor(facts, *check_mean_std(facts.in_channels, *given))
-        _write_json(folder / 'preprocessor_config.json', preprocessor)
+        content = hf_preprocessor(facts, *check_mean_std(facts.in_channels, *given))
+        _write_json(folder / 'preprocessor_config.json', content)
 
 
 def _read(source: Path, objects: str) -> Saved:
-    """A file; or a folder of Hugging Face's, with what its configs say in our terms."""
+    """Read a file, or a Hugging Face folder with its configs translated to ours."""
     if not source.is_dir():
         return read(source, objects)
     weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
@@ -124,7 +128,7 @@ def _read(source: Path, objects: str) -> Saved:
             'join them by save_pretrained(..., max_shard_size="100GB"))'
         )
     model: dict[str, Any] = {}
-    if (source / 'config.json').is_file():  # defaults are not always written
+    if (source / 'config.json').is_file():  # it may leave out defaults
         config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
         arch = dict(num_heads=config.get('num_attention_heads', 12))
         model['backbone'] = dict(img_size=config.get('image_size', 224), arch=arch)

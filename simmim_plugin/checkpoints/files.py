@@ -1,4 +1,4 @@
-"""Checkpoint files, .pth and .safetensors: read without running what is in them, written whole or not at all."""
+"""Read and write checkpoint files, .pth and .safetensors: reading runs no code, writing is atomic."""
 
 import json
 import os
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.registry import SCOPE
+from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.files import whole_file
 
 NOTE = SCOPE  # key of the plain config in a checkpoint
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 OBJECTS = ('refuse', 'known', 'ignore')
-NESTS = ('state_dict', 'model')  # keys below which checkpoints keep their tensors
-# Containers in checkpoints of other projects, harmless and of no use here. They are neither imported nor built.
+NESTS = ('state_dict', 'model')  # keys of the state dict in a checkpoint
+# Classes in checkpoints of other projects: harmless and not needed here. They are neither imported nor built.
 KNOWN_OBJECTS = frozenset(
     (
         'yacs.config.CfgNode',
@@ -38,7 +39,7 @@ KNOWN_OBJECTS = frozenset(
 
 
 class _Inert:
-    """Stands for an object of a class that is not imported: takes what the file says of it, and does nothing."""
+    """Stand-in for an object of a class that is not imported: accepts its arguments and state, and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         del args
@@ -54,7 +55,7 @@ class _Inert:
 
 
 class _InertMapping:
-    """Stands for a class of mappings: PyTorch's reader fills plain ones only."""
+    """Stand-in for a mapping class: PyTorch's reader only fills plain mappings."""
 
     def __new__(cls, *args: Any) -> Any:
         """Make an empty OrderedDict, whatever the arguments."""
@@ -63,40 +64,39 @@ class _InertMapping:
 
 
 def load_file(path: str | os.PathLike[str], map_location: str = 'cpu', objects: str = 'refuse') -> dict[str, Any]:
-    """Read a checkpoint. No class or function that it names is ever imported or run, beyond PyTorch's own for tensors.
+    """Read a checkpoint, without importing or running anything that it names except PyTorch's functions for tensors.
 
     Args:
-        path: A file of `torch.save`, or .safetensors (as `save_file` writes it, or with tensors alone).
+        path: A file of `torch.save` or a .safetensors file, from `save_file` or with tensors only.
         map_location: Device for the tensors.
-        objects: What to do about Python objects, which a file may hold beside tensors, numbers and strings.
-            'refuse': refuse the file; 'known': put empty objects in the place of those of well-known harmless classes
-            (`KNOWN_OBJECTS`: configs, histories, NumPy values) and refuse others; 'ignore': of any class.
+        objects: What to do with Python objects other than tensors, numbers and strings. 'refuse': refuse the file;
+            'known': replace those of well-known harmless classes (`KNOWN_OBJECTS`: configs, histories, NumPy values)
+            by empty objects and refuse others; 'ignore': replace those of any class.
 
     Returns:
-        The content; of a .safetensors file a dict with `state_dict`, and its config as `simmim_plugin` if it has one.
+        The content; for a .safetensors file, a dict with `state_dict` and, if it has a config, `simmim_plugin`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no checkpoint, or holds objects that are refused; or `objects` is unknown.
+        ValueError: The file is not a checkpoint or holds refused objects, or `objects` is unknown.
     """
-    if objects not in OBJECTS:
-        raise ValueError(f'objects={objects!r} is unknown; choose one of {", ".join(map(repr, OBJECTS))}')
+    choice('objects', objects, OBJECTS)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} does not exist (from {os.getcwd()})')
     if Path(path).suffix == '.safetensors':
         return _load_safetensors(path, map_location)
     stand_ins: dict[str, type] = {}
-    while True:  # one more class is replaced in each round; mapped, a round reads no tensors
+    while True:  # each round replaces one more class; with mmap, a failed round reads no tensors
         try:
             with torch.serialization.safe_globals([(cls, name) for name, cls in stand_ins.items()]):
                 return torch.load(path, map_location=map_location, weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # torch raises anything from EOFError to KeyError for files that are no checkpoints
+        except Exception as error:  # torch raises anything from EOFError to KeyError for damaged files
             if not _replace_one_more(str(error), stand_ins, objects):
                 raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: {_reason(str(error))}') from error
 
 
 def _replace_one_more(message: str, stand_ins: dict[str, type], objects: str) -> bool:
-    """Find a stand-in for the class that torch complains about; False if there is none to be had."""
+    """Add a stand-in for the class that torch rejects; False if that is not allowed."""
     if found := re.search(r'Unsupported global: GLOBAL (\S+) was not', message):
         name = found[1] if '.' in found[1] else f'builtins.{found[1]}'
         if name in stand_ins or not (objects == 'ignore' or (objects == 'known' and name in KNOWN_OBJECTS)):
@@ -113,12 +113,11 @@ def _replace_one_more(message: str, stand_ins: dict[str, type], objects: str) ->
 
 def _reason(message: str) -> str:
     if 'is blocked' in message and (found := re.search(r'GLOBAL (\S+)', message)):
-        return f'it holds Python objects ({found[1]}), which are refused always: this one would run commands'
+        return f'it holds Python objects ({found[1]}), which are always refused: this one would run commands'
     if found := re.search(r'GLOBAL (\S+)', message):
         return (
-            f'it holds Python objects ({found[1]}), which are refused. To take the tensors alone, write a new file: '
-            '`simmim convert SRC DST --to plugin --ignore-objects` (or --to another kind); nothing '
-            'in the file is run then'
+            f'it holds Python objects ({found[1]}), which are refused. To take only the tensors, write a new file: '
+            '`simmim convert SRC DST --to plugin --ignore-objects` (or --to another kind), which runs nothing in it'
         )
     return 'it is damaged or no checkpoint'
 
@@ -126,7 +125,7 @@ def _reason(message: str) -> str:
 def _load_safetensors(path: str | os.PathLike[str], map_location: str) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, 'pt', device=map_location) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: it is damaged or no checkpoint') from error
@@ -135,13 +134,13 @@ def _load_safetensors(path: str | os.PathLike[str], map_location: str) -> dict[s
 
 
 def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
-    """State dict of a checkpoint, without what it is wrapped in: `state_dict` or `model`, and `module.` of wrappers.
+    """State dict of a checkpoint, taken out of `state_dict` or `model`, without the prefixes of wrappers.
 
     Args:
         checkpoint: What `load_file` returns, or a state dict.
 
     Raises:
-        ValueError: There are no named tensors.
+        ValueError: It has no named tensors.
     """
     state = checkpoint
     while isinstance(state, Mapping):
@@ -165,21 +164,21 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError if the name does not end like a checkpoint's."""
+    """Raise ValueError unless the name has the ending of a checkpoint file."""
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f'checkpoint {os.fspath(path)!r}: the name must end in {", ".join(SUFFIXES)}')
 
 
 def save_file(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint; under a temporary name first, so that a file of this name is always whole.
+    """Write a checkpoint atomically: under a temporary name, then renamed.
 
     Args:
-        checkpoint: A state dict, or a dict with one as `state_dict` or `model`. A .safetensors file takes its tensors,
-            and the config `checkpoint['simmim_plugin']` as JSON (tuples become lists); the rest is left out.
-        path: Ends in .pth, .pt or .bin (`torch.save`), or .safetensors. Missing folders are made.
+        checkpoint: A state dict, or a dict with one as `state_dict` or `model`. A .safetensors file holds its tensors
+            and the config `checkpoint['simmim_plugin']` as JSON (tuples become lists); the rest is dropped.
+        path: Ends in .pth, .pt or .bin (`torch.save`), or .safetensors. Missing folders are created.
 
     Raises:
-        ValueError: Another ending, no tensors, or a config that is not plain.
+        ValueError: The ending is another one, there are no tensors, or the config is not plain data.
     """
     check_suffix(path)
     path = Path(path)
@@ -188,21 +187,21 @@ def save_file(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         try:
             metadata[NOTE] = json.dumps(checkpoint[NOTE])
         except TypeError as error:
-            raise ValueError(f'the config in the checkpoint is not plain ({error}); write a .pth file') from error
+            raise ValueError(f'the config in the checkpoint is not plain data ({error}); write a .pth file') from error
     with whole_file(path) as part:
         if path.suffix == '.safetensors':
-            # Copies: neither views of larger tensors nor one tensor under two names can be written.
+            # Copies: safetensors writes neither views of larger tensors nor one tensor under two names.
             tensors = {name: value.detach().contiguous().clone() for name, value in tensors_of(checkpoint).items()}
             part.touch()
             mode = part.stat().st_mode
             safetensors.torch.save_file(tensors, part, metadata)
-            part.chmod(mode)  # as the umask has it; safetensors makes files for their owner alone
+            part.chmod(mode)  # by the umask; safetensors creates files that only their owner can read
         else:
             torch.save(_compact(checkpoint), part)
 
 
 def _compact(value: Any) -> Any:
-    """Copy tensors that are views: `torch.save` would write all of what they are views of."""
+    """Copy tensors that are views: `torch.save` would write the tensors that they are views of."""
     if isinstance(value, Mapping):
         return {key: _compact(item) for key, item in value.items()}
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() != value.nbytes:

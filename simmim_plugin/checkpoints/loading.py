@@ -26,10 +26,10 @@ TRAINING_ONLY = ('frozen_stages', 'with_cp', 'init_cfg', 'out_indices')  # argum
 
 
 class Saved(NamedTuple):
-    """What a checkpoint says of a model: its weights, and the config noted with them."""
+    """Weights of a checkpoint, and the config saved with them."""
 
     path: str  # for messages
-    state: dict[str, Tensor]  # by the file's own names
+    state: dict[str, Tensor]  # with the names in the file
     note: dict[str, Any]  # `checkpoint['simmim_plugin']`; {} without
 
     @property
@@ -37,12 +37,12 @@ class Saved(NamedTuple):
         """Config of the model.
 
         Raises:
-            ValueError: The checkpoint carries none.
+            ValueError: The checkpoint has none.
         """
         if not self.note:
             raise ValueError(
-                f'checkpoint {self.path!r} carries no config of {SCOPE}; trainings with SimMIMCheckpointHook '
-                'write one, and `simmim convert SRC DST --to plugin` does'
+                f'checkpoint {self.path!r} carries no config of {SCOPE}; SimMIMCheckpointHook and '
+                '`simmim convert SRC DST --to plugin` write one'
             )
         return self.note['model']
 
@@ -51,7 +51,7 @@ class Saved(NamedTuple):
         """Config of the backbone.
 
         Raises:
-            ValueError: The checkpoint carries none, or it is of no SimMIMViT.
+            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
         """
         backbone = self.model.get('backbone') or {}
         if type_name(backbone) != 'SimMIMViT':
@@ -61,7 +61,7 @@ class Saved(NamedTuple):
 
     @property
     def pipeline(self) -> list[dict[str, Any]]:
-        """Transforms of the training, from which to learn how images are read and masked."""
+        """Training transforms, which say how images are read and masked."""
         return self.note.get('pipeline') or []
 
     def part(self, name: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Saved(NamedTuple):
 
     @property
     def img_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels that the backbone is made for; None where the checkpoint does not say."""
+        """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
         size = self.part('backbone').get('img_size')
         return (size, size) if isinstance(size, int) else size and tuple(size)
 
@@ -82,7 +82,7 @@ class Saved(NamedTuple):
 
 
 def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
-    """Read a checkpoint of any kind that `simmim convert` knows, running nothing in it.
+    """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
 
     Args:
         path: The file.
@@ -90,7 +90,7 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds no named tensors, or is refused by `load_file`.
+        ValueError: It has no named tensors, or `load_file` refuses it.
     """
     content = load_file(path, objects=objects)
     with _named(path):
@@ -106,7 +106,7 @@ def _saved(path: str, content: Any) -> Saved:
 
 @contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors about what a file holds begin with its name."""
+    """Put the name of the file in front of errors about its content."""
     try:
         yield
     except ValueError as error:
@@ -117,15 +117,15 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
     """Build the backbone of a checkpoint of this package, pretrained or fine-tuned, with its weights.
 
     Args:
-        saved: Of a file written by a run here, or by `simmim convert SRC DST --to plugin`.
-        changes: Arguments of `SimMIMViT` that replace the training's, such as `out_type`. Bias tables and position
-            embedding are interpolated to another `img_size` once.
+        saved: A checkpoint from a run of this package, or from `simmim convert SRC DST --to plugin`.
+        changes: Arguments of `SimMIMViT` that replace those of the training, such as `out_type`. With another
+            `img_size`, bias tables and position embedding are interpolated once, here.
 
     Returns:
         The backbone, in evaluation mode.
 
     Raises:
-        ValueError: It is no checkpoint of this package, or an argument does not go with it.
+        ValueError: It is not a checkpoint of this package, or an argument does not fit it.
     """
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY}
     backbone = build_part({**config, **changes})
@@ -136,8 +136,8 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
     if backbone.out_type != 'avg_featmap':
         norm, others = 'norm', 'avg_featmap'
     if f'{norm}.weight' not in state:
-        raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint has not; use {others}')
-    state.setdefault('mask_token', torch.zeros_like(backbone.mask_token))  # has no part without a mask
+        raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint lacks; use {others}')
+    state.setdefault('mask_token', torch.zeros_like(backbone.mask_token))  # unused without a mask
     with _named(saved.path):
         fitted = fit_state(backbone, state, saved.grid)
         check_fits(backbone.state_dict(), fitted.state | {name: state[name] for name in fitted.skipped})
@@ -146,49 +146,48 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
 
 
 def build_data_preprocessor(saved: Saved) -> SimMIMDataPreprocessor:
-    """Mean and std of a checkpoint's model, of SimMIM or MMPretrain, for images in RGB.
+    """Build the data preprocessor of a checkpoint's model, of SimMIM or MMPretrain, for images in RGB.
 
     Raises:
-        ValueError: They are not noted, or the model was trained on images in BGR.
+        ValueError: The checkpoint has no mean and std, or the model was trained on images in BGR.
     """
     noted = saved.part('data_preprocessor')
     if noted.get('mean') is None or noted.get('std') is None:
         raise ValueError(
-            f'checkpoint {saved.path!r} notes no mean and std of the images; they must stand in data_preprocessor of '
-            'its model'
+            f'checkpoint {saved.path!r} has no mean and std of the images; data_preprocessor of its model needs them'
         )
-    # OpenCV reads blue first, LoadImage red first.
+    # OpenCV reads BGR, LoadImage RGB.
     loaders = {type_name(transform) for transform in saved.pipeline}
     blue_first = 'LoadImageFromFile' in loaders and 'LoadImage' not in loaders
     if len(noted['mean']) == 3 and blue_first != bool(noted.get('to_rgb', False)):
         raise ValueError(
             f'checkpoint {saved.path!r} was trained on images with blue first (to_rgb={noted.get("to_rgb", False)} of '
-            'its data_preprocessor); extract its features in Python: FeatureExtractor.from_model(model), which takes '
-            'the model as it is'
+            'its data_preprocessor); extract its features in Python: FeatureExtractor.from_model(model) uses the model '
+            'as it is'
         )
     return SimMIMDataPreprocessor(noted['mean'], noted['std'])
 
 
 def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[Any, list[dict[str, Any]]]:
-    """Rebuild a pretrained model from its checkpoint alone.
+    """Rebuild a pretrained model from nothing but its checkpoint.
 
     Args:
-        path: A checkpoint of a pretraining, written by `SimMIMCheckpointHook`.
-        device: Where to put the model.
+        path: A pretraining checkpoint, written by `SimMIMCheckpointHook`.
+        device: Device of the model.
 
     Returns:
-        The model (`SimMIM`, in evaluation mode) and the pipeline that it was trained with.
+        The model (`SimMIM`, in evaluation mode) and the pipeline of its training.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no checkpoint of this package, or of a classifier.
+        ValueError: It is not a checkpoint of this package, or not one of a pretraining.
     """
     saved = read(path)
     kind = type_name(saved.model)
     if kind != 'SimMIM':
         raise ValueError(
-            f'checkpoint {saved.path!r} holds a {kind}, which reconstructs nothing; give one of a pretraining '
-            '(features: `simmim features`, accuracy: `simmim test`)'
+            f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
+            '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
     model = build_part(saved.model)
     with _named(path):
@@ -198,10 +197,10 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
 
 
 def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Keep of a checkpoint what a model can take, its backbone's weights made to fit (`fit_state`), and report it.
+    """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
-        model: One with a SimMIMViT in it; other models and their checkpoints are left alone.
+        model: A model with a SimMIMViT in it; other models and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
 
     Raises:
@@ -224,27 +223,29 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     skipped = [*(prefix + name for name in fitted.skipped), *(name for name in others if name not in state)]
     kept = {name: value for name, value in present.items() if name not in state}
     print_log(Fitted(state, skipped, fitted.resized, list(kept)).report('load_from'), 'current')
-    # With the model's own, so that MMEngine does not warn of them again; a sharded model takes whole tensors only.
+    # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
     checkpoint['state_dict'] = state | {name: value for name, value in kept.items() if not isinstance(value, DTensor)}
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedViT:
-    """Load a checkpoint into a `SimMIMViT`: what `init_cfg=dict(type='Pretrained', ...)` of one means.
+    """Load a checkpoint into a `SimMIMViT`; stands in for `init_cfg=dict(type='Pretrained', ...)` there.
 
-    Unlike MMEngine's `Pretrained` it runs nothing in the file, and refuses what does not fit.
+    Unlike MMEngine's `Pretrained`, it runs no code in the file and refuses weights that do not fit.
 
     Args:
-        checkpoint: Path, or what MMEngine's file clients take (http://, s3:// ...), of any kind that `simmim convert`
-            knows.
-        prefix: Take only what has this prefix, as with MMEngine's `Pretrained`; None: the source is recognised.
+        checkpoint: Path, or URL for MMEngine's file clients (http://, s3:// ...), of a file of any kind that
+            `simmim convert` knows.
+        prefix: Load only weights with this prefix, like MMEngine's `Pretrained`; None: the kind is detected.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Nothing could be loaded, or it does not fit.
+        ValueError: Nothing was loaded, or it does not fit; or `checkpoint` is not a path.
     """
 
     def __init__(self, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> None:
+        if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
+            raise ValueError(f'init_cfg: checkpoint={checkpoint!r} must be the path of a checkpoint file')
         self.checkpoint = os.fspath(checkpoint)
         self.prefix = prefix
 
@@ -265,7 +266,7 @@ class PretrainedViT:
 
 
 def checked_backbone(model: Any, checkpoint: str | os.PathLike[str]) -> SimMIMViT:
-    """The model's backbone; ValueError, naming the checkpoint, where it is of another kind."""
+    """The model's backbone; ValueError if it is not a SimMIMViT."""
     if not isinstance(model.backbone, SimMIMViT):
         kind = type(model.backbone).__name__
         raise ValueError(f'checkpoint {os.fspath(checkpoint)!r} holds a {kind}, not a SimMIMViT')

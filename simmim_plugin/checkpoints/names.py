@@ -1,7 +1,7 @@
-"""Names of the same parameters in four code bases, as pairs of ours and theirs.
+"""Parameter names of the same model in four code bases: tables from our names to theirs.
 
-Ours are the reference implementation's and timm's `Beit`, so only MMPretrain's `BEiTViT` and Hugging Face's `Beit`
-need a table. `{i}` is the number of a block.
+Our names are those of the reference implementation and timm's `Beit`, so only MMPretrain's `BEiTViT` and Hugging
+Face's `Beit` need a table. `{i}` is the index of a block.
 """
 
 import re
@@ -17,7 +17,7 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-# The keys are every parameter that SimMIMViT may have.
+# The keys are all parameters that a SimMIMViT may have.
 MMPRETRAIN = {
     **_same('cls_token', 'mask_token', 'pos_embed', f'rel_pos_bias.{TABLE}'),
     **_both('patch_embed.proj', 'patch_embed.projection'),
@@ -36,7 +36,7 @@ MMPRETRAIN = {
     'blocks.{i}.gamma_2': 'layers.{i}.gamma_2',
 }
 
-# As transformers writes them to disk, in all versions. The weight of qkv is three there, see `conversion`.
+# The names that all versions of transformers write to disk. There, qkv.weight is three tensors, see state_dicts.py.
 HF = {
     'cls_token': 'embeddings.cls_token',
     'mask_token': 'embeddings.mask_token',
@@ -57,7 +57,7 @@ HF = {
     'blocks.{i}.gamma_1': 'encoder.layer.{i}.lambda_1',
     'blocks.{i}.gamma_2': 'encoder.layer.{i}.lambda_2',
 }
-# The names of a model in memory in transformers 5 -> those on disk.
+# Names of a model in memory in transformers 5 -> names on disk.
 HF_IN_MEMORY = (
     (re.compile(r'^shared_position_bias\.'), 'encoder.relative_position_bias.'),
     (re.compile(r'^layers\.(\d+)\.attention\.o_proj\.'), r'encoder.layer.\1.attention.output.dense.'),
@@ -77,7 +77,7 @@ NUMBER = re.compile(r'(?<=^blocks\.)\d+(?=\.)|(?<=^layers\.)\d+(?=\.)|(?<=^encod
 
 
 def translate(name: str, table: dict[str, str]) -> str | None:
-    """A name by a table, with its block's number kept; None if the table does not have it."""
+    """Translate a name by a table, keeping the index of its block; None if the table lacks it."""
     found = NUMBER.search(name)
     if found is None:
         return table.get(name)
@@ -86,5 +86,5 @@ def translate(name: str, table: dict[str, str]) -> str | None:
 
 
 def inverse(table: dict[str, str]) -> dict[str, str]:
-    """The table the other way round."""
+    """The table from their names to ours."""
     return {theirs: ours for ours, theirs in table.items()}

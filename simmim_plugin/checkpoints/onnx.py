@@ -1,4 +1,4 @@
-"""Export of the backbone to ONNX, checked against PyTorch in ONNX Runtime."""
+"""Export a backbone to ONNX, and check ONNX Runtime's outputs against PyTorch's."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from simmim_plugin.checkpoints.loading import build_backbone, read
 from simmim_plugin.models.vit import SimMIMViT
+from simmim_plugin.utils.arguments import whole
 
 PROTOBUF_LIMIT = 2**31  # bytes in one .onnx file; larger weights go into a second file
 BATCHES = (1, 3)
-TOLERANCE = 1e-4  # of the largest output
+TOLERANCE = 1e-4  # relative to the largest output
 
 
 class _Single(nn.Module):
-    """The backbone with its last output alone, not in a tuple."""
+    """The backbone, returning its last output instead of a tuple."""
 
     def __init__(self, backbone: SimMIMViT) -> None:
         super().__init__()
@@ -34,17 +35,17 @@ def export_onnx(
     out_type: str | None = None,
     opset: int | None = None,
 ) -> float:
-    """Write the backbone of a checkpoint as ONNX: normalised images in, features out, any batch size, no mask.
+    """Export the backbone of a checkpoint to ONNX: from normalised images to features, any batch size, no mask.
 
     The input is `images`, float32 (B, C, H, W), the output `features`, shaped as `out_type` says.
 
     Args:
-        checkpoint: Written by a run here, or by `simmim convert SRC DST --to plugin`.
-        out: The .onnx file. Weights of 2 GB and more go into a second file beside it.
-        size: Height and width in pixels; bias tables and position embedding are interpolated to it once. None: the
-            training's.
-        out_type: See `SimMIMViT`; None: the training's.
-        opset: Version of ONNX's operators; None: the exporter's own choice.
+        checkpoint: From a run of this package, or from `simmim convert SRC DST --to plugin`.
+        out: The .onnx file. Weights of 2 GB and more are written to a second file next to it.
+        size: Image height and width in pixels, to which bias tables and position embedding are interpolated once.
+            None: those of the training.
+        out_type: See `SimMIMViT`; None: that of the training.
+        opset: ONNX operator set; None: the exporter's default.
 
     Returns:
         The largest difference between ONNX Runtime and PyTorch on random images, batches of 1 and 3.
@@ -52,10 +53,12 @@ def export_onnx(
     Raises:
         ModuleNotFoundError: The packages are not installed; the message names the command.
         ValueError: See `build_backbone`; or the name does not end in .onnx.
-        RuntimeError: The outputs differ by more than 1e-4 of the largest; the file is removed.
+        RuntimeError: The outputs differ by more than 1e-4 of the largest one; the file is removed.
     """
     if Path(out).suffix != '.onnx':
         raise ValueError(f'OUT {os.fspath(out)!r}: the name must end in .onnx')
+    if opset is not None:
+        whole('opset', opset, 1, hint="None is the exporter's default")
     try:
         import onnx  # noqa: F401 (the exporter needs it)
         import onnxruntime
@@ -71,7 +74,7 @@ def export_onnx(
     images = torch.randn(BATCHES[-1], backbone.in_channels, *backbone.img_size, generator=generator)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        expected = model(images)  # before the export, so that cached indices are made of real tensors
+        expected = model(images)  # before the export, so that cached indices are real tensors
         weights = sum(parameter.nbytes for parameter in model.parameters())
         torch.onnx.export(
             model,

@@ -1,4 +1,4 @@
-"""What must stand beside converted weights: the model that they fit, read off their shapes, for each code base."""
+"""Model configs for converted weights: infer the architecture from shapes, describe it to each code base."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,27 +8,28 @@ from torch import Tensor
 
 from simmim_plugin.models.fit import grid_of_table
 from simmim_plugin.models.layers.relative_position import TABLE
+from simmim_plugin.utils.arguments import grid_of, whole
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # mean and std, RGB, 0 ... 255
-HEAD_DIMS = 64  # channels per attention head in the field's ViT-S/B/L and others
+HEAD_DIMS = 64  # channels per attention head, usual in ViT-S/B/L
 DECODER = re.compile(r'head\.decoder(\.\d+)?\.weight')
 
 
 class Facts(NamedTuple):
-    """A model as its weights tell it."""
+    """Architecture of a model, inferred from its weights."""
 
     arch: dict[str, int]  # embed_dims, num_layers, num_heads, feedforward_channels
     patch_size: int
     in_channels: int
     img_size: tuple[int, int]
-    shared_table: bool
-    block_tables: bool
-    absolute: bool
+    shared_table: bool  # one relative position bias table for all blocks
+    block_tables: bool  # one table per block
+    absolute: bool  # absolute position embedding
     layer_scale: bool
     pooled: bool  # fc_norm on the mean of the patch tokens, instead of a final norm
     classes: int  # 0: no classifier
     decoder_layers: int  # 0: no decoder
-    heads_assumed: bool
+    heads_assumed: bool  # 64 channels per head, for lack of a table
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -37,46 +38,46 @@ class Facts(NamedTuple):
 
     @property
     def out_type(self) -> str:
-        """SimMIMViT's and BEiTViT's word for what the head takes."""
+        """`out_type` of SimMIMViT and BEiTViT that the head takes."""
         return 'avg_featmap' if self.pooled else 'cls_token' if self.classes else 'featmap'
 
 
 def facts_of(
     state: Mapping[str, Tensor], img_size: tuple[int, int] | None = None, num_heads: int | None = None
 ) -> Facts:
-    """Read the architecture off a state dict.
+    """Infer the architecture from a state dict.
 
     Args:
-        state: Names of our models (`conversion.to_plugin`).
-        img_size: Height and width in pixels; None: square, from the rows of a bias table or position embedding.
-        num_heads: None: the columns of a bias table; without one, 64 channels per head are assumed.
+        state: With the names of our models, as `to_plugin` returns it.
+        img_size: Image height and width in pixels; None: square, from the rows of a bias table or position embedding.
+        num_heads: Number of attention heads; None: the columns of a bias table, else 64 channels per head.
 
     Raises:
-        ValueError: The weights do not tell enough, contradict an argument, or are none of SimMIMViT's.
+        ValueError: The weights do not determine the model, contradict an argument, or are not of a SimMIMViT.
     """
     patch = state.get('backbone.patch_embed.proj.weight')
     if patch is None or 'backbone.blocks.0.mlp.fc1.weight' not in state:
-        raise ValueError('the checkpoint lacks backbone.patch_embed.proj.weight or the blocks; it is no whole backbone')
+        raise ValueError('the checkpoint lacks backbone.patch_embed.proj.weight or the blocks of a backbone')
     embed_dims, in_channels, patch_size = patch.shape[:3]
     if patch.shape[3] != patch_size:
         raise ValueError(f'patches of {patch_size} x {patch.shape[3]} px; SimMIMViT has square patches')
     norms = [name for name in ('norm', 'fc_norm') if f'backbone.{name}.weight' in state]
     if len(norms) != 1:
-        raise ValueError(f'the checkpoint has the norms {norms} after the blocks; SimMIMViT needs norm or fc_norm, one')
+        raise ValueError(f'the checkpoint has the norms {norms} after the blocks; SimMIMViT has either norm or fc_norm')
     sized = {name: value for name, value in state.items() if name.endswith(TABLE)}
     tables, absolute = list(sized.values()), 'backbone.pos_embed' in state
     if absolute:
         sized['backbone.pos_embed'] = state['backbone.pos_embed']
-    if img_size is not None and (img_size[0] % patch_size or img_size[1] % patch_size or min(img_size) < 1):
-        raise ValueError(f'--img-size {img_size[0]} {img_size[1]}: sides must be multiples of the patch, {patch_size}')
-    grid = img_size and (img_size[0] // patch_size, img_size[1] // patch_size)
+    grid = None if img_size is None else grid_of('--img-size', img_size, patch_size)
+    if num_heads is not None:
+        whole('--num-heads', num_heads, 1)
     for name, value in sized.items():
         grid = grid_of_table(name, value, grid)
     if grid is None:
-        raise ValueError('the weights do not tell the size of the images; give it: --img-size HEIGHT WIDTH')
+        raise ValueError('the weights do not determine the image size; give it: --img-size HEIGHT WIDTH')
     columns = tables[0].shape[1] if tables else None
     if num_heads is not None and columns not in (None, num_heads):
-        raise ValueError(f'--num-heads {num_heads}: the bias tables are of {columns} heads')
+        raise ValueError(f'--num-heads {num_heads}: the bias tables have {columns} heads')
     heads = columns or num_heads or embed_dims // HEAD_DIMS
     if heads < 1 or embed_dims % heads:
         raise ValueError(f'{embed_dims} channels cannot be divided among {heads} heads; give --num-heads')
@@ -104,7 +105,7 @@ def facts_of(
 def check_mean_std(
     channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[list[float], list[float]]:
-    """Mean and std for so many channels; ImageNet's for three if none are given.
+    """Check mean and std against the number of channels; ImageNet's for three channels if none are given.
 
     Raises:
         ValueError: One of them is missing or has another length.
@@ -138,8 +139,8 @@ def backbone_config(facts: Facts) -> dict[str, Any]:
 def note_of(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Config of model and pipeline for `checkpoint['simmim_plugin']`.
 
-    With a decoder the model is SimMIM and the pipeline that of the published pretraining, at this size; else it is
-    MMPretrain's ImageClassifier, with the classifier if there is one.
+    With a decoder, the model is SimMIM and the pipeline that of the published pretraining at this image size; else the
+    model is MMPretrain's ImageClassifier, with the classifier if there is one.
     """
     load: dict[str, Any] = dict(type='simmim_plugin.LoadImage')
     if facts.in_channels != 3:
@@ -167,14 +168,12 @@ def note_of(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[s
 
 
 def _classifier(backbone: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    head = dict(
-        type='mmpretrain.LinearClsHead', num_classes=facts.classes, in_channels=facts.arch['embed_dims']
-    )  # fmt: skip
+    head = dict(type='mmpretrain.LinearClsHead', num_classes=facts.classes, in_channels=facts.arch['embed_dims'])
     return dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head if facts.classes else None)
 
 
 def mmpretrain_config(facts: Facts) -> dict[str, Any]:
-    """Config of MMPretrain's ImageClassifier with BEiTViT, which the weights of that target fit."""
+    """Config of MMPretrain's ImageClassifier with BEiTViT, for weights converted to 'mmpretrain'."""
     backbone = dict(
         type='mmpretrain.BEiTViT',
         arch=facts.arch,

@@ -1,8 +1,8 @@
-"""State dicts of the same Vision Transformer between five code bases. Pure functions: nothing is read or written.
+"""Convert state dicts of the same Vision Transformer between five code bases. Pure functions, no files.
 
 `plugin` names are those of our models: `backbone.*` (SimMIMViT) with `head.decoder*` (SimMIM) or `head.fc.*`
-(MMPretrain's ImageClassifier), or the backbone's alone. `official` is the reference implementation (microsoft/SimMIM,
-ViT), `timm` is timm's `Beit`, `hf` Hugging Face's `Beit*`, `mmpretrain` MMPretrain's `BEiTViT`.
+(MMPretrain's ImageClassifier), or those of a bare backbone. `official` is the reference implementation
+(microsoft/SimMIM, ViT), `timm` is timm's `Beit`, `hf` Hugging Face's `Beit*`, `mmpretrain` MMPretrain's `BEiTViT`.
 """
 
 from collections.abc import Mapping
@@ -15,30 +15,31 @@ from simmim_plugin.checkpoints.files import tensors_of
 from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, MMPRETRAIN, inverse, translate
 from simmim_plugin.models.fit import grid_of_table
 from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
+from simmim_plugin.utils.arguments import choice
 
 SOURCES = ('plugin', 'official', 'timm', 'hf', 'mmpretrain')
 TARGETS = (*SOURCES, 'backbone')
 QKV = ('query', 'key', 'value')
-FC = {f'head.fc.{kind}': f'head.{kind}' for kind in ('weight', 'bias')}  # a classifier, in plugin's names and bare ones
+FC = {f'head.fc.{kind}': f'head.{kind}' for kind in ('weight', 'bias')}  # a classifier: plugin names -> bare names
 
 
 class Converted(NamedTuple):
-    """A converted state dict, and the names of the source's tensors that have no place in it."""
+    """A converted state dict, and the names of the source tensors that it cannot hold."""
 
     state: dict[str, Tensor]
     left_out: list[str]
 
 
 def recognise(state: Mapping[str, Any]) -> str:
-    """Tell by the names where a state dict (or a checkpoint with one) comes from.
+    """Detect from its names which code base a state dict (or a checkpoint with one) is from.
 
-    A bare `Beit` is called 'timm' and one with a mask token 'plugin'; where the names agree, so does the result.
+    A bare `Beit` is 'timm', and one with a mask token 'plugin': their names are the same, so both convert alike.
 
     Returns:
         'plugin', 'official', 'timm', 'hf' or 'mmpretrain'.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: It is from none of them.
     """
     names = list(tensors_of(state))
     bare = {name.removeprefix('backbone.') for name in names}
@@ -57,7 +58,7 @@ def recognise(state: Mapping[str, Any]) -> str:
     has_q_bias = any(name.endswith(('attn.q_bias', 'query.bias', 'q_proj.bias')) for name in names)
     has_k_bias = any(name.endswith(('attn.qkv.bias', 'attention.key.bias', 'k_proj.bias')) for name in names)
     if not kind or has_k_bias or not has_q_bias:
-        reason = 'it has biases of the key, or none of the query' if kind else 'its names are those of no known model'
+        reason = 'it has a key bias, or no query bias' if kind else 'its names are those of no known model'
         raise ValueError(
             f'this is not a state dict of SimMIM for ViT in one of the kinds {", ".join(SOURCES)}: {reason}. It starts '
             f'with {", ".join(names[:4])}'
@@ -66,18 +67,18 @@ def recognise(state: Mapping[str, Any]) -> str:
 
 
 def to_plugin(state: Mapping[str, Any]) -> Converted:
-    """Convert what `recognise` knows to the names of our models, with `backbone.` in front.
+    """Convert a state dict of any known kind to the names of our models, with the prefix `backbone.`.
 
     Args:
-        state: A state dict, or a checkpoint with one. Its tensors are not copied, but for Hugging Face's query, key and
+        state: A state dict, or a checkpoint with one. Tensors are not copied, except Hugging Face's query, key and
             value, which are one tensor here.
 
     Returns:
-        The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and what was left out. Buffers that are
-        made from the grid alone are not mentioned.
+        The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and the names left out, without buffers
+        that follow from the grid.
 
     Raises:
-        ValueError: It is no state dict of a known kind, or two of its tensors would be the same one here.
+        ValueError: Its kind is unknown, or two of its tensors would get the same name.
     """
     kind, tensors = recognise(state), tensors_of(state)
     if kind == 'hf':
@@ -92,7 +93,7 @@ def to_plugin(state: Mapping[str, Any]) -> Converted:
             left_out.append(name)
             continue
         if ours in converted:
-            raise ValueError(f'{name} and another tensor would both be {ours}, which SimMIMViT has once')
+            raise ValueError(f'{name} and another tensor would both be named {ours}')
         converted[ours] = value.flatten(1) if ours == 'head.decoder.weight' else value
     return Converted(converted, left_out)
 
@@ -111,24 +112,23 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
     """Convert from the names of our models to another kind's.
 
     Args:
-        state: As `to_plugin` returns it: names with `backbone.` in front.
-        to: One of `TARGETS`; 'backbone' means the bare names of SimMIMViT alone, for MMDetection and MMSegmentation.
-        grid: Height and width in patches of the bias tables; None: they are square.
+        state: As `to_plugin` returns it: names with the prefix `backbone.`.
+        to: One of `TARGETS`; 'backbone' are the bare names of SimMIMViT, for MMDetection and MMSegmentation.
+        grid: Height and width in patches of the bias tables; None: square.
 
     Returns:
-        The state dict and what the target cannot hold.
+        The state dict, and the names that the target cannot hold.
 
     Raises:
         ValueError: `to` is unknown, or the target cannot represent the model.
     """
-    if to not in TARGETS:
-        raise ValueError(f'to={to!r} is unknown; choose one of {", ".join(map(repr, TARGETS))}')
+    choice('to', to, TARGETS)
     if to == 'plugin':
         return Converted(dict(state), [])
     if tables := [name for name in state if name.endswith(TABLE)]:
         grid = grid_of_table(tables[0], state[tables[0]], grid)
     if to in ('official', 'hf') and grid is not None and grid[0] != grid[1]:
-        why = 'takes square images alone' if to == 'official' else 'mixes up height and width of bias tables'
+        why = 'only takes square images' if to == 'official' else 'swaps height and width of bias tables'
         raise ValueError(f'a grid of {grid[0]} x {grid[1]} patches cannot go to {to!r}, which {why}; try timm')
     pretraining = 'head.fc.weight' not in state and 'backbone.fc_norm.weight' not in state
     converted: dict[str, Tensor] = {}
@@ -144,7 +144,7 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
             converted[theirs] = value[:, :, None, None]  # a 1x1 convolution there
         else:
             converted[theirs] = value
-    if to in ('official', 'mmpretrain') and grid is not None:  # buffers, which are part of their state dicts
+    if to in ('official', 'mmpretrain') and grid is not None:  # buffers of their state dicts
         index = relative_position_index(grid)
         for name in [name for name in converted if name.endswith(TABLE)]:
             converted[name.replace(TABLE, INDEX)] = index.clone()
@@ -152,7 +152,7 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
 
 
 def _our_name(name: str, kind: str) -> str | None:
-    """Our name with `backbone.` or `head.`; None if there is none."""
+    """Our name, with `backbone.` or `head.`; None if there is none."""
     if kind == 'plugin' and name.startswith('head.'):
         return FC_INVERSE.get(name, name)
     if kind == 'hf':
@@ -174,7 +174,7 @@ def _our_name(name: str, kind: str) -> str | None:
 
 
 def _their_name(name: str, to: str, pretraining: bool, classifier: bool) -> str | None:
-    """Name in the target; None if it has no place for it."""
+    """Name in the target; None if there is none."""
     bare = name.removeprefix('backbone.')
     if name in FC:
         return {'hf': name.replace('head.fc.', 'classifier.'), 'mmpretrain': name, 'backbone': None}.get(to, FC[name])
@@ -193,7 +193,7 @@ def _their_name(name: str, to: str, pretraining: bool, classifier: bool) -> str 
 
 
 def _hf_disk_name(name: str) -> str:
-    """A name of Hugging Face's, without `beit.`, as it stands on disk."""
+    """Hugging Face's name on disk, without `beit.`."""
     bare = name.removeprefix('beit.')
     for pattern, replacement in HF_IN_MEMORY:
         if pattern.search(bare):
@@ -202,7 +202,7 @@ def _hf_disk_name(name: str) -> str:
 
 
 def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put the weights of query, key and value, three tensors of (D, D), into one of (3D, D)."""
+    """Concatenate the weights of query, key and value, (D, D) each, to one tensor, (3D, D)."""
     joined: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith('.attention.query.weight'):

@@ -1,4 +1,4 @@
-"""The classes of a data set, told by the data: folders, COCO's categories, or a list of names beside the masks."""
+"""Infer the classes of a data set: from folders, COCO categories, or a file of names next to the masks."""
 
 import json
 import os
@@ -10,20 +10,20 @@ CLASSES_FILE = 'classes.txt'
 
 
 def class_folders(dataset: Mapping[str, Any]) -> list[str]:
-    """Names of the folders of a data set's config, sorted."""
+    """Names of the class folders of a data set, sorted."""
     folder = Path(dataset['data_root'] or '', dataset.get('data_prefix', ''))
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def class_names(dataset: Mapping[str, Any]) -> list[str]:
-    """Classes of a data set's config, in the order of their labels.
+    """Class names of a data set's config, in the order of their labels.
 
-    Those of its `metainfo`, where there are some; of COCO annotations their categories, in the order of the file; of
-    masks the lines of `classes.txt` in `data_root`, the first for the value 0; else its folders.
+    They come from its `metainfo` if given; for COCO annotations, from the categories in the order of the file; for
+    masks, from the lines of `classes.txt` in `data_root`, the first for the value 0; else from its folders.
 
     Raises:
-        FileNotFoundError: The annotations or the list of names are not there.
-        ValueError: They hold none.
+        FileNotFoundError: The annotations or `classes.txt` do not exist.
+        ValueError: They name no classes.
     """
     if (dataset.get('metainfo') or {}).get('classes'):
         return list(dataset['metainfo']['classes'])
@@ -44,18 +44,18 @@ def class_names(dataset: Mapping[str, Any]) -> list[str]:
 
 
 def fill_in_classes(model: Any, datasets: Sequence[Any]) -> int:
-    """Put the number of classes where a model has None, and their names where the data sets have None.
+    """Replace None in a model and its data sets by the number and names of the classes.
 
     Args:
-        model: Config of a model; it is changed.
-        datasets: Configs of the data sets themselves, the training data first; they are changed.
+        model: Config of a model, changed in place.
+        datasets: Configs of the innermost data sets, the training data first, changed in place.
 
     Returns:
-        The number of classes; 0 where everything was given, or the training data have no `data_root` yet.
+        The number of classes; 0 if nothing was None, or the training data have no `data_root` yet.
 
     Raises:
         FileNotFoundError: See `class_names`.
-        ValueError: There are none, the data sets have different ones, or a head has another number.
+        ValueError: There are no classes, the data sets have different ones, or a head has another number.
     """
     unnamed = [data for data in datasets if 'metainfo' in data and data['metainfo'] is None]
     heads = dict(_class_counts(model))
@@ -67,7 +67,7 @@ def fill_in_classes(model: Any, datasets: Sequence[Any]) -> int:
             wanted = f'the classes {", ".join(train[1])} as in the training data' if train[1] else 'a folder per class'
             raise ValueError(
                 f'{_place(data)!r} must have {wanted}, found {", ".join(names) or "none"}; data_root is '
-                'the folder that has the parts of training and validation'
+                'the folder that holds the training and validation data'
             )
     count = len(train[1])
     for place, given in heads.items():

@@ -1,4 +1,4 @@
-"""Few labels: a data set reduced to a share of its labelled images."""
+"""FewLabels: reduce a data set to a share of its labelled images, per class."""
 
 import math
 from collections.abc import Mapping
@@ -9,28 +9,29 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.arguments import number, whole
 
 
 @DATASETS.register_module(name='FewLabels')
 def few_labels(dataset: Any, fraction: float, seed: int = 0, rest: bool = False) -> BaseDataset:
-    """Reduce a labelled data set to a share of each class, at least one image; the same ones for the same seed.
+    """Reduce a labelled data set to a share of each class, at least one image each; reproducible by the seed.
 
     In a config: `dict(type='simmim_plugin.FewLabels', fraction=0.1, dataset=dict(type='CustomDataset', ...))`.
 
     Args:
-        dataset: Config of a data set whose samples have one `gt_label`, or a built one, which is changed.
+        dataset: Config of a data set whose samples have one `gt_label`, or a built one, changed in place.
         fraction: Share in (0, 1], rounded up per class.
-        seed: Of the choice.
-        rest: Keep the other images instead, as validation data for the choice of settings.
+        seed: Seed of the selection.
+        rest: Keep the other images instead, as validation data for choosing settings.
 
     Returns:
         The data set itself, with fewer samples.
 
     Raises:
-        ValueError: `fraction` is outside (0, 1], a sample has no single label, or nothing is kept.
+        ValueError: An argument is out of range, a sample has no single label, or nothing is kept.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f'fraction={fraction} of FewLabels is outside (0, 1]; 0.1 keeps 10 % of the labels')
+    number('FewLabels.fraction', fraction, 0, 1, '0.1 keeps 10 % of the labels', ends='(]')
+    whole('FewLabels.seed', seed, 0)
     built = ROOT_DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
     built.full_init()
     labels = [built.get_data_info(i).get('gt_label') for i in range(len(built))]
@@ -47,7 +48,7 @@ def few_labels(dataset: Any, fraction: float, seed: int = 0, rest: bool = False)
 
 
 def stratified_subset(labels: np.ndarray, fraction: float, seed: int = 0) -> list[int]:
-    """Indices of ceil(fraction * n) random samples of each class with n, rising."""
+    """Sorted indices of ceil(fraction * n) random samples of each class, n being its size."""
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
     for label in np.unique(labels):

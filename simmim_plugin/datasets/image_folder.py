@@ -1,4 +1,4 @@
-"""Datasets of unlabelled images: a folder, or the photos inside installed packages."""
+"""ImageFolder: a data set of all images below a folder, without labels."""
 
 import logging
 import os
@@ -14,14 +14,15 @@ from simmim_plugin.datasets.sampling import NumberedIndex
 from simmim_plugin.datasets.transforms.crop import RandomResizedCrop
 from simmim_plugin.datasets.transforms.loading import LoadImage
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.files import printable
 from simmim_plugin.utils.random_state import seed_everything
 
-# So few images must have been tried before a share of bad ones means something (or all of a smaller folder).
+# Images to try (or all of a smaller folder) before the share of bad ones is meaningful.
 MIN_TRIED = 100
 NAMED_BAD_IMAGES = 20
 UNSEEN, GOOD, BAD = 0, 1, 2
-SAMPLE = 0  # second word of the seeds of samples, see IterationSeedHook
+SAMPLE = 0  # marks the seeds of samples, see IterationSeedHook
 
 
 class TooManyBadImagesError(RuntimeError):
@@ -32,21 +33,21 @@ class TooManyBadImagesError(RuntimeError):
 class ImageFolder(BaseDataset):
     """All images below a folder, without labels.
 
-    An image that cannot be read is counted, named in the log and replaced by another; training goes on. When more than
-    `max_bad_ratio` of the images tried so far are bad, it stops with their list. The count is shared by all
-    worker processes of a data loader.
+    An image that cannot be read is counted, logged and replaced by a random other one. If more than `max_bad_ratio` of
+    the images tried so far are bad, the training stops with a list of them. All worker processes of a data loader share
+    the count.
 
     Args:
-        data_root: The folder; it is searched recursively, and links to folders are followed. None stands for the
-            top-level `data_root` of a config, which the tools put here.
-        pipeline: Transforms; a sample starts as `{'img_path': str}`, see `NumberedIndex` for `iteration`.
-        suffixes: Endings of files to take, in lower case.
-        max_bad_ratio: Share of unreadable images that is put up with.
+        data_root: The folder, searched recursively, following links. None in a config is replaced by its top-level
+            `data_root`.
+        pipeline: Transforms; a sample starts as `{'img_path': str}`, with `iteration` for a `NumberedIndex`.
+        suffixes: File endings to include, such as '.png'.
+        max_bad_ratio: Tolerated fraction of unreadable images.
         kwargs: See `mmengine.dataset.BaseDataset`.
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: No image in it.
+        ValueError: It holds no image, or an argument is out of range.
     """
 
     def __init__(
@@ -57,8 +58,7 @@ class ImageFolder(BaseDataset):
         max_bad_ratio: float = 0.05,
         **kwargs: Any,
     ) -> None:
-        if not 0 <= max_bad_ratio <= 1:
-            raise ValueError(f'max_bad_ratio={max_bad_ratio} is outside [0, 1]')
+        number('max_bad_ratio', max_bad_ratio, 0, 1, '0.05 tolerates 5 % of unreadable images')
         if data_root is None:
             raise ValueError('data_root of ImageFolder is not set; set it to the folder of the training images')
         self.suffixes = tuple(suffix.lower() for suffix in suffixes)
@@ -67,14 +67,14 @@ class ImageFolder(BaseDataset):
         transforms = self.pipeline.transforms
         for transform, following in zip(transforms, [*transforms[1:], None]):
             if isinstance(transform, LoadImage) and not isinstance(following, RandomResizedCrop):
-                transform.defer = False  # others want pixels
+                transform.defer = False  # other transforms need pixels
 
     def full_init(self) -> None:
-        """List the images, and make the record of bad ones."""
+        """List the images, and create the record of bad ones."""
         if self._fully_initialized:
             return
         super().full_init()
-        # One byte per image in shared memory: forked and spawned workers write into the same record.
+        # One byte per image in shared memory, so that all workers, forked or spawned, share the record.
         self.state = torch.full((len(self),), UNSEEN, dtype=torch.uint8).share_memory_()
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -90,19 +90,19 @@ class ImageFolder(BaseDataset):
         return [{'img_path': path} for path in paths]
 
     def __getitem__(self, idx: int) -> Any:
-        """A sample; what its pipeline draws is seeded by the number of the sample, if the index knows it."""
+        """A sample. Its pipeline is seeded by the number of the sample, if the index carries it."""
         if isinstance(idx, NumberedIndex) and idx.key is not None:
             seed, number = idx.key
             seed_everything(seed, SAMPLE, number)
         return super().__getitem__(idx)
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """`img_path` of an image, and `iteration` if the index knows it."""
+        """`img_path` of an image, and `iteration` if the index carries it."""
         info = super().get_data_info(int(idx))
         return {**info, 'iteration': idx.iteration} if isinstance(idx, NumberedIndex) else info
 
     def prepare_data(self, idx: int) -> Any:
-        """Run the pipeline on one image; None, which makes the caller draw another, if it cannot be read."""
+        """Run the pipeline on one image; None, for which the caller draws another, if it cannot be read."""
         self._iteration = idx.iteration if isinstance(idx, NumberedIndex) else None
         try:
             data = super().prepare_data(idx)
@@ -125,24 +125,24 @@ class ImageFolder(BaseDataset):
         self.state[idx] = BAD
         bad = int((self.state == BAD).sum())
         if not known:
-            # As an error, so that it is shown from every rank.
+            # Logged as an error, because only errors are shown from every rank.
             print_log(f'Image skipped ({bad} of {len(self)} so far): {error}', 'current', logging.ERROR)
         tried = int((self.state != UNSEEN).sum())
         if bad > self.max_bad_ratio * max(tried, min(len(self), MIN_TRIED)):
             paths = self.bad_images()
             more = f'\n  ... and {bad - NAMED_BAD_IMAGES} more' if bad > NAMED_BAD_IMAGES else ''
             listed = '\n'.join(f'  {printable(path)}' for path in paths[:NAMED_BAD_IMAGES])
-            mend = 'Remove or repair them, or raise max_bad_ratio of the dataset'
+            fix = 'Remove or repair them, or raise max_bad_ratio of the dataset'
             if bad == tried:
-                mend += '; as all are bad so far, channels or dtype of LoadImage may not fit the images'
+                fix += '; as all are bad so far, channels or dtype of LoadImage may not fit the images'
             raise TooManyBadImagesError(
                 f'{bad} of {tried} images tried cannot be read, more than max_bad_ratio={self.max_bad_ratio}; '
-                f'the last one: {error}. {mend}:\n{listed}{more}'
+                f'the last one: {error}. {fix}:\n{listed}{more}'
             )
 
 
 def list_images(folder: str, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
-    """Paths of the image files below a folder, sorted, without hidden files; links are followed, loops are not."""
+    """Sorted paths of the image files below a folder, without hidden files; follows links, once each."""
     found, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)

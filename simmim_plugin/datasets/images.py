@@ -1,4 +1,4 @@
-"""From a file to a (C, H, W) tensor, and from a sample to what the model takes."""
+"""Read image files as (C, H, W) tensors: photos, TIFF and .npy arrays."""
 
 import io
 import logging
@@ -22,12 +22,12 @@ SUFFIXES = PHOTO_SUFFIXES + TIFF_SUFFIXES + ARRAY_SUFFIXES
 DTYPES = ('uint8', 'float32')
 Source = str | os.PathLike[str] | io.BytesIO
 MODES = {1: 'L', 3: 'RGB'}  # PIL's names, by number of channels
-FEW_LEVELS = 64  # of 256: 14 of 16 bits
+FEW_LEVELS = 64  # of 256; reached by values of less than 14 of 16 bits
 _WARNED_OF: list[str] = []  # the first image that lost most of its levels
 
 
 class ImageReadError(ValueError):
-    """A file that cannot be read as the image that the config asks for. The message is 'path: reason'."""
+    """A file cannot be read as an image with the requested channels and dtype. The message is 'path: reason'."""
 
 
 def read_image(
@@ -35,24 +35,23 @@ def read_image(
 ) -> Tensor:
     """Read a photo, a TIFF or a .npy array.
 
-    Photos (everything PIL reads) are turned upright by their EXIF tag and converted to the wanted number of channels:
-    for 3, grey is repeated, CMYK, palettes and YCbCr become RGB, alpha is dropped; for 1, colours become luma. TIFF and
-    .npy hold (H, W), (H, W, C) or (C, H, W); only a single channel is repeated for `channels=3`, and an alpha channel
-    dropped (4 where 3 are wanted).
+    Photos (everything that PIL reads) are rotated upright by their EXIF tag and converted to `channels`: for 3, grey is
+    repeated, CMYK, palettes and YCbCr become RGB, alpha is dropped; for 1, colours become luma. TIFF and .npy hold
+    (H, W), (H, W, C) or (C, H, W). For `channels=3`, a single channel is repeated, and a fourth one (alpha) dropped.
 
     Args:
         path: The file.
         channels: Channels of the result.
         dtype: 'uint8': 8-bit values; 16-bit ones are divided by 257, wider and floating-point files are refused.
-            'float32': the values as stored; NaN and infinity are refused. (Of PNGs with several channels of 16 bits
-            PIL gives the upper 8 only: keep such data as TIFF or .npy.)
-        data: The file's content, if that has been read; the path is its name then.
+            'float32': the values as stored; NaN and infinity are refused. (PIL reads only the upper 8 bits of 16-bit
+            PNGs with several channels: store such data as TIFF or .npy.)
+        data: The content of the file, if it was read before; `path` then only names it.
 
     Returns:
         (channels, H, W), uint8 or float32.
 
     Raises:
-        ImageReadError: The file is missing, damaged, larger than `MAX_PIXELS`, or does not hold such an image.
+        ImageReadError: The file is missing or damaged, has more than `MAX_PIXELS`, or is not such an image.
     """
     suffix = Path(path).suffix.lower()
     source = path if data is None else io.BytesIO(data)
@@ -68,7 +67,7 @@ def read_image(
         if pixels.itemsize < array.itemsize and pixels.max() < FEW_LEVELS:
             _warn_of_lost_values(printable(path), int(array.max()))
         return torch.from_numpy(pixels)
-    # The many decoders raise many types for a damaged file. Whatever it was, it is named, with the file.
+    # Decoders raise exceptions of many types for damaged files; all become one type that names the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, IsADirectoryError):
@@ -79,7 +78,7 @@ def read_image(
 
 
 def _warn_of_lost_values(path: str, largest: int) -> None:
-    """Say, once per process, that hardly anything is left of an image of 16 bits."""
+    """Warn, once per process, that 8 bits keep few levels of a 16-bit image."""
     if not _WARNED_OF:
         _WARNED_OF.append(path)
         print_log(
@@ -91,7 +90,7 @@ def _warn_of_lost_values(path: str, largest: int) -> None:
 
 
 def read_tiff(source: Source) -> np.ndarray | None:
-    """Values of a TIFF as stored; None where they want a conversion of colours (CMYK, palette, white is zero ...)."""
+    """Values of a TIFF as stored; None if its colours need a conversion (CMYK, palette, white is zero ...)."""
     with tifffile.TiffFile(source) as file:
         first = file.pages.first
         if (pixels := first.imagelength * first.imagewidth) > MAX_PIXELS:
@@ -102,7 +101,7 @@ def read_tiff(source: Source) -> np.ndarray | None:
 
 
 def _read_photo(source: Source, channels: int) -> np.ndarray:
-    """(C, H, W) of a file that PIL reads."""
+    """Read a file by PIL: (C, H, W)."""
     with Image.open(source) as opened:
         image: Image.Image = opened
         ImageOps.exif_transpose(image, in_place=True)
@@ -113,23 +112,23 @@ def _read_photo(source: Source, channels: int) -> np.ndarray:
 
 
 def has_many_bits(image: Image.Image) -> bool:
-    """Whether a photo holds 16 or 32 bits, which is one channel then."""
+    """Whether a photo has 16 or 32 bits, always in one channel."""
     return image.mode.startswith('I') or image.mode == 'F'
 
 
 def convert_mode(image: Image.Image, mode: str) -> Image.Image:
-    """A photo in another mode of PIL; alpha is dropped."""
-    if image.mode == 'P' and 'transparency' in image.info:  # PIL wants this detour
+    """Convert a photo to another PIL mode; alpha is dropped."""
+    if image.mode == 'P' and 'transparency' in image.info:  # PIL converts it only by way of RGBA
         image = image.convert('RGBA')
     return image.convert(mode)
 
 
 def _channels_first(array: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W); which of the two is told by `channels`, else by the shorter side."""
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W); the channel axis has size `channels`, else it is the shorter one."""
     if array.ndim == 2:
         return array[None]
     if array.ndim != 3:
-        raise ValueError(f'an array of shape {array.shape} is no image; expected (H, W), (H, W, C) or (C, H, W)')
+        raise ValueError(f'an array of shape {array.shape} is not an image; expected (H, W), (H, W, C) or (C, H, W)')
     first, last = array.shape[0], array.shape[2]
     channels_last = last == channels if channels in (first, last) and first != last else last <= first
     return array.transpose(2, 0, 1) if channels_last else array
@@ -159,7 +158,9 @@ def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
     kind, bits = array.dtype.kind, 8 * array.dtype.itemsize
     if kind == 'b':
         array = array.astype(np.uint8) * 255
-    elif (kind, bits) == ('u', 16) or ((kind, bits) == ('i', 32) and _fits_16_bits(array)):  # PIL reads some 16 as 32
+    elif (kind, bits) == ('u', 16) or (
+        (kind, bits) == ('i', 32) and _fits_16_bits(array)
+    ):  # PIL reads some 16-bit files as 32-bit
         array = np.round(array / 257)
     elif (kind, bits) != ('u', 8):
         raise ValueError(f"it holds {array.dtype} values, which have no fixed range; set dtype='float32' in LoadImage")
@@ -171,7 +172,7 @@ def _fits_16_bits(array: np.ndarray) -> bool:
 
 
 def photo_rows(image: Tensor) -> np.ndarray | None:
-    """A (C, H, W) image as OpenCV has photos, if it lies in memory so: (H, W, 3), uint8, contiguous."""
+    """View a (C, H, W) image as (H, W, 3) for OpenCV; None unless it is uint8 and contiguous in that order."""
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.stride(0) != 1:
         return None
     rows = image.numpy().transpose(1, 2, 0)

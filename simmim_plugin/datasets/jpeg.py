@@ -1,4 +1,4 @@
-"""JPEGs that are decoded when it is known what is wanted of them, and no larger than that."""
+"""JPEGs whose decoding is deferred until the crop is known, then done at the smallest sufficient scale."""
 
 import io
 import math
@@ -10,18 +10,18 @@ from PIL import Image
 from torch import Tensor
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg')
-COLOURS = ('YCbCr', 'RGB', 'Gray')  # what libjpeg turns into RGB
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # more are taken for a decompression bomb, as Pillow does
+COLOURS = ('YCbCr', 'RGB', 'Gray')  # libjpeg converts these to RGB
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # the limit of Pillow: more is taken for a decompression bomb
 ORIENTATION = 0x0112  # EXIF tag
-APP1, SCAN = 0xE1, 0xDA  # markers: EXIF or XMP data; the pixels
+APP1, SCAN = 0xE1, 0xDA  # markers of EXIF or XMP data, and of the pixels
 
 
 class PendingJPEG:
-    """A JPEG that has been read and not been decoded.
+    """A JPEG that was read but not decoded.
 
     Args:
-        data: The file's bytes.
-        path: Where they are from.
+        data: Bytes of the file.
+        path: Path of the file.
         size: Height and width in pixels.
     """
 
@@ -29,13 +29,13 @@ class PendingJPEG:
         self.data, self.path, self.size = data, path, size
 
     def decode(self, least: tuple[int, int]) -> Tensor:
-        """Decode it, scaled down while it is decoded where it can be: by 2 or more, in the steps that libjpeg has.
+        """Decode it, scaled down during decoding if possible: by 2 or more, in the steps of libjpeg.
 
         Args:
-            least: Height and width in pixels that the result must have, unless the image is smaller.
+            least: Minimum height and width of the result in pixels, unless the image is smaller.
 
         Returns:
-            (3, H, W) uint8, with the channels last in memory.
+            (3, H, W) uint8, channels last in memory.
 
         Raises:
             ValueError: The data are damaged.
@@ -50,11 +50,11 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
 
     Args:
         path: The file.
-        data: Its content, if that has been read.
+        data: Content of the file, if it was read before.
 
     Returns:
-        None where there is more to do than decoding (turning by the EXIF tag, CMYK), and for what is no good JPEG or
-        larger than `MAX_PIXELS`.
+        The JPEG; None if it needs more than decoding (rotation by the EXIF tag, CMYK), is damaged or not a JPEG, or has
+        more than `MAX_PIXELS`.
     """
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
@@ -62,7 +62,7 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
         data = _read(path)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # whatever it is, `read_image` reads it or says what is wrong
+    except ValueError:  # `read_image` reads it or reports what is wrong
         return None
     if _may_be_turned(data) and not _upright(data):
         return None
@@ -72,12 +72,12 @@ def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> Pen
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file in few system calls: half of the time of `open(path, 'rb').read()`."""
+    """Read a file with few system calls, in half the time of `open(path, 'rb').read()`."""
     file = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(file).st_size
         data = os.read(file, size)
-        while len(data) < size and (more := os.read(file, size - len(data))):  # some file systems give less at a time
+        while len(data) < size and (more := os.read(file, size - len(data))):  # some file systems return less per call
             data += more
     finally:
         os.close(file)
@@ -85,7 +85,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _may_be_turned(data: bytes) -> bool:
-    """Whether a segment before the pixels could say so, in EXIF or XMP."""
+    """Whether a segment before the pixels may hold an orientation, in EXIF or XMP."""
     at, last = 2, len(data) - 4
     while at <= last and data[at] == 0xFF and (marker := data[at + 1]) != SCAN:
         end = at + 2 + (data[at + 2] << 8 | data[at + 3])
@@ -101,11 +101,11 @@ def _upright(data: bytes) -> bool:
 
 
 def least_size(size: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Height and width that an image can be decoded at, so that a crop of it still has the target's pixels.
+    """Minimum height and width to decode an image at, so that the crop has no fewer pixels than its target.
 
     Args:
         size: Height and width of the image.
-        crop: Of the crop, in the image's pixels.
-        target: What the crop is resized to.
+        crop: Height and width of the crop, in pixels of the image.
+        target: Height and width that the crop is resized to.
     """
     return math.ceil(target[0] * size[0] / crop[0]), math.ceil(target[1] * size[1] / crop[1])

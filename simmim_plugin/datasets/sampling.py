@@ -1,4 +1,4 @@
-"""Samples that know which one of the training they are, so that what is drawn for them depends on that alone."""
+"""Indices that carry their position in the run, so that augmentation depends on nothing else."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,22 +8,21 @@ from torch.utils.data import DataLoader
 
 
 class NumberedIndex(int):
-    """Index of a sample that knows what it is drawn for, through worker processes, too.
+    """Index of a sample that carries its position in the run, also to worker processes.
 
-    It survives MMEngine's RepeatDataset and ConcatDataset, which compute with it.
+    Position and key survive the arithmetic of MMEngine's RepeatDataset and ConcatDataset.
 
     Args:
-        index: Of the sample in the data set.
-        iteration: Of the training, from 0. `ImageFolder` hands it to the pipeline.
-        key: Seed of the run, and the number of the sample among all that its processes draw; None leaves the random
-            state alone.
+        index: Index of the sample in the data set.
+        iteration: Iteration of the training, from 0. `ImageFolder` passes it to the pipeline.
+        key: Seed of the run, and number of the sample among those of all ranks; None leaves the random state unchanged.
     """
 
     iteration: int
     key: tuple[int, int] | None
 
     def __new__(cls, index: int, iteration: int, key: tuple[int, int] | None = None) -> 'NumberedIndex':
-        """Make an index."""
+        """Create an index."""
         self = super().__new__(cls, index)
         self.iteration, self.key = iteration, key
         return self
@@ -39,15 +38,15 @@ class NumberedIndex(int):
 
 
 class NumberedSampler:
-    """Wrap a sampler so that its indices know the iteration, and the number in it, that they are drawn for.
+    """Wrap a sampler to yield `NumberedIndex`: indices with their iteration and their number in the run.
 
-    What a worker draws then depends on these alone: not on the number of workers or processes, on how far ahead a
-    worker works, or on when it was started.
+    The augmentation of a sample then depends on these alone, not on the number of workers or ranks, on prefetching, or
+    on when a worker was started.
 
     Args:
-        sampler: The data loader's sampler of indices.
+        sampler: Sampler of the data loader.
         loader: The data loader.
-        seed: Of the run, the same in all processes; None leaves the random state of workers alone.
+        seed: Seed of the run, the same on all ranks; None leaves the random state of workers unchanged.
     """
 
     def __init__(self, sampler: Any, loader: DataLoader, seed: int | None = None) -> None:
@@ -58,7 +57,7 @@ class NumberedSampler:
         self.skipped = 0
 
     def skip_batches(self, batches: int) -> None:
-        """Leave out the first so many batches of the next epoch."""
+        """Skip the first `batches` batches of the next epoch."""
         self.skipped = batches
 
     def __iter__(self) -> Iterator[NumberedIndex]:
@@ -74,17 +73,17 @@ class NumberedSampler:
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else, such as `set_epoch`, is the wrapped sampler's."""
-        if name == 'sampler':  # not set yet, while it is copied
+        """Other attributes, such as `set_epoch`, are those of the wrapped sampler."""
+        if name == 'sampler':  # not set yet during a copy
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
 
 def number_samples(loader: DataLoader, seed: int | None = None) -> NumberedSampler:
-    """Make the sampler of a data loader a numbered one; one that is there already stays.
+    """Wrap the sampler of a data loader in a `NumberedSampler`, unless it is one.
 
     Args:
-        loader: The data loader, whose workers are not started yet.
+        loader: The data loader, before its workers start.
         seed: See `NumberedSampler`.
     """
     batches: Any = loader.batch_sampler

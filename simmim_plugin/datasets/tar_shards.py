@@ -1,4 +1,4 @@
-"""A dataset of the images inside tar files, as `tools/prepare_dataset.py --shards-mb` and WebDataset write them."""
+"""TarShards: a data set of the images in tar files, and the function that packs a folder into such files."""
 
 import hashlib
 import io
@@ -16,32 +16,34 @@ from tqdm import tqdm
 from simmim_plugin.datasets.image_folder import ImageFolder, list_images
 from simmim_plugin.datasets.images import ImageReadError
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.files import printable
 
-OPEN_FILES = 64  # shards that a process keeps open
+OPEN_FILES = 64  # most shards that a process keeps open
 
 
 @DATASETS.register_module()
 class TarShards(ImageFolder):
-    """All images in the tar files of a folder, read from where they lie in them, without unpacking.
+    """All images in the tar files of a folder, read at their offsets, without unpacking.
 
-    The headers are read once at the start; then any image is one read of an open file, so that samplers, processes,
-    resuming and the record of bad images are those of `ImageFolder`. Paths are `<tar file>/<name in it>`.
+    Works with files from `simmim prepare --shards-mb` and WebDataset. Headers are read once at the start; then reading
+    an image is one read of an open file. Samplers, distributed training, resuming and the record of bad images work as
+    for `ImageFolder`. Paths are `<tar file>/<name in it>`.
 
     Args:
-        data_root: Folder with `.tar` files, not compressed. `shards.json`, if there is one, tells how many images each
-            must have.
+        data_root: Folder with uncompressed `.tar` files. If it has a `shards.json`, the number of images per file is
+            checked against it.
         kwargs: See `ImageFolder`.
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: It has no tar file, a tar file is damaged or incomplete, or no image is in them.
+        ValueError: It has no tar file, one is damaged or incomplete, or they hold no image.
     """
 
     _open: dict[str, int] | None = None
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """List the images of all shards, in the order of names and places."""
+        """List the images of all shards, in the order of shard names and offsets."""
         folder = Path(self.data_root)
         if not folder.is_dir():
             raise FileNotFoundError(f'data_root={self.data_root!r} is not a folder (from {os.getcwd()})')
@@ -53,13 +55,13 @@ class TarShards(ImageFolder):
         listed = json.loads(index.read_text(encoding='utf-8'))['shards'] if index.is_file() else []
         counts = {shard['file']: shard['images'] for shard in listed}
         if missing := sorted(set(counts) - {shard.name for shard in shards}):
-            raise ValueError(f'{index} lists {", ".join(missing)}, which are not there; copy them, or make them again')
+            raise ValueError(f'{index} lists {", ".join(missing)}, which do not exist; copy them, or create them again')
         found: list[dict[str, Any]] = []
         for shard in tqdm(shards, desc='list shards', unit='shard', file=sys.stderr, disable=len(shards) < OPEN_FILES):
             images = self._images(shard)
             if len(images) != counts.get(shard.name, len(images)):
-                raise ValueError(f'{shard} holds {len(images)} images, but {INDEX} says {counts[shard.name]}; make it '
-                                 'again: remove it and call `simmim prepare` as before')  # fmt: skip
+                raise ValueError(f'{shard} holds {len(images)} images, but {INDEX} says {counts[shard.name]}; '
+                                 'remove it and run the same `simmim prepare` again')  # fmt: skip
             found += images
         if not found:
             raise ValueError(f'the tar files in {self.data_root} hold no file ending in {" ".join(self.suffixes)}')
@@ -70,7 +72,7 @@ class TarShards(ImageFolder):
             with tarfile.open(shard, 'r:') as tar:
                 members = [member for member in tar if member.isfile()]
         except (tarfile.TarError, OSError) as error:
-            raise ValueError(f'{shard} is damaged, or no tar file without compression ({error}); make it again, or '
+            raise ValueError(f'{shard} is damaged, or not an uncompressed tar file ({error}); create it again, or '
                              'remove it') from error  # fmt: skip
         return [
             dict(img_path=f'{shard}/{member.name}', shard=str(shard), offset=member.offset_data, size=member.size)
@@ -79,7 +81,7 @@ class TarShards(ImageFolder):
         ]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """`img_path` and `img_bytes` of an image, and `iteration` if the index knows it."""
+        """`img_path` and `img_bytes` of an image, and `iteration` if the index carries it."""
         info = super().get_data_info(idx)
         place = [info.pop(name) for name in ('shard', 'offset', 'size')]
         return {**info, 'img_bytes': self._read(*place)}
@@ -97,34 +99,34 @@ class TarShards(ImageFolder):
             raise ImageReadError(f'{printable(shard)}: {error}') from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, for processes that are spawned."""
+        """State for spawned processes, without the open files."""
         return {**self.__dict__, '_open': None}
 
 
 INDEX = 'shards.json'
-SEED = 0  # of the order of images: a reader that goes through a shard from its beginning gets mixed ones
+SEED = 0  # of the order of images: sequential readers get them shuffled
 
 
 def write_shards(folder: str | os.PathLike[str], target: str | os.PathLike[str], megabytes: float) -> dict[str, Any]:
-    """Pack all images below a folder, in a random order that is always the same; shards that are there are kept.
+    """Pack all images below a folder into tar files, in a fixed random order; existing shards are kept.
 
-    A sample is two members of a tar file: `000000012.jpg` (the ending is the file's own) and `000000012.txt`, the path
-    within the folder. A shard gets its name when it is complete.
+    A sample is two members of a tar file: `000000012.jpg` (with the ending of the image file) and `000000012.txt`, the
+    path within the folder. A shard gets its name when it is complete.
 
     Args:
         folder: Searched recursively.
         target: Folder of the shards and of `shards.json`, which lists them with their numbers of images and bytes.
-        megabytes: Size of a shard, about; it has at least one image.
+        megabytes: Approximate size of a shard, which holds at least one image.
 
     Returns:
-        What `shards.json` holds.
+        The content of `shards.json`.
 
     Raises:
-        ValueError: No image in `folder`, or `target` holds shards of other images or another size.
+        ValueError: `megabytes` is not positive, `folder` holds no image, or `target` holds shards of other images or of
+            another size.
         OSError: `target` cannot be written.
     """
-    if megabytes <= 0:
-        raise ValueError(f'megabytes={megabytes} must be positive; 256 is usual')
+    number('megabytes', megabytes, 0, hint='256 is usual', ends='(]')
     paths = list_images(str(folder))
     if not paths:
         raise ValueError(f'folder={os.fspath(folder)!r} holds no image (from {os.getcwd()})')
@@ -144,7 +146,7 @@ def write_shards(folder: str | os.PathLike[str], target: str | os.PathLike[str],
 
 
 def _plan(sizes: list[int], limit: float) -> list[tuple[range, int]]:
-    """Images of each shard, as indices, and their bytes."""
+    """Per shard: the indices of its images, and their bytes."""
     plan, start, total = [], 0, 0
     for i, size in enumerate(sizes):
         if i > start and total + size > limit:

@@ -1,10 +1,10 @@
 """SimMIM in five files. Read in this order.
 
-1. simmim.py: what is predicted, from what.
+1. simmim.py: the model: what is predicted, from what.
 2. masks.py: what is hidden.
 3. head.py: from patch features to pixels and the loss.
 4. losses.py: how prediction and image are compared.
-5. vit.py: the backbone, whose parts are in layers/.
+5. vit.py: the backbone; its parts are in layers/.
 
 One convention throughout: a mask is (B, h, w) over the patches, 1 = masked.
 """

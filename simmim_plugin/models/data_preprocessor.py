@@ -1,4 +1,4 @@
-"""Batches of uint8 images and masks: to the device, then normalised there."""
+"""Data preprocessor: move batches of uint8 images and masks to the device and normalise them there."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,14 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from simmim_plugin.registry import MODELS
+from simmim_plugin.utils.arguments import number
+
+HINT = '`simmim statistics` prints the values of your images'
 
 
 @MODELS.register_module()
 class SimMIMDataPreprocessor(BaseDataPreprocessor):
-    """Move a batch to the device and normalise the images there; masks travel as one (B, h, w) tensor.
+    """Move a batch to the device and normalise the images there; masks are one (B, h, w) tensor.
 
     Args:
         mean: Per-channel mean, in the units of the stored values (0 ... 255 for 8-bit images).
@@ -20,25 +23,26 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
         non_blocking: Do not wait for the copy to the device.
 
     Raises:
-        ValueError: `mean` and `std` differ in length, or a std is not positive.
+        ValueError: `mean` and `std` differ in length, or a value is not finite or a std not positive.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], non_blocking: bool = True) -> None:
         super().__init__(non_blocking=non_blocking)
-        if len(mean) != len(std) or not mean:
-            raise ValueError(f'mean={mean} and std={std} must have one value per channel')
-        if min(std) <= 0:
-            raise ValueError(f'std={std} must be positive; `simmim statistics` prints fitting values')
+        if not isinstance(mean, Sequence) or not isinstance(std, Sequence) or not 0 < len(mean) == len(std):
+            raise ValueError(f'mean={mean!r} and std={std!r} must have one value per channel')
+        for channel, (mean_value, std_value) in enumerate(zip(mean, std)):
+            number(f'mean[{channel}]', mean_value, hint=HINT)
+            number(f'std[{channel}]', std_value, 0, hint=HINT, ends='(]')
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Normalise `inputs`, (B, C, H, W) of any dtype, into float32; other entries only move, `img_path` goes.
+        """Normalise `inputs`, (B, C, H, W) of any dtype, to float32. Other entries are moved, `img_path` is dropped.
 
         Raises:
-            ValueError: The images' channels are not those of `mean` and `std`.
+            ValueError: The number of channels differs from that of `mean` and `std`.
         """
         data = self.cast_data({name: value for name, value in data.items() if name != 'img_path'})
         inputs = data['inputs']

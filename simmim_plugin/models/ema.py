@@ -1,4 +1,4 @@
-"""Moving average of a model's weights, all tensors at once."""
+"""Exponential moving average of a model's weights, with fused operators."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from simmim_plugin.registry import MODELS
 
 @MODELS.register_module()
 class ForeachEMA(ExponentialMovingAverage):
-    """MMEngine's `ExponentialMovingAverage` with a few operators per step instead of one per tensor.
+    """MMEngine's `ExponentialMovingAverage` with a few operators per step instead of several per tensor.
 
     `custom_hooks = [dict(type='EMAHook', ema_type='simmim_plugin.ForeachEMA', momentum=0.0002)]`. Arguments are
-    MMEngine's: the average moves by `momentum` of its distance to the weights.
+    MMEngine's: average = (1 - momentum) * average + momentum * weights.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._steps: int | None = None  # the buffer's value, which may lie on a device
+        self._steps: int | None = None  # `steps` as an int: reading the buffer would wait for the device
         self.register_load_state_dict_post_hook(lambda *_: setattr(self, '_steps', None))
 
     @torch.no_grad()

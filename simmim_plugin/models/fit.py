@@ -1,4 +1,4 @@
-"""Fit a state dict to a `SimMIMViT` of another grid or with other bias tables, or refuse it."""
+"""Fit a state dict to a `SimMIMViT` with another grid or other bias tables."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from torch import Tensor
 from simmim_plugin.models.layers.relative_position import TABLE, Grid, resize_table, table_rows
 
 SHARED = f'rel_pos_bias.{TABLE}'
-ON_GRID = (TABLE, 'pos_embed')  # ends of the names of what is made for a grid
-NAMED = 6  # names in a line of the report
+ON_GRID = (TABLE, 'pos_embed')  # name endings of parameters whose shape depends on the grid
+NAMED = 6  # most names in a line of the report
 
 
 class Fitted(NamedTuple):
-    """Weights that fit a model, and what was done: names by what became of them."""
+    """Weights that fit a model, and the names of those that were skipped, resized or kept."""
 
     state: dict[str, Tensor]
     skipped: list[str]  # in the checkpoint, not in the model
@@ -33,15 +33,15 @@ class Fitted(NamedTuple):
 
 
 def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None) -> Fitted:
-    """Make the weights of a backbone fit another one of the same width and depth.
+    """Fit the weights of one backbone to another of the same width and depth.
 
-    A shared bias table goes to every block where the model has one per block. Bias tables and position embeddings are
-    interpolated (bicubic, see `resize_table`) to the model's grid.
+    A shared bias table is copied to every block if the model has one table per block. Bias tables and position
+    embeddings are interpolated (bicubic, see `resize_table`) to the model's grid.
 
     Args:
         model: A `SimMIMViT`.
-        state: Names as the model has them, from a model with or without a shared table.
-        grid: Height and width in patches that `state` is made for. None: inferred, see `grid_of_table`.
+        state: A state dict with the model's names, with or without a shared table.
+        grid: Height and width in patches of the model that `state` is from. None: inferred, see `grid_of_table`.
 
     Raises:
         ValueError: Nothing fits, or a shape does not.
@@ -56,7 +56,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
 
 
 def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse weights of another architecture, naming the first difference.
+    """Raise an error that names the first difference if weights are of another architecture.
 
     Args:
         own: The model's state dict.
@@ -72,17 +72,17 @@ def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
 
 
 def grid_of_table(name: str, value: Tensor, grid: Grid | None = None, like: Grid = (1, 1)) -> Grid:
-    """Height and width in patches that a bias table or a position embedding is made for.
+    """Grid, height and width in patches, of a bias table or a position embedding.
 
     Args:
-        name: Of the parameter; one that ends in `relative_position_bias_table` is a table.
+        name: Name of the parameter; one that ends in `relative_position_bias_table` is a table.
         value: (rows, heads) of a table, (1, rows, D) of a position embedding.
-        grid: The grid, where it is known; the number of rows is checked. None: square if the number of rows allows it,
-            else of the proportions of `like`.
-        like: See `grid`.
+        grid: The grid, if known; the number of rows is checked. None: inferred: a square if the number of rows allows
+            it, else the proportions of `like`.
+        like: Grid whose proportions are tried second.
 
     Raises:
-        ValueError: The number of rows is that of another grid, or of none of these.
+        ValueError: The number of rows does not fit.
     """
     rows = value.shape[-2]
     divisor = math.gcd(*like)
@@ -102,7 +102,7 @@ def grid_of_table(name: str, value: Tensor, grid: Grid | None = None, like: Grid
 
 
 def _spread(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A shared bias table goes to every block, where the model has one per block."""
+    """Copy a shared bias table to every block if the model has one table per block."""
     tables = [name for name in own if name.endswith(f'attn.{TABLE}')]
     if SHARED not in state or SHARED in own or not tables:
         return dict(state)
@@ -111,7 +111,7 @@ def _spread(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 
 
 def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[str]) -> None:
-    """Raise ValueError where nothing fits, a table would be lost, or more than the grid differs."""
+    """Raise ValueError if nothing fits, a table would be lost, or more than the grid differs."""
     if not state.keys() & own.keys():
         raise ValueError(
             f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
@@ -132,10 +132,10 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
 def _resize(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], old: Grid | None, new: Grid
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Interpolate what is made for another grid; also the names of that, with both grids."""
+    """Interpolate parameters of another grid; also return their names, with both grids."""
     fitted, resized = dict(state), []
     for name, value in state.items():
-        # 2 x 3 and 3 x 2 patches have tables of one shape.
+        # 2 x 3 and 3 x 2 patches have tables of the same shape.
         if name.endswith(ON_GRID) and (value.shape != own[name].shape or old not in (None, new)):
             grid = grid_of_table(name, value, old, like=new)
             if name.endswith(TABLE):
@@ -147,7 +147,7 @@ def _resize(
 
 
 def _shape_faults(state: Mapping[str, Tensor], own: Mapping[str, Tensor], any_grid: bool = False) -> list[str]:
-    """Differences of shapes, in words; with `any_grid`, those of the number of rows of a table do not count."""
+    """Messages about different shapes; with `any_grid`, the number of rows of a table may differ."""
     faults = []
     for name, value in own.items():
         if name in state and state[name].shape != value.shape:

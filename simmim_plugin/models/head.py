@@ -1,4 +1,4 @@
-"""SimMIMHead: from patch features to pixels, and the loss."""
+"""SimMIMHead: decode patch features to pixels, and compute the loss."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from simmim_plugin.models.losses import normalize_patches, reconstruction_loss
 from simmim_plugin.models.masks import pixel_mask
 from simmim_plugin.registry import MODELS, build_part
+from simmim_plugin.utils.arguments import whole
 
 
 @MODELS.register_module()
@@ -22,10 +23,10 @@ class SimMIMHead(BaseModule):
         num_layers: 1 is the published linear layer, 2 an MLP with one hidden layer of `in_channels` and GELU.
         normalize_target: Predict patches normalised by their own mean and standard deviation (`normalize_patches`).
         loss: Config of the loss (or a built one).
-        init_cfg: MMEngine's.
+        init_cfg: See `mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: `num_layers` is less than 1.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class SimMIMHead(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not isinstance(num_layers, int) or num_layers < 1:
-            raise ValueError(f'num_layers={num_layers!r} of SimMIMHead must be 1 (the published linear layer) or more')
+        whole('SimMIMHead.in_channels', in_channels, 1, hint='the embed_dims of the backbone')
+        whole('SimMIMHead.patch_size', patch_size, 1, hint='the patch_size of the backbone')
+        whole('SimMIMHead.out_channels', out_channels, 1, hint='3 for RGB')
+        whole('SimMIMHead.num_layers', num_layers, 1, hint='1 is the published linear layer')
         self.patch_size = patch_size
         self.out_channels = out_channels
         self.normalize_target = normalize_target
@@ -54,18 +57,18 @@ class SimMIMHead(BaseModule):
 
         Args:
             features: (B, in_channels, h, w).
-            target: (B, out_channels, h*p, w*p), the images. With `normalize_target`, the prediction is put into their
-                units by each true patch's mean and std, which the model does not know.
+            target: (B, out_channels, h*p, w*p), the images. With `normalize_target`, the prediction is scaled back to
+                their units by the mean and std of each true patch, which the model does not know.
 
         Returns:
             (B, out_channels, h*p, w*p).
 
         Raises:
-            ValueError: The features are no map.
+            ValueError: The features are not a map.
         """
         if features.ndim != 4:
             raise ValueError(
-                f'features of shape {tuple(features.shape)} are no map of patches, (B, in_channels, h, w); set '
+                f'features of shape {tuple(features.shape)} are not a map of patches, (B, in_channels, h, w); set '
                 "out_type='featmap' of the backbone"
             )
         rows = self.decoder(features.permute(0, 2, 3, 1))  # (B, h, w, C*p*p)
@@ -75,7 +78,7 @@ class SimMIMHead(BaseModule):
         return F.pixel_shuffle(rows.permute(0, 3, 1, 2), self.patch_size)
 
     def normalized(self, images: Tensor, reference: Tensor) -> Tensor:
-        """With `normalize_target`, images in units of each patch of the reference; else unchanged. (B, C, H, W) all."""
+        """Normalise images by the patches of the reference, all (B, C, H, W); unchanged without `normalize_target`."""
         if not self.normalize_target:
             return images
         _, mean, std = normalize_patches(self._rows(reference))
@@ -91,8 +94,8 @@ class SimMIMHead(BaseModule):
             parts: Masks to report separate errors for, same shape: `local`, `global_`.
 
         Returns:
-            `{'loss': scalar}`, and for each of the parts `error_<name>`: the criterion's mean over its pixels, for the
-            log (MMEngine adds up what has 'loss' in its name).
+            `{'loss': scalar}`, and for each of `parts` an `error_<name>`: the mean of the criterion over its pixels,
+            for the log only (MMEngine sums the entries with 'loss' in their names).
         """
         prediction, truth = self(features), self.normalized(target, target)
         losses = {'loss': self.loss_module(prediction, truth, pixel_mask(mask, self.patch_size))}

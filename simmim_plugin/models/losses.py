@@ -1,6 +1,5 @@
-"""Reconstruction losses: pure functions, and a module for configs."""
+"""Reconstruction losses, as functions and as a module for configs."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS
+from simmim_plugin.utils.arguments import choice, number
 
-# Keeps an empty mask from dividing by zero; the value is the reference implementation's.
+# Avoids a division by zero where the mask is empty; the reference implementation's value.
 EPS = 1e-5
 SCOPES = ('masked', 'all')
 
@@ -45,7 +45,7 @@ def reconstruction_loss(
         raise ValueError(
             f'prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}'
         )
-    _check_criterion(criterion)
+    choice('criterion', criterion, CRITERIA)
     target = _wide(target)
     channels = target.shape[1]
     error = CRITERIA[criterion](prediction.to(target.dtype), target, reduction='none')
@@ -63,23 +63,18 @@ def _wide(x: Tensor) -> Tensor:
     return x if torch.is_floating_point(x) and torch.finfo(x.dtype).bits >= 32 else x.float()
 
 
-def _check_criterion(criterion: str) -> None:
-    if criterion not in CRITERIA:
-        raise ValueError(f'criterion={criterion!r} is unknown; choose one of {", ".join(map(repr, CRITERIA))}')
-
-
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """Give every patch mean 0 and variance 1 over its pixels and channels, as target (MAE, arXiv 2111.06377).
+    """Normalise each patch to zero mean and unit variance, as the target (MAE, arXiv 2111.06377).
 
     Args:
-        patches: (..., values of a patch).
+        patches: (..., P), P = the pixels times the channels of a patch.
         eps: Added to the variance.
 
     Returns:
-        The normalised patches, and what undoes it, mean and std, (..., 1): `normalised * std + mean`.
+        The normalised patches (..., P), and their mean and std, (..., 1) each.
     """
     mean = patches.mean(dim=-1, keepdim=True)
-    std = (patches.var(dim=-1, keepdim=True) + eps).sqrt()  # unbiased variance, as there
+    std = (patches.var(dim=-1, keepdim=True) + eps).sqrt()  # unbiased variance, as in MAE
     return (patches - mean) / std, mean, std
 
 
@@ -93,7 +88,7 @@ def focal_frequency_loss(error: Tensor, alpha: float = 1.0, weight: Tensor | Non
         weight: Use this, (B, C, H, W), instead.
 
     Returns:
-        The mean over all frequencies (orthonormal transform), channels and images.
+        A scalar: the mean over all frequencies (orthonormal transform), channels and images.
     """
     spectrum = torch.fft.fft2(error, norm='ortho')
     distance = spectrum.real.square() + spectrum.imag.square()
@@ -112,8 +107,8 @@ class ReconstructionLoss(nn.Module):
         scope: 'masked', the published one, counts masked pixels; 'all' every pixel. The squared error of all pixels is
             1 / (H W C) * sum of (x - p)^2, the formula of simultaneous masking (docs/masking.md).
         frequency_weight: Factor of `focal_frequency_loss` over the whole image, with the error of pixels that do not
-            count set to 0. 0 leaves it out. The idea and the weight 0.1 are A2MIM's (arXiv 2205.13943), whose code
-            weights spectra averaged over the batch, and visible pixels by half.
+            count set to 0. 0 leaves it out. The idea and the weight 0.1 are from A2MIM (arXiv 2205.13943), whose code
+            averages the spectra over the batch and halves the weight of visible pixels.
         loss_weight: Factor on the result.
 
     Raises:
@@ -124,11 +119,10 @@ class ReconstructionLoss(nn.Module):
         self, criterion: str = 'l1', scope: str = 'masked', frequency_weight: float = 0.0, loss_weight: float = 1.0
     ) -> None:
         super().__init__()
-        _check_criterion(criterion)
-        if scope not in SCOPES:
-            raise ValueError(f'scope={scope!r} is unknown; choose one of {", ".join(map(repr, SCOPES))}')
-        if not isinstance(frequency_weight, int | float) or not 0 <= frequency_weight < math.inf:
-            raise ValueError(f'frequency_weight={frequency_weight!r} must be a number from 0; A2MIM uses 0.1')
+        choice('criterion', criterion, CRITERIA)
+        choice('scope', scope, SCOPES)
+        number('frequency_weight', frequency_weight, 0, hint='A2MIM uses 0.1')
+        number('loss_weight', loss_weight, hint='1 is the default')
         self.criterion = criterion
         self.scope = scope
         self.frequency_weight = frequency_weight
@@ -140,7 +134,7 @@ class ReconstructionLoss(nn.Module):
         Args:
             prediction: (B, C, H, W).
             target: Same shape.
-            mask: (B, 1, H, W) over the pixels, 1 = masked. None: every pixel is.
+            mask: (B, 1, H, W) over the pixels, 1 = masked. None: all pixels are masked.
 
         Returns:
             A scalar.
@@ -154,7 +148,7 @@ class ReconstructionLoss(nn.Module):
 
 
 def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
-    """The simplest prediction: each image's mean over its visible pixels, per channel.
+    """Baseline prediction: the mean of an image over its visible pixels, per channel.
 
     Args:
         images: (B, C, H, W).
@@ -169,12 +163,12 @@ def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) -> float:
-    """Mean of the head's criterion over masked pixels: comparable between losses of different scope or terms.
+    """Mean of the head's criterion over masked pixels, comparable between losses of different scope or terms.
 
-    With the head's `normalize_target`, both are first put into units of the target's patches.
+    With the head's `normalize_target`, both images are first normalised by the patches of the target.
 
     Args:
-        model: A `SimMIM`; a loss module of another kind than `ReconstructionLoss` is called as it is.
+        model: A `SimMIM`. A loss module other than `ReconstructionLoss` is called as it is.
         prediction: (B, C, H, W), normalised.
         target: (B, C, H, W), normalised.
         mask: (B, 1, H, W) over the pixels, 1 = masked.

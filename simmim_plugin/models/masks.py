@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-# A sample's keys: what the model sees, and where two masks are drawn at once the two, of which `mask` is the union.
+# Keys of a sample: the mask that the model sees; of two simultaneous masks, both, whose union is `mask`.
 MASKS = ('mask', 'mask_local', 'mask_global')
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # (h, w), 1 = masked
@@ -19,23 +19,23 @@ Mask = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # (h, w), 1 = masked
 
 @lru_cache(maxsize=1024)
 def masked_count(ratio: float, units: int) -> int:
-    """ceil(ratio * units), free of floating-point residue: 0.07 of 100 units is 7, not 8."""
+    """ceil(ratio * units), without floating-point error: 0.07 of 100 units is 7, not 8."""
     return math.ceil(round(ratio * units, 9))
 
 
 @lru_cache(maxsize=1024)
 def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
-    """Rows and columns of units that cover a grid of patches; those at the lower and right edges may stick out."""
+    """Rows and columns of units that cover a grid of patches; the last ones may extend beyond its edges."""
     return math.ceil(grid[0] / unit), math.ceil(grid[1] / unit)
 
 
 @lru_cache(maxsize=4)
 def _unit_of_patches(grid: tuple[int, int], unit: int) -> np.ndarray:
-    """(h, w), the number of the unit that each patch lies in; units are numbered row by row."""
+    """(h, w): index of the unit that each patch belongs to, row by row."""
     columns = unit_grid(grid, unit)[1]
     down, across = (np.arange(side, dtype=np.int32) // unit for side in grid)
     numbers = down[:, None] * columns + across
-    numbers.setflags(write=False)  # every caller gets the same one
+    numbers.setflags(write=False)  # cached: all callers share it
     return numbers
 
 
@@ -46,10 +46,10 @@ def random_mask(
 
     Args:
         grid: Height and width of the mask in patches.
-        unit: Side of a unit in patches. Units that stick out at the lower and right edges are cut.
+        unit: Side of a unit in patches. Units at the bottom and right edges are cropped to the grid.
         ratio: Share of the region's units to mask, in [0, 1]; exactly ceil(ratio * units) of them.
-        rng: Source of `permutation`; NumPy's global one is seeded in every worker by MMEngine.
-        region_ratio: Share of the units, chosen at random, that form the region; ceil(region_ratio * units) of them.
+        rng: Has `permutation`; MMEngine seeds NumPy's global generator in every worker.
+        region_ratio: Share of all units that form the region: ceil(region_ratio * units) random ones.
 
     Returns:
         (h, w), 1 = masked.
@@ -62,13 +62,13 @@ def random_mask(
 
 
 def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float) -> float:
-    """Ratio for an image of another size: keep' = keep * (reference_tokens / tokens)^alpha, keep = 1 - ratio.
+    """Ratio for another image size: keep' = keep * (reference_tokens / tokens)^alpha, keep = 1 - ratio.
 
-    Clipped to [0, 1]. With alpha 0 the ratio is constant, with alpha 1 the number of visible tokens is.
+    Clipped to [0, 1]. alpha 0 keeps the ratio, alpha 1 the number of visible tokens.
     """
     return 1 - min(1.0, (1 - ratio) * (reference_tokens / tokens) ** alpha)
 
 
 def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
-    """Patches to pixels: (B, h, w) -> (B, 1, h*p, w*p), same dtype."""
+    """Mask over patches -> mask over pixels: (B, h, w) -> (B, 1, h*p, w*p), same dtype."""
     return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""SimpleFeaturePyramid: maps of several strides from the one map of a Vision Transformer."""
+"""SimpleFeaturePyramid: feature maps of several strides from the single map of a Vision Transformer."""
 
 from collections.abc import Sequence
 
@@ -8,25 +8,26 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS
+from simmim_plugin.utils.arguments import whole
 
-MODELS.register_module('LayerNorm2d', module=LayerNorm2d)  # over the channels of a map; for `norm_cfg` of heads
-SCALES = (4.0, 2.0, 1.0, 0.5)  # of the input map, which makes strides 4, 8, 16, 32 of stride 16
+MODELS.register_module('LayerNorm2d', module=LayerNorm2d)  # for `norm_cfg` of heads
+SCALES = (4.0, 2.0, 1.0, 0.5)  # of the input map: stride 16 becomes 4, 8, 16, 32
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """The pyramid of ViTDet (arXiv 2203.16527, section 3): every level is made of the last map alone.
+    """The pyramid of ViTDet (arXiv 2203.16527, section 3): every level is computed from the last map alone.
 
     Transposed convolutions enlarge it by 4 and 2, max-pooling halves it; then, at each level, a 1 x 1 and a 3 x 3
-    convolution, each followed by a LayerNorm over the channels. Further levels are every second pixel of the one
-    before.
+    convolution, each followed by a LayerNorm over the channels. Each further level takes every second pixel of the
+    previous one.
 
     Args:
         in_channels: Channels of the map: `embed_dims` of the backbone.
         out_channels: Channels of each level.
         num_outs: Number of levels.
-        start_level: The first level: 0 is stride 4 of a map of stride 16 (Mask R-CNN), 1 is stride 8 (RetinaNet).
-        init_cfg: MMEngine's.
+        start_level: The first level, for a map of stride 16: 0 is stride 4 (Mask R-CNN), 1 is stride 8 (RetinaNet).
+        init_cfg: See `mmengine.model.BaseModule`.
 
     Raises:
         ValueError: An argument is out of range.
@@ -41,16 +42,10 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if in_channels < 4:
-            raise ValueError(
-                f'in_channels={in_channels} of SimpleFeaturePyramid must be the embed_dims of the backbone'
-            )
-        if not 0 <= start_level < len(SCALES):
-            raise ValueError(
-                f'start_level={start_level} of SimpleFeaturePyramid must be 0 ... 3 (strides 4, 8, 16, 32)'
-            )
-        if num_outs < 1:
-            raise ValueError(f'num_outs={num_outs} of SimpleFeaturePyramid must be 1 or more')
+        whole('SimpleFeaturePyramid.in_channels', in_channels, 4, hint='the embed_dims of the backbone')
+        whole('SimpleFeaturePyramid.out_channels', out_channels, 1, hint='ViTDet uses 256')
+        whole('SimpleFeaturePyramid.num_outs', num_outs, 1, hint='ViTDet uses 5')
+        whole('SimpleFeaturePyramid.start_level', start_level, 0, len(SCALES) - 1, 'for strides 4, 8, 16, 32')
         scales = SCALES[start_level : start_level + num_outs]
         self.in_channels = in_channels
         self.num_pooled = num_outs - len(scales)
@@ -60,7 +55,7 @@ class SimpleFeaturePyramid(BaseModule):
         """Maps of `num_outs` strides, (B, out_channels, h, w) each, finest first.
 
         Args:
-            inputs: The backbone's map (B, in_channels, h, w), or its maps, of which the last is taken.
+            inputs: The backbone's map (B, in_channels, h, w), or a sequence of maps, of which the last is used.
 
         Raises:
             ValueError: The map has another number of channels.

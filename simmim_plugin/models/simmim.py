@@ -7,6 +7,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS, build_part
+from simmim_plugin.utils.arguments import choice
 
 MODES = ('loss', 'tensor')
 
@@ -17,9 +18,9 @@ class SimMIM(BaseModel):
 
     Args:
         backbone: Config of a backbone (or a built one) with `forward(x, mask)`, such as `SimMIMViT`.
-        head: Config of the head. `in_channels`, `patch_size` and `out_channels` are the backbone's where not given.
+        head: Config of the head. `in_channels`, `patch_size` and `out_channels` default to the backbone's.
         data_preprocessor: Config of the preprocessor, such as `SimMIMDataPreprocessor`.
-        init_cfg: MMEngine's.
+        init_cfg: See `mmengine.model.BaseModule`.
     """
 
     def __init__(
@@ -54,17 +55,15 @@ class SimMIM(BaseModel):
         Args:
             inputs: (B, C, H, W).
             mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
-            mode: 'loss' gives what `SimMIMHead.loss` returns; 'tensor' gives the backbone's features without a mask.
-            mask_local: With simultaneous masks, the local one; its error then goes into the log.
-            mask_global: The same for the global one. `mask` is their union.
+            mode: 'loss' returns what `SimMIMHead.loss` returns; 'tensor' the backbone's features without a mask.
+            mask_local: The local one of two simultaneous masks; its error is logged.
+            mask_global: The global one; its error is logged. `mask` is their union.
 
         Raises:
             ValueError: Unknown mode, or no mask where one is needed.
         """
-        if mode == 'tensor':
+        if choice('mode', mode, MODES) == 'tensor':
             return self.backbone(inputs)
-        if mode != 'loss':
-            raise ValueError(f'mode={mode!r} is unknown; choose one of {", ".join(map(repr, MODES))}')
         if mask is None:
             raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
         return self.loss(inputs, mask, mask_local, mask_global)
@@ -81,8 +80,8 @@ class SimMIM(BaseModel):
         return self.head.loss(features, inputs, mask, local=mask_local, global_=mask_global)
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Predict every pixel, also the visible ones: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.
+        """Predict every pixel, visible ones included: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.
 
-        With the head's `normalize_target`, each patch is given its true mean and std, which the model does not know.
+        With the head's `normalize_target`, each patch gets its true mean and std, which the model does not know.
         """
         return self.head(self.backbone(inputs, mask)[-1], inputs)

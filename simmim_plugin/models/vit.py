@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.models.fit import fit_state
-from simmim_plugin.models.layers.architecture import arch_settings, grid_of, rising_blocks, window_sizes
+from simmim_plugin.models.layers.architecture import arch_settings, rising_blocks, window_sizes
 from simmim_plugin.models.layers.relative_position import Grid, RelativePositionBias
 from simmim_plugin.models.layers.transformer import (
     LAYER_NORM_EPS,
@@ -22,6 +22,7 @@ from simmim_plugin.models.layers.transformer import (
     window_parts,
 )
 from simmim_plugin.registry import MODELS
+from simmim_plugin.utils.arguments import choice, grid_of, number, sides, whole
 
 OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token', 'raw')
 
@@ -30,37 +31,37 @@ OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token', 'raw')
 class SimMIMViT(BaseModule):
     """Vision Transformer with mask token and relative position bias (arXiv 2111.09886; BEiT's architecture).
 
-    Words and meanings are MMPretrain's; parameter names are the reference implementation's and timm's `Beit`, so
-    those state dicts load as they are.
+    Arguments have the names and meanings of MMPretrain; parameters have the names of the reference implementation and
+    of timm's `Beit`, so their state dicts load as they are.
 
     Args:
         arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
-        img_size: Side, or (height, width), in pixels that the bias tables (or position embedding) are made for.
+        img_size: Side, or (height, width), in pixels, that the bias tables (or position embedding) are for.
             Other inputs whose sides are multiples of `patch_size` work: tables are interpolated (bicubic).
-        dynamic_img_pad: Pad inputs at the right and bottom with 0 to multiples of `patch_size`; maps then include the
-            padding. Otherwise such inputs are an error.
+        dynamic_img_pad: Zero-pad inputs at the right and bottom to multiples of `patch_size`; feature maps then include
+            the padding. If False, such inputs are an error.
         patch_size: Side of a patch in pixels.
         in_channels: Channels of the input, any number.
-        drop_path_rate: Drop path of the last block; it rises linearly from 0. Pretraining and fine-tuning: 0.1.
+        drop_path_rate: Drop path rate of the last block; rates rise linearly from 0. The published value is 0.1.
         layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
         use_shared_rel_pos_bias: One relative position bias table for all blocks (pretraining).
-        use_rel_pos_bias: One table per block (fine-tuning). Not together with the shared one.
+        use_rel_pos_bias: One table per block (fine-tuning); excludes the shared one.
         use_abs_pos_embed: A learned absolute position embedding.
-        out_type: 'featmap' (B, embed_dims, h, w); 'avg_featmap' (B, embed_dims), the mean of the patch tokens through
-            a new norm `fc_norm` (then there is no final `norm`); 'cls_token' (B, embed_dims); 'raw'
+        out_type: 'featmap' (B, embed_dims, h, w); 'avg_featmap' (B, embed_dims), the mean of the patch tokens after
+            a norm `fc_norm`, which replaces the final `norm`; 'cls_token' (B, embed_dims); 'raw'
             (B, 1 + h*w, embed_dims).
-        out_indices: Block or blocks whose output is returned, rising; negative from the end. The final norm is applied
-            to the last block's only.
-        frozen_stages: Above 0, freeze the patch embedding, the tokens and this many blocks; if these are all, also
-            the final norm and a shared bias table.
-        window_size: Side in patches of windows that attention stays inside, for large images; 14 is the grid of 224 px,
-            whose tables fit as they are. 0: attention over the whole image. See `in_windows`.
-        global_blocks: Blocks that nevertheless attend over the whole image, such as (2, 5, 8, 11) of 12 (ViTDet).
-        with_cp: Recompute each block in the backward pass, to save memory.
-        init_cut: Weights are drawn from a normal of std 0.02 cut at +-`init_cut`: 0.02 in pretraining, 2.0 when
+        out_indices: Block or blocks whose output is returned, rising; negative ones count from the end. The final norm
+            is applied to the last block only.
+        frozen_stages: If above 0, freeze the patch embedding, the tokens and this many blocks; if these are all blocks,
+            the final norm and a shared bias table as well.
+        window_size: Side, in patches, of attention windows for large images; 14 is the grid of 224 px, whose tables fit
+            as they are. 0: global attention. See `in_windows`.
+        global_blocks: Blocks with global attention despite `window_size`, such as (2, 5, 8, 11) of 12 (ViTDet).
+        with_cp: Save memory by recomputing each block in the backward pass.
+        init_cut: Weights are drawn from a normal of std 0.02 truncated at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
-        init_cfg: MMEngine's, e.g. `dict(type='Pretrained', checkpoint=...)`: a checkpoint of ours, or of another
-            project that `simmim convert` knows (see `checkpoints.loading.PretrainedViT`).
+        init_cfg: See `mmengine.model.BaseModule`, e.g. `dict(type='Pretrained', checkpoint=...)` with a checkpoint of
+            this package or of another project that `simmim convert` knows (see `PretrainedViT`).
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -92,25 +93,19 @@ class SimMIMViT(BaseModule):
             raise ValueError(
                 'use_shared_rel_pos_bias=True and use_rel_pos_bias=True exclude each other; set one to False'
             )
-        if out_type not in OUT_TYPES:
-            raise ValueError(f'out_type={out_type!r} is unknown; choose one of {", ".join(map(repr, OUT_TYPES))}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate} is outside [0, 1); the published value is 0.1')
+        number('drop_path_rate', drop_path_rate, 0, 1, 'the published value is 0.1', ends='[)')
+        number('layer_scale_init_value', layer_scale_init_value, 0, hint='0 leaves LayerScale out')
+        number('init_cut', init_cut, 0, hint='the published values are 0.02 and 2', ends='(]')
         self.embed_dims, self.num_layers, num_heads, feedforward_channels = arch_settings(arch)
-        if not -1 <= frozen_stages <= self.num_layers:
-            raise ValueError(f'frozen_stages={frozen_stages} is outside -1 ... {self.num_layers}, the number of blocks')
-        self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.out_type = out_type
+        self.patch_size = whole('SimMIMViT.patch_size', patch_size, 1, hint='e.g. 16')
+        self.in_channels = whole('SimMIMViT.in_channels', in_channels, 1, hint='3 for RGB')
+        self.out_type = choice('out_type', out_type, OUT_TYPES)
         self.out_indices = rising_blocks('out_indices', out_indices, self.num_layers)
-        self.frozen_stages = frozen_stages
+        self.frozen_stages = whole('frozen_stages', frozen_stages, -1, self.num_layers, 'the number of blocks')
         self.with_cp = with_cp
         self.dynamic_img_pad = dynamic_img_pad
-        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(sides) != 2:
-            raise ValueError(f'img_size={img_size} must be one side or (height, width)')
-        self.img_size = (sides[0], sides[1])
-        self.grid = grid_of('img_size', self.img_size, patch_size)
+        self.img_size = sides('img_size', img_size)
+        self.grid = grid_of('img_size', img_size, patch_size)
 
         D = self.embed_dims
         self.patch_embed = LinearPatchEmbed(
@@ -141,7 +136,7 @@ class SimMIMViT(BaseModule):
 
         Args:
             x: (B, in_channels, H, W); H and W are multiples of `patch_size`, unless `dynamic_img_pad`.
-            mask: (B, H / patch_size, W / patch_size), 1 = replaced by the mask token. None: nothing is.
+            mask: (B, H / patch_size, W / patch_size), 1 = replaced by the mask token. None: no mask.
 
         Returns:
             One tensor per block of `out_indices`, in the order of the blocks, shaped as `out_type` says.
@@ -159,7 +154,7 @@ class SimMIMViT(BaseModule):
         return tuple(outputs)
 
     def _embed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Grid, Biases | None]:
-        """What the blocks take: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
+        """Input of the blocks: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
@@ -168,9 +163,11 @@ class SimMIMViT(BaseModule):
         height, width = x.shape[2:]
         if self.dynamic_img_pad:  # patch_embed pads
             height, width = height + -height % self.patch_size, width + -width % self.patch_size
-        grid = grid_of('input', (height, width), self.patch_size)
+        grid = (height // self.patch_size, width // self.patch_size)
+        if 0 in grid or height % self.patch_size or width % self.patch_size:
+            grid_of('input', (height, width), self.patch_size)  # raises
         x = self.patch_embed(x)  # (B, h*w, D)
-        shared = self._shared_biases(grid, x.dtype)  # bfloat16 under autocast, as queries and keys
+        shared = self._shared_biases(grid, x.dtype)  # in bfloat16 under autocast, like queries and keys
         x = self._apply_mask(x, mask, grid)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
         if self.pos_embed is not None:
@@ -180,7 +177,7 @@ class SimMIMViT(BaseModule):
 
     def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
         if mask is None:
-            # Adds nothing; lets the mask token take part, as DistributedDataParallel wants of every parameter.
+            # Adds 0, so that the mask token gets a gradient: DistributedDataParallel expects one of every parameter.
             return x + 0 * self.mask_token if self.training and self.mask_token.requires_grad else x
         if mask.shape != (x.shape[0], *grid):
             raise ValueError(
@@ -192,7 +189,7 @@ class SimMIMViT(BaseModule):
         return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
 
     def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> Biases | None:
-        """Biases of the shared table for all grids that a block attends in, made before the blocks, once."""
+        """Biases of the shared table for every grid that some block attends in, computed once."""
         if self.rel_pos_bias is None:
             return None
         biases: dict[Grid, Tensor] = {}
@@ -229,22 +226,22 @@ class SimMIMViT(BaseModule):
         return_prefix_tokens: bool = False,
         attention_of: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Any]]:
-        """Features after chosen blocks, without a mask: timm's method, and on demand the attention of one patch.
+        """Features after chosen blocks, without a mask, as timm's method; optionally the attention of a patch.
 
         Args:
             x: See `forward`.
-            indices: Blocks from 0, rising; negative ones count from the end. A number n: the last n. None: all.
+            indices: Blocks from 0, rising; negative ones count from the end. An int n: the last n. None: all.
             return_prefix_tokens: Add the class token, (B, 1, embed_dims).
-            attention_of: Row and column of a patch. Add its attention to all patches, (B, heads, h, w): softmax over
-                all keys, without the class token's share, so it sums to less than 1. No other row is computed.
+            attention_of: Row and column of a patch. Add its attention to all patches, (B, heads, h, w): the softmax
+                over all keys without the class token's share, so it sums to less than 1. No other row is computed.
 
         Returns:
-            All tokens after the final norm, (B, 1 + h*w, embed_dims), and one entry per chosen block: its map of
-            features (B, embed_dims, h, w) without that norm, or a tuple of the map and what is added.
+            All tokens after the final norm, (B, 1 + h*w, embed_dims), and one entry per chosen block: its feature
+            map (B, embed_dims, h, w) before that norm, or a tuple of the map and the additions.
 
         Raises:
-            ValueError: See `forward`; or a block or patch is outside the model or grid, or attention is asked for
-                where some blocks attend inside windows.
+            ValueError: See `forward`; or a block or patch does not exist, or `attention_of` is given for a model with
+                attention windows.
         """
         wanted = self.num_layers if indices is None else indices
         wanted = tuple(range(-wanted, 0) if isinstance(wanted, int) else wanted)
@@ -267,7 +264,7 @@ class SimMIMViT(BaseModule):
         return self.norm(x), entries
 
     def _token_of(self, patch: tuple[int, int], grid: Grid) -> int:
-        """Index of a patch's token, of a model whose tokens all see the whole image."""
+        """Index of the token of a patch; the model must have global attention only."""
         row, column = patch
         h, w = grid
         if not (0 <= row < h and 0 <= column < w):
@@ -276,21 +273,21 @@ class SimMIMViT(BaseModule):
             )
         if any(has_windows(grid, size) for size in self.window_sizes):
             raise ValueError(
-                f'attention_of={patch}: some blocks attend inside windows only, so that no token sees the whole image; '
+                f'attention_of={patch}: some blocks attend inside windows only, so no token sees the whole image; '
                 'build the backbone with window_size=0, or leave attention_of out'
             )
-        return 1 + row * w + column  # the class token comes first
+        return 1 + row * w + column  # the class token is first
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Layer of a parameter for layer-wise learning rates, as MMPretrain's constructor asks for it.
+        """Layer of a parameter, for layer-wise learning rates; called by MMPretrain's constructor.
 
         Args:
-            param_name: Its name, with the prefix.
-            prefix: The backbone's name and a dot.
+            param_name: Name of the parameter, with the prefix.
+            prefix: Name of the backbone and a dot.
 
         Returns:
-            Layer and number of layers: 0 for what comes before the blocks, i + 1 for block i, the last for the rest,
-            the classifier included.
+            Layer and number of layers: 0 for the embedding, i + 1 for block i, the last for everything else, the
+            classifier included.
         """
         layers = self.num_layers + 2
         name = param_name.removeprefix(prefix)
@@ -300,7 +297,7 @@ class SimMIMViT(BaseModule):
         return (0 if param_name.startswith(prefix) and name.startswith(first) else layers - 1), layers
 
     def train(self, mode: bool = True) -> 'SimMIMViT':
-        """Switch to training; frozen blocks stay in evaluation mode (no drop path)."""
+        """Set the training mode; frozen blocks stay in evaluation mode (no drop path)."""
         super().train(mode)
         if mode and self.frozen_stages > 0:
             for part in self._frozen_parts():
@@ -321,16 +318,16 @@ class SimMIMViT(BaseModule):
             part.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Initialise as `init_cfg` says; `Pretrained` is ours, found through the registry, and comes last."""
+        """Initialise as `init_cfg` says, with `Pretrained` replaced by our `PretrainedViT`, which runs last."""
         init_cfg: Any = getattr(self, 'init_cfg', None)
         given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
         ours = [{**cfg, 'type': 'simmim_plugin.PretrainedViT'} for cfg in given if cfg['type'] == 'Pretrained']
-        # MMEngine's own `Pretrained` unpickles anything, and only warns when nothing fits.
+        # MMEngine's `Pretrained` unpickles any object, and only warns when nothing fits.
         self.init_cfg = [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours
         super().init_weights()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Make weights of another grid, or with a shared bias table, fit; see `fit_state`."""
+        """Load weights of another grid, or with a shared bias table; see `fit_state`."""
         own = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
         fitted = fit_state(self, own)
         for name in own:
@@ -343,9 +340,9 @@ class SimMIMViT(BaseModule):
 
 
 def init_parameters(vit: 'SimMIMViT', cut: float) -> None:
-    """Draw the weights from a normal of std 0.02 cut at +-`cut`; scale each block's output layers down by its depth.
+    """Draw weights from a normal of std 0.02 truncated at +-`cut`; divide output layers of block i by sqrt(2 (i + 1)).
 
-    Bias tables, q and v biases stay 0, norms 1 and 0, as they are made.
+    Bias tables and q and v biases keep their 0, norms their 1 and 0.
     """
     drawn: list[Tensor] = [vit.cls_token, vit.mask_token, *([] if vit.pos_embed is None else [vit.pos_embed])]
     for module in vit.modules():

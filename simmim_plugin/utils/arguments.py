@@ -24,10 +24,10 @@ def whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf,
     return _checked(name, value, Integral, 'a whole number', low, high, hint, '[]')
 
 
-def choice(name: str, value: T, options: Collection[T]) -> T:
+def choice(name: str, value: T, options: Collection[T], hint: str = '') -> T:
     """One of the options."""
     if not isinstance(value, str | int | float | None) or value not in options:
-        raise ValueError(f'{name}={value!r} is unknown; choose one of {", ".join(map(repr, options))}')
+        raise ValueError(f'{name}={value!r} is unknown; choose one of {", ".join(map(repr, options))}{_more(hint)}')
     return value
 
 

@@ -1,1 +1,1 @@
-"""Pictures and curves."""
+"""Draw reconstructions, masks, features and training curves."""

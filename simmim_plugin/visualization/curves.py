@@ -1,4 +1,4 @@
-"""Curves of training runs from the scalars that MMEngine's visualiser wrote."""
+"""Plot loss curves of training runs from the scalars that MMEngine's visualizer logged."""
 
 import json
 import os
@@ -13,7 +13,7 @@ matplotlib.use('Agg')
 
 
 def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Logged lines of all runs in a work dir, oldest first.
+    """Read the scalars logged by all runs in a work dir, oldest first.
 
     Raises:
         FileNotFoundError: Nothing was logged there.
@@ -21,26 +21,26 @@ def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise FileNotFoundError(
-            f'{os.fspath(work_dir)!r} holds no */vis_data/scalars.json; name the work dir of a training'
+            f'{os.fspath(work_dir)!r} holds no */vis_data/scalars.json; give the work dir of a training'
         )
     return [json.loads(line) for file in files for line in file.read_text(encoding='utf-8').splitlines()]
 
 
 def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Draw the training loss over epochs, and the loss on the fixed images beside that of their visible mean.
+    """Plot the training loss over epochs, and the loss on the fixed images with its visible-mean baseline.
 
     Args:
-        work_dirs: Folders that training wrote, one colour each.
-        out: The picture to write.
+        work_dirs: Work dirs of trainings, one colour each.
+        out: Image file to write.
     """
     figure, axis = plt.subplots(figsize=(8, 4.5), layout='constrained')
     for i, work_dir in enumerate(work_dirs):
         lines, name, color = read_scalars(work_dir), Path(work_dir).name, f'C{i}'
         training = [line for line in lines if 'loss' in line]
-        # A resumed run logs some iterations again: the last entry of each counts.
+        # A resumed run logs some iterations again: keep the last entry of each.
         by_iteration = {line['iter']: line for line in training}
         iterations = sorted(by_iteration)
-        # Lines at the end of an epoch have the largest quotient; runs by iteration have no epochs.
+        # The quotient is largest at the end of an epoch; iteration-based runs have no epochs.
         per_epoch = max((line['iter'] / line['epoch'] for line in training if line.get('epoch')), default=1)
         axis.plot(
             [it / per_epoch for it in iterations],

@@ -1,4 +1,4 @@
-"""Pictures of features: principal components as colours, similarity, attention."""
+"""Draw feature maps: principal components as colours, similarity and attention of a patch."""
 
 import math
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from torch import Tensor
 from simmim_plugin.visualization.sheets import PANEL_PX, draw_table, enlarge, mark_patch, to_display
 
 COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root scale')
-LEAST_SIMILAR = 0.99  # a map in which all patches are alike shall look so
+LEAST_SIMILAR = 0.99  # upper limit of the colour scale's low end, so that a uniform map looks uniform
 
 
 def pca_rgb(features: Tensor) -> Tensor:
-    """First three principal components of the features as red, green and blue.
+    """Map the first three principal components of the features to red, green and blue.
 
-    Each is stretched between its 1st and 99th percentile, and signed so that its largest weight is positive. A
-    component in which the features do not differ is 0.5 everywhere.
+    Each is scaled from its 1st to its 99th percentile, with the sign that makes its largest weight positive. A
+    constant component is 0.5 everywhere.
 
     Args:
-        features: (h, w, D), D at least 3.
+        features: (h, w, D) with D >= 3.
 
     Returns:
         (h, w, 3) in [0, 1], float32.
 
     Raises:
-        ValueError: Another shape.
+        ValueError: The shape is another one.
     """
     if features.ndim != 3 or features.shape[2] < 3:
         raise ValueError(f'features of shape {tuple(features.shape)}: expected (h, w, D) with D of 3 or more')
@@ -38,7 +38,7 @@ def pca_rgb(features: Tensor) -> Tensor:
     largest = weights.gather(0, weights.abs().argmax(dim=0, keepdim=True))
     components = centred @ (weights * largest.sign())  # (h*w, 3)
     low, high = torch.quantile(components, torch.tensor([0.01, 0.99]).to(components), dim=0)
-    flat = high - low <= 1e-5 * values.abs().max()  # rounding errors of float32, not to be blown up
+    flat = high - low <= 1e-5 * values.abs().max()  # do not amplify rounding errors of float32
     stretched = ((components - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1)
     return stretched.masked_fill(flat, 0.5).float().reshape(*features.shape[:2], 3)
 
@@ -53,14 +53,14 @@ def feature_sheet(
 ) -> np.ndarray:
     """One row per block: image with the query patch | PCA | similarity | attention, mean over the heads.
 
-    Similarity is coloured from the map's least value, 0.99 at most (dark), to 1 (yellow); the square root of attention
-    from 0 to its largest (a few patches often take much). Captions say these values. PCA colours are each row's own.
+    Similarity is coloured from the map's minimum, at most 0.99 (dark), to 1 (yellow); the square root of attention from
+    0 to its maximum, since few patches often get most of it. Captions give these values. PCA colours differ by row.
 
     Args:
-        image: (C, H, W) in the units of the stored values, as the model sees it.
-        maps: One pair per row: features (h, w, D), and attention (heads, h, w) of the query patch.
+        image: (C, H, W) in the units of the stored values, at the size that the model gets.
+        maps: One pair per row: features (h, w, D) and attention (heads, h, w) of the query patch.
         query: Row and column of the patch.
-        names: One per row, first words of its caption.
+        names: One per row, the start of its caption.
 
     Returns:
         (height, width, 3) uint8.

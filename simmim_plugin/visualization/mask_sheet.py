@@ -1,4 +1,4 @@
-"""See and measure the masks of a config over its own data, before paying for a training."""
+"""Draw and measure the masks of a config on its own data, before training."""
 
 import os
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simmim_plugin.models.masks import MASKS, Mask, pixel_mask
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.random_state import fixed_seed
 from simmim_plugin.visualization.sheets import (
     PARTS_HEADING,
@@ -24,11 +25,11 @@ from simmim_plugin.visualization.sheets import (
     to_display,
 )
 
-PAIRS = 2  # crop and masks, so many times a row
+PAIRS = 2  # pairs of crop and masked crop in a row
 
 
 class MaskStatistics(NamedTuple):
-    """Means over drawn masks: share of patches under each, and AvgDist in pixels (`average_distance`)."""
+    """Means over sampled masks: share of patches under each mask, and AvgDist in pixels (`average_distance`)."""
 
     masks: int
     patches: int
@@ -51,19 +52,19 @@ def draw_masks(
 
     Args:
         cfg: A pretraining config.
-        out: The picture to write; local and global masks are told apart by colour.
-        rows: Rows of the picture, each of two crops.
-        measured: Masks that are measured, those in the picture among them.
-        seed: Of images, crops and masks.
-        photos: Take the photos inside the scikit-image and scikit-learn wheels instead of the config's data.
+        out: Image file to write; local and global masks have different colours.
+        rows: Rows of the image, of two crops each.
+        measured: Number of masks to measure, including those drawn.
+        seed: Seed of images, crops and masks.
+        photos: Use the photos in the scikit-image and scikit-learn wheels instead of the config's data.
 
     Raises:
-        ValueError: There is no mask in the pipeline or it does not fit the model, a number is not positive, or no
-            picture format has `out`'s ending.
+        ValueError: The pipeline has no mask or it does not fit the model, a number is not positive, or the ending of
+            `out` is not that of an image format.
     """
     check_picture_name(out)
-    if rows < 1 or measured < 1:
-        raise ValueError(f'--rows {rows} and --masks {measured} must be positive')
+    whole('--rows', rows, 1)
+    whole('--masks', measured, 1)
     init_default_scope(cfg.default_scope)
     dataset_cfg = cfg.train_dataloader.dataset
     if photos:
@@ -121,13 +122,13 @@ def average_distance(mask: Mask, patch_size: int) -> float:
         patch_size: Side of a patch in pixels.
 
     Returns:
-        Pixels, Euclidean, between centres of pixels; 0 if nothing is masked.
+        Euclidean distance in pixels, between pixel centres; 0 if nothing is masked.
 
     Raises:
         ValueError: Nothing is visible.
     """
     if mask.all():
-        raise ValueError('AvgDist is not defined where all is masked; use a smaller ratio')
+        raise ValueError('AvgDist is not defined if everything is masked; use a smaller ratio')
     pixels = mask.astype(np.uint8).repeat(patch_size, axis=0).repeat(patch_size, axis=1)
     distances = cv2.distanceTransform(pixels, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return float(distances.sum() / max(1, pixels.sum()))

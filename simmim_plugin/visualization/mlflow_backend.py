@@ -1,4 +1,4 @@
-"""MLflow as one more place for curves and pictures."""
+"""MLflow backend for curves and images."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from simmim_plugin.registry import VISBACKENDS
 
 @VISBACKENDS.register_module()
 class MLflowVisBackend(EngineMLflowVisBackend):
-    """MMEngine's backend, made to work with MLflow 3 and with pictures.
+    """MMEngine's backend, fixed for MLflow 3 and for images.
 
-    MMEngine's keeps its runs in a folder of files, which MLflow 3 refuses, and hands over pictures under names without
-    an ending, which ends the training. Here, without a `tracking_uri`, curves go into `mlflow.db` (SQLite) and pictures
-    into `mlflow_artifacts`, both in the folder of the run's logs: a database per start. To compare runs in one, give a
-    `tracking_uri`.
+    MMEngine's backend stores runs in plain files, which MLflow 3 refuses, and names images without a file extension,
+    which ends the training with an error. Here, without a `tracking_uri`, curves are stored in `mlflow.db` (SQLite) and
+    images in `mlflow_artifacts`, both in the log folder of the run: one database per start. Give a `tracking_uri` to
+    collect several runs in one database.
 
     Args:
-        save_dir: Set by MMEngine: `vis_data` in the folder of the run's logs.
-        tracking_uri: Of a server or a database, such as `sqlite:////data/mlflow.db`; None: see above.
-        exp_name: Of the experiment.
+        save_dir: Set by MMEngine: `vis_data` in the log folder of the run.
+        tracking_uri: URI of a server or a database, such as `sqlite:////data/mlflow.db`; None: see above.
+        exp_name: Name of the experiment.
         kwargs: See `mmengine.visualization.MLflowVisBackend`.
     """
 
@@ -33,5 +33,5 @@ class MLflowVisBackend(EngineMLflowVisBackend):
         super().__init__(save_dir, tracking_uri=tracking_uri, exp_name=exp_name, **kwargs)
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
-        """Record a picture, (H, W, 3) uint8, as `<name>_<step>.png`."""
+        """Log an image, (H, W, 3) uint8, as `<name>_<step>.png`."""
         super().add_image(f'{name}_{step}.png', image, step, **kwargs)

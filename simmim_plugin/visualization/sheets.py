@@ -1,4 +1,4 @@
-"""Pictures that people look at."""
+"""Draw tables of images: originals, masks, reconstructions, with headings and captions."""
 
 import os
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ PANEL_PX = 192
 GAP_PX = 4
 HEADER_PX = 24
 MASK_GREY = 0.55
-LOCAL_COLOUR = (0.30, 0.55, 0.85)  # blue, orange, and what lies under both
+LOCAL_COLOUR = (0.30, 0.55, 0.85)  # blue; then orange, and purple where both masks overlap
 GLOBAL_COLOUR = (0.95, 0.65, 0.20)
 BOTH_COLOUR = (0.65, 0.35, 0.55)
-Heading = str | Sequence[tuple[str, tuple[float, float, float]]]  # plain, or words with their colours
+Heading = str | Sequence[tuple[str, tuple[float, float, float]]]  # text, or pairs of text and colour
 PARTS_HEADING = (('local', LOCAL_COLOUR), ('global', GLOBAL_COLOUR), ('both', BOTH_COLOUR))
-TINT = 0.75  # of the colour; the rest is the image, so that one sees what is hidden
+TINT = 0.75  # share of the colour; the rest shows the masked image
 
 
 def check_picture_name(out: str | os.PathLike[str]) -> None:
-    """Raise ValueError where no picture can be written under that name, before the work is done."""
+    """Raise ValueError unless the name has the ending of an image format."""
     if Image.registered_extensions().get(os.path.splitext(out)[1].lower()) not in Image.SAVE:
         raise ValueError(f'--out {os.fspath(out)}: no picture format has this ending; use .png')
 
@@ -30,13 +30,13 @@ def check_picture_name(out: str | os.PathLike[str]) -> None:
 def to_display(images: Tensor, reference: Tensor) -> Tensor:
     """Map stored values to [0, 1] grey or RGB.
 
-    RGB with values up to 255 keeps its range. Anything else (16 bit, [0, 1], other channels) is stretched between the
-    1st and 99th percentile of `reference`, image by image; of more than three channels the first three are shown, of
-    two the first.
+    RGB with values up to 255 keeps its range. Anything else (16 bits, [0, 1], other channels) is scaled from the 1st to
+    the 99th percentile of `reference`, per image. Of more than three channels the first three are shown, of two the
+    first.
 
     Args:
         images: (B, C, H, W) in the units of the stored values.
-        reference: The originals, (B, C, H, W), which set the range.
+        reference: (B, C, H, W), the originals, which determine the range.
 
     Returns:
         (B, 3, H, W) in [0, 1].
@@ -47,7 +47,7 @@ def to_display(images: Tensor, reference: Tensor) -> Tensor:
     if channels == 3 and reference.min() >= -0.5 and 1.5 < reference.max() <= 255.5:
         images = images / 255
     else:
-        # Strided, since torch.quantile takes 2**24 values at most.
+        # Strided: torch.quantile accepts at most 2**24 values.
         values = reference.flatten(1)[:, :: max(1, reference[0].numel() // 100_000)]
         low, high = torch.quantile(values, torch.tensor([0.01, 0.99], device=values.device), dim=1).view(2, -1, 1, 1, 1)
         images = (images - low) / (high - low).clamp_min(1e-6)
@@ -55,12 +55,12 @@ def to_display(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def masked_images(images: Tensor, mask: Tensor, parts: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Grey out what is masked; of a local and a global mask, tint each: blue, orange, purple where they overlap.
+    """Grey out masked pixels; tint local masks blue, global masks orange, and their overlap purple.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         mask: (B, 1, H, W) over the pixels, 1 = masked.
-        parts: Local and global mask, likewise.
+        parts: Local and global mask, (B, 1, H, W) each.
 
     Returns:
         (B, 3, H, W) in [0, 1].
@@ -68,10 +68,10 @@ def masked_images(images: Tensor, mask: Tensor, parts: tuple[Tensor, Tensor] | N
     weight = mask.to(images.dtype)
     if parts is None:
         return images * (1 - weight) + MASK_GREY * weight
-    local, whole = (part.to(images.dtype) for part in parts)
+    local, global_ = (part.to(images.dtype) for part in parts)
     colours = images.new_tensor((LOCAL_COLOUR, GLOBAL_COLOUR, BOTH_COLOUR)).view(3, 1, 3, 1, 1)
-    tint = local * (1 - whole) * colours[0] + whole * (1 - local) * colours[1] + local * whole * colours[2]
-    grey = images.mean(dim=1, keepdim=True)  # so that the image's own colours are not taken for the masks'
+    tint = local * (1 - global_) * colours[0] + global_ * (1 - local) * colours[1] + local * global_ * colours[2]
+    grey = images.mean(dim=1, keepdim=True)  # so that colours of the image are not mistaken for those of the masks
     return images * (1 - weight) + (1 - TINT) * weight * grey + TINT * tint
 
 
@@ -85,16 +85,16 @@ def reconstruction_sheet(
 ) -> np.ndarray:
     """One row per image: original | masked | reconstruction | composite.
 
-    The composite shows the prediction where the image was masked and the image elsewhere. The prediction of
-    visible patches, seen in the third column, was never trained.
+    The composite shows the prediction where the image was masked and the image elsewhere. The reconstruction includes
+    predictions of visible patches, which the loss does not train.
 
     Args:
         originals: (B, C, H, W) in the units of the stored values.
         reconstructions: Same shape and units.
         mask: (B, 1, H, W) over the pixels, 1 = masked.
         captions: One line per image, drawn below its row.
-        parts: Local and global mask, likewise, to be told apart by colour.
-        filled: Pixels that the composite takes from the prediction, (B, 1, H, W). None: the masked ones.
+        parts: Local and global mask, (B, 1, H, W) each, drawn in different colours.
+        filled: (B, 1, H, W), 1 = pixel that the composite takes from the prediction. None: the masked ones.
 
     Returns:
         (height, width, 3) uint8.
@@ -118,12 +118,12 @@ def panel_tiles(panels: Tensor) -> np.ndarray:
 def draw_table(
     tiles: np.ndarray, columns: Sequence[Heading], captions: Sequence[str | Sequence[str]] | None
 ) -> np.ndarray:
-    """Put tiles under a header, each row over its caption.
+    """Arrange tiles in a table with column headings and a caption below each row.
 
     Args:
         tiles: (rows, columns, H, W, 3) uint8.
         columns: Headings.
-        captions: One per row, or several that share the row's width evenly.
+        captions: One per row, or several that share the width of the row.
 
     Returns:
         (height, width, 3) uint8.
@@ -153,13 +153,13 @@ def draw_table(
 
 
 def enlarge(pictures: Tensor | np.ndarray, factor: int) -> np.ndarray:
-    """(..., h, w, 3) in [0, 1] -> (..., h * factor, w * factor, 3) uint8; nearest, so that a patch stays a square."""
+    """(..., h, w, 3) in [0, 1] -> (..., h * factor, w * factor, 3) uint8, by nearest neighbour."""
     pixels = (torch.as_tensor(pictures) * 255).round().to(torch.uint8).cpu().numpy()
     return pixels.repeat(factor, -3).repeat(factor, -2)
 
 
 def mark_patch(tile: np.ndarray, query: tuple[int, int], patch: int) -> np.ndarray:
-    """Draw a red frame with a white rim around the patch, seen on any ground; the patch itself stays free."""
+    """Draw a red frame with a white border around the patch, visible on any background."""
     picture = Image.fromarray(tile)
     top, left = (patch * index for index in query)
     line = max(1, tile.shape[1] // 200)

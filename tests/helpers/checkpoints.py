@@ -10,7 +10,7 @@ from simmim_plugin import SimMIM
 
 
 def write_checkpoint(path, backbone=TINY, **mask):
-    """A checkpoint of an untrained model, as a pretraining writes it."""
+    """A checkpoint of an untrained model, like one of a pretraining."""
     parts = dict(backbone=backbone, data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=[120] * 3, std=[60] * 3))
     torch.manual_seed(0)
     model = SimMIM(**parts)
@@ -25,7 +25,7 @@ PIPELINE = [dict(type='LoadImage'), dict(type='SimMIMMaskGenerator', input_size=
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Everything random, bias tables and norms, too, so that nothing can be left out unseen."""
+    """Make all weights random, bias tables and norms included, so that a missing one is noticed."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)

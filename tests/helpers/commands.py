@@ -1,4 +1,4 @@
-"""Run the commands as a user does."""
+"""Run commands like a user."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SMALL = [
 
 
 def run(*command: object, cwd: object = None, ok: bool = True) -> str:
-    """Run a command; what it printed, both streams."""
+    """Run a command; returns its output, both streams."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
     result = subprocess.run(
         [str(word) for word in command],

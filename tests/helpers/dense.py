@@ -29,7 +29,7 @@ TINY_VIT = {
 
 
 def make_dense(folder: Path, counts: dict[str, int], side: int = 96) -> Path:
-    """Pictures of squares and bars, with COCO annotations, masks (0 is background) and classes.txt."""
+    """Images of squares and bars, with COCO annotations, masks (0 is background) and classes.txt."""
     rng = np.random.default_rng(0)
     (folder / 'annotations').mkdir(parents=True)
     (folder / 'classes.txt').write_text('background\n' + '\n'.join(NAMES) + '\n')
@@ -59,7 +59,7 @@ def make_dense(folder: Path, counts: dict[str, int], side: int = 96) -> Path:
 
 
 def swapped_config(guide: str, replaced: dict[str, str]) -> str:
-    """The config of a guide that swaps the backbone, ten lines at most, with other values in it."""
+    """The config in a guide that replaces the backbone, at most ten lines, with some values replaced."""
     text = (ROOT / 'docs' / guide).read_text(encoding='utf-8')
     (block,) = [block for block in re.findall(r'```python\n(.+?)```', text, re.DOTALL) if '_base_ = ' in block]
     assert block.count('\n') <= 10
@@ -84,7 +84,7 @@ def save_pretraining(path: Path, **changes: Any) -> SimMIM:
 
 
 def assert_loaded(theirs: SimMIM, state: dict[str, torch.Tensor]) -> None:
-    """All of a pretraining's backbone is in a state dict of a larger model, its table in every block."""
+    """Check that a larger model's state dict has all of a pretrained backbone, its table in every block."""
     for name, value in theirs.backbone.state_dict().items():
         places = [name]
         if name == 'rel_pos_bias.relative_position_bias_table':

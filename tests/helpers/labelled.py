@@ -1,4 +1,4 @@
-"""A folder of images with a class each."""
+"""A folder of labelled images."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def make_labelled(root: Path, train: dict[str, int], val: dict[str, int], side: int = 40) -> Path:
-    """Noise of a colour for each class, so that classes can be told apart: files 0.png, 1.png ... in each folder."""
+    """Noise of a colour for each class, so that classes are separable: files 0.png, 1.png ... in each folder."""
     rng = np.random.default_rng(0)
     for split, counts in (('train', train), ('val', val)):
         for number, (name, count) in enumerate(sorted(counts.items())):

@@ -1,4 +1,4 @@
-"""A runner small enough to drive MMEngine's loops."""
+"""A minimal runner for MMEngine's loops."""
 
 import math
 import random
@@ -17,7 +17,7 @@ SIZE, TOKENS = (72, 80), 90  # the images of `image_folder`, in patches of 8 px
 
 
 class Model(nn.Module):
-    """Keeps what it is trained on."""
+    """Records the batches that it is trained on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Model(nn.Module):
 
 
 class Runner:
-    """What MMEngine's loops and the hooks want of a runner."""
+    """The parts of a runner that MMEngine's loops and the hooks use."""
 
     def __init__(self, loader, *hooks, loop=EpochBasedTrainLoop, resume_from=0, model=None, **kwargs) -> None:
         self.hooks, self.model = hooks, model or Model()
@@ -50,7 +50,7 @@ class Runner:
 
     def train(self) -> list[dict]:
         self.train_loop.run()
-        del self.train_loop  # ends the workers; left to the garbage collector they take ten seconds
+        del self.train_loop  # ends the workers; the garbage collector would need ten seconds
         return self.model.batches
 
     def logged(self, name) -> list[float]:

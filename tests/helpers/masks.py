@@ -1,4 +1,4 @@
-"""Draw masks and read their units."""
+"""Sample masks, and read the values of their units."""
 
 import math
 

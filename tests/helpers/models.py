@@ -1,4 +1,4 @@
-"""A tiny model, and how to compare its numbers with the reference."""
+"""A tiny model, and comparison with the reference numbers."""
 
 import numpy as np
 import torch

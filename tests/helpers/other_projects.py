@@ -39,7 +39,7 @@ def randomise(model: nn.Module) -> nn.Module:
 
 
 def plugin_state(kind: str) -> dict[str, Tensor]:
-    """A random model by our names: SimMIM where pretrained, else with a classifier."""
+    """State dict of a random model, with our names: SimMIM if pretrained, else a classifier."""
     return dict(_plugin_state(kind))
 
 
@@ -73,5 +73,5 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def mmpretrain_model(config: dict) -> nn.Module:
-    init_default_scope('mmpretrain')  # its classifier looks its parts up there, whatever an earlier test has set
+    init_default_scope('mmpretrain')  # the classifier looks up its parts there, whatever an earlier test set
     return MODELS.build({'_scope_': 'mmpretrain', **config})

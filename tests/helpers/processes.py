@@ -1,4 +1,4 @@
-"""Look at processes."""
+"""Inspect processes."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ def command_of(pid: str) -> str:
 
 
 def gloo_environment() -> dict[str, str]:
-    """One thread a process, and a port that is free."""
+    """One thread per process, and a free port."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]

@@ -17,11 +17,11 @@ from simmim_plugin import config
 from simmim_plugin.apis import train as api
 from simmim_plugin.utils import files
 
-SLOW_DISK = 0.05  # seconds that a file takes to reach it, so that some kills come meanwhile
+SLOW_DISK = 0.05  # seconds that a file takes to reach it, so that some kills happen meanwhile
 
 
 def train(path: str, work_dir: str) -> None:
-    """As tools/train.py --resume does."""
+    """Like tools/train.py --resume."""
     sync = files._sync
 
     def slow_sync(written: Path) -> None:
@@ -30,12 +30,12 @@ def train(path: str, work_dir: str) -> None:
 
     files._sync = slow_sync
     cfg = config.load_config(path)
-    cfg.experiment_name = str(time.time_ns())  # MMEngine's own has seconds
+    cfg.experiment_name = str(time.time_ns())  # MMEngine's default only has seconds
     api.run_training(api.build_runner(api.prepare(cfg, path, work_dir, resume='auto')))
 
 
 def start(path: str, work_dir: str) -> int:
-    """Fork a process that trains, a group of its own with its workers; returns its number."""
+    """Fork a process that trains, in its own process group with its workers; returns its id."""
     process = os.fork()
     if process == 0:
         os.setsid()
@@ -52,7 +52,7 @@ def start(path: str, work_dir: str) -> int:
 
 
 def main(path: str, work_dir: str, kills: int, seed: int) -> None:
-    """Kill `kills` processes, and let one more finish."""
+    """Kill `kills` processes, then let one finish."""
     moments = random.Random(seed)
     killed = halves = 0
     while killed < kills:

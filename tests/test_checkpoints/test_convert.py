@@ -1,4 +1,4 @@
-"""Files are converted as the tool does it: kinds, configs, and what our tools and the family's make of the result."""
+"""Conversion of files: kinds, configs, and loading the results here and in the other projects."""
 
 import importlib.util
 import subprocess
@@ -22,7 +22,7 @@ from simmim_plugin.registry import build_part
 
 
 def official_state(reference: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The reference's state dict with the buffers that its files hold beside the parameters."""
+    """The reference's state dict with the buffers that its files also hold."""
     state = {name[6:]: torch.from_numpy(value) for name, value in reference.items() if name.startswith('state/')}
     for name in [name for name in state if name.endswith('_table')]:
         state[name.replace('bias_table', 'index')] = relative_position_index((4, 4)).clone()

@@ -75,14 +75,14 @@ def message_of(name, words, monkeypatch):
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_no_tool_runs_it(name, words, tmp_path, monkeypatch):
-    told = message_of(name, words, monkeypatch)
+    message = message_of(name, words, monkeypatch)
     assert re.match(
-        r'error: .*(holds Python objects \(.*open\), which are refused|no checkpoint in .* can be read)', told
+        r'error: .*(holds Python objects \(.*open\), which are refused|no checkpoint in .* can be read)', message
     )
     assert not (tmp_path / 'run').exists()
 
 
-def test_the_command_line_does_not_run_it_either(words, tmp_path):
+def test_finetuning_does_not_run_it(words, tmp_path):
     with pytest.raises(SystemExit, match=r'holds Python objects \(.*open\), which are refused'):
         cli.main(['finetune', str(words['labelled']), '--checkpoint', str(words['evil']), '--out', str(words['out'])])
     assert not (tmp_path / 'run').exists()

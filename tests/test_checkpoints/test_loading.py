@@ -47,7 +47,9 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 def test_a_classifier_cannot_reconstruct(tmp_path):
     note = dict(model=dict(type='mmpretrain.ImageClassifier', backbone=TINY), pipeline=[])
     torch.save({'state_dict': {'w': torch.zeros(1)}, 'simmim_plugin': note}, tmp_path / 'fine.pth')
-    with pytest.raises(ValueError, match=r"fine.pth' holds a ImageClassifier, which reconstructs nothing"):
+    with pytest.raises(
+        ValueError, match=r"fine.pth' holds a ImageClassifier, which cannot reconstruct images; give a pre"
+    ):
         load_pretrained(tmp_path / 'fine.pth')
 
 

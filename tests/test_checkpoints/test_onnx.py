@@ -65,7 +65,7 @@ def test_a_pretrained_backbone(checkpoints, tmp_path):
 
 
 def test_another_size_and_output(checkpoints, tmp_path):
-    """Tables are interpolated as the backbone does by itself."""
+    """Tables are interpolated as in the backbone."""
     export_onnx(checkpoints('pretrain'), tmp_path / 'a.onnx', size=(64, 96), out_type='raw')
     images = photos('wide')
     assert_close(run(tmp_path / 'a.onnx', images), pytorch('pretrain', images, out_type='raw'))
@@ -88,13 +88,13 @@ def test_a_finetuned_backbone_and_many_channels(checkpoints, tmp_path):
 
 def test_what_cannot_be_exported(checkpoints, tmp_path, monkeypatch):
     pretrained = checkpoints('pretrain')
+    with pytest.raises(ValueError, match='opset=0 must be a whole number of at least 1'):
+        export_onnx(pretrained, tmp_path / 'a.onnx', opset=0)
     with pytest.raises(ValueError, match=r'--out-type avg_featmap needs fc_norm, .* use featmap, cls_token or raw'):
         build_backbone(read(pretrained), out_type='avg_featmap')
-    with pytest.raises(
-        ValueError, match='--out-type featmap needs norm, which this checkpoint has not; use avg_featmap'
-    ):
+    with pytest.raises(ValueError, match='--out-type featmap needs norm, which this checkpoint lacks; use avg_featmap'):
         build_backbone(read(checkpoints('finetune')), out_type='featmap')
-    with pytest.raises(ValueError, match='multiples of patch_size=16'):
+    with pytest.raises(ValueError, match='both sides must be multiples of the patch, 16 px'):
         build_backbone(read(pretrained), img_size=(60, 64))
     with pytest.raises(ValueError, match=r'carries no config of simmim_plugin; .*simmim convert SRC DST'):
         build_backbone(read(tmp_path / 'state.pth'))

@@ -130,10 +130,10 @@ def test_transformers_gives_the_same_numbers(kind, tmp_path):
         assert_close(theirs, (logits if classifier else features).numpy())
 
     compare()
-    if kind != 'channels':  # and the image processor's numbers, which differ in the order of rounding
-        processor = transformers.BeitImageProcessor.from_pretrained(tmp_path / 'hf')
+    if kind != 'channels':  # and BeitImageProcessor's numbers, which differ by rounding
+        preprocess = transformers.BeitImageProcessor.from_pretrained(tmp_path / 'hf')
         pixels = (photos(kind).permute(0, 2, 3, 1) * STD + MEAN).round().byte().numpy()
-        assert_close(processor(list(pixels), return_tensors='pt')['pixel_values'], photos(kind).numpy())
+        assert_close(preprocess(list(pixels), return_tensors='pt')['pixel_values'], photos(kind).numpy())
     randomise(model)
     model.save_pretrained(tmp_path / 'theirs')  # on disk, and in memory: the names may differ
     saved = load_file(tmp_path / 'theirs/model.safetensors')
@@ -146,7 +146,7 @@ def test_transformers_gives_the_same_numbers(kind, tmp_path):
     report = convert_file(tmp_path / 'theirs', tmp_path / 'back.safetensors', 'plugin', **channels_of(kind))
     assert report.kind == 'hf' and not report.left_out
     back = load_file(tmp_path / 'back.safetensors')
-    assert back[NOTE]['model']['backbone']['arch'] == TINY['arch']  # heads by config.json where no table tells
+    assert back[NOTE]['model']['backbone']['arch'] == TINY['arch']  # without a table, heads are read from config.json
     assert_same({k: v for k, v in back['state_dict'].items() if k in theirs}, theirs)
 
 
@@ -172,11 +172,11 @@ def test_masked_image_models_of_transformers_are_read():
         assert_close(model(photos('pretrain'), bool_masked_pos=mask.flatten(1)).logits, expected.numpy())
 
 
-def test_what_is_not_known_or_does_not_fit_is_refused(tmp_path):
+def test_unknown_state_dicts_and_arguments_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r'names are those of no known model\. It starts with conv1.weight'):
         recognise({'conv1.weight': torch.ones(1), 'fc.weight': torch.ones(1)})
     vit = {'blocks.0.norm1.weight': torch.ones(1), 'patch_embed.proj.weight': torch.ones(1)}
-    with pytest.raises(ValueError, match='biases of the key'):
+    with pytest.raises(ValueError, match='it has a key bias, or no query bias'):
         recognise({**vit, 'blocks.0.attn.qkv.bias': torch.ones(1)})
     state = plugin_state('absolute')
     with pytest.raises(ValueError, match="to='keras' is unknown; choose one of 'plugin'"):
@@ -184,9 +184,13 @@ def test_what_is_not_known_or_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match='48 channels cannot be divided among 5 heads'):
         facts_of(state, num_heads=5)
     assert facts_of(plugin_state('pretrain')).img_size == (64, 64)
-    with pytest.raises(ValueError, match=r'--num-heads 3: the bias tables are of 4 heads'):
+    with pytest.raises(ValueError, match=r'--num-heads 3: the bias tables have 4 heads'):
         facts_of(plugin_state('pretrain'), num_heads=3)
-    with pytest.raises(ValueError, match=r'--img-size 60 64: sides must be multiples of the patch, 16'):
+    with pytest.raises(ValueError, match=r'--num-heads=0 must be a whole number of at least 1'):
+        facts_of(state, num_heads=0)
+    with pytest.raises(
+        ValueError, match=r'--img-size of 60 x 64 px: both sides must be multiples of the patch, 16 px, e.g. 64 x 64'
+    ):
         facts_of(plugin_state('pretrain'), (60, 64))
     del state['backbone.pos_embed']
     with pytest.raises(ValueError, match='give it: --img-size'):
@@ -195,6 +199,8 @@ def test_what_is_not_known_or_does_not_fit_is_refused(tmp_path):
     save_file(plugin_state('channels'), path)
     with pytest.raises(ValueError, match=r'--mean None and --std None: 5 values of each'):
         convert_file(path, tmp_path / 'b.pth', 'plugin')
+    with pytest.raises(ValueError, match=r"^to='keras' is unknown; choose one of 'plugin'"):
+        convert_file(path, tmp_path / 'b.pth', 'keras')
     with pytest.raises(ValueError, match=r"a.pth' is SRC"):
         convert_file(path, f'{tmp_path}/../{tmp_path.name}/a.pth', 'timm')
     with pytest.raises(ValueError, match='must be a folder for --to hf'):

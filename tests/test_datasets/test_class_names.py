@@ -23,7 +23,7 @@ def test_categories_of_coco_in_the_order_of_the_file(coco):
     assert class_names(dataset(coco, 'train.json', metainfo=dict(classes=('a', 'b', 'c')))) == ['a', 'b', 'c']
 
 
-def test_lines_beside_masks(tmp_path):
+def test_lines_next_to_masks(tmp_path):
     data = ConfigDict(data_root=str(tmp_path), data_prefix=dict(img_path='images', seg_map_path='masks'))
     with pytest.raises(
         FileNotFoundError, match=r"classes.txt' does not exist; data_root must have it: the classes' name"

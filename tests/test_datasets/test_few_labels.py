@@ -38,7 +38,7 @@ def test_products_that_are_whole_numbers_are_not_rounded_up():
     assert math.ceil(0.07 * 100) == 8  # what it would be without care
 
 
-def test_seed_makes_the_choice_and_larger_shares_hold_smaller_ones():
+def test_seed_determines_the_choice_and_larger_shares_contain_smaller_ones():
     assert stratified_subset(LABELS, 0.3, seed=1) == stratified_subset(LABELS, 0.3, seed=1)
     assert stratified_subset(LABELS, 0.3, seed=1) != stratified_subset(LABELS, 0.3, seed=2)
     small, large = (set(stratified_subset(LABELS, share, seed=1)) for share in (0.1, 0.3))
@@ -68,7 +68,7 @@ def paths(dataset: BaseDataset) -> list[tuple[str, int]]:
     return [(info['img_path'], info['gt_label']) for info in infos]
 
 
-def test_in_a_config_around_a_data_set_of_mmpretrain(data):
+def test_wraps_a_data_set_of_mmpretrain_in_a_config(data):
     init_default_scope('mmpretrain')
     built = {(share, rest): DATASETS.build(config(data, fraction=share, rest=rest))
              for share in (0.2, 0.5) for rest in (False, True)}  # fmt: skip
@@ -95,15 +95,15 @@ class Listed(BaseDataset):
         return [dict(img_path=str(i), gt_label=label) for i, label in enumerate(self.metainfo['labels'])]
 
 
-def test_of_a_built_data_set():
+def test_a_built_data_set():
     dataset = Listed(metainfo=dict(labels=LABELS.tolist()), serialize_data=False)
     assert few_labels(dataset, 0.1, seed=5) is dataset
     assert [int(dataset[i]['img_path']) for i in range(len(dataset))] == stratified_subset(LABELS, 0.1, 5)
 
 
-def test_errors():
+def test_bad_arguments_and_labels_are_named():
     for fraction in (0, -0.1, 1.01):
-        with pytest.raises(ValueError, match=rf'fraction={fraction} of FewLabels is outside \(0, 1\]; 0.1 keeps 10 %'):
+        with pytest.raises(ValueError, match=rf'FewLabels.fraction={fraction} must be a number in \(0, 1\]; 0.1 keeps'):
             few_labels(Listed(metainfo=dict(labels=[0, 1])), fraction)
     for labels in ([0, None], [[0, 1], [1]]):
         with pytest.raises(ValueError, match='FewLabels needs one gt_label per sample, which Listed does not have'):

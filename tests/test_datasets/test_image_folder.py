@@ -23,7 +23,7 @@ def folder_of(source, target, good: int, bad: int):
     return str(target)
 
 
-def test_lists_all_images_below_links_too_but_no_loops(image_folder, tmp_path):
+def test_lists_all_images_also_below_links_but_not_loops(image_folder, tmp_path):
     shutil.copytree(image_folder, tmp_path / 'elsewhere')
     os.symlink(tmp_path / 'elsewhere', image_folder / 'link')
     os.symlink(image_folder, image_folder / 'part0' / 'loop')

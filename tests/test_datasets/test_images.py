@@ -22,7 +22,7 @@ def save(array: np.ndarray, path, mode=None, **kwargs) -> str:
     return str(path)
 
 
-def test_rgb_is_read_as_it_is(rgb, tmp_path):
+def test_rgb_is_read_unchanged(rgb, tmp_path):
     image = read_image(save(rgb, tmp_path / 'a.png'))
     assert image.dtype == torch.uint8
     assert torch.equal(image, torch.from_numpy(rgb).permute(2, 0, 1))
@@ -35,7 +35,7 @@ def test_grey_is_repeated_or_kept(rgb, tmp_path):
     assert torch.equal(read_image(path, 1), expected[None])
 
 
-def test_colour_becomes_luma_where_one_channel_is_wanted(rgb, tmp_path):
+def test_colour_becomes_luma_for_one_channel(rgb, tmp_path):
     luma = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
     image = read_image(save(rgb, tmp_path / 'a.png'), 1)
     assert np.abs(image[0].numpy() - luma).max() <= 1
@@ -62,7 +62,7 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert np.abs(image.float().mean((1, 2)).numpy() - flat[0, 0]).max() < 3
 
 
-def test_values_that_eight_bits_lose_are_told_once(tmp_path, monkeypatch, capsys):
+def test_values_that_eight_bits_lose_are_reported_once(tmp_path, monkeypatch, capsys):
     """Twelve of sixteen bits, as scans have: 4,095 / 257 = 15.9."""
     monkeypatch.setattr('simmim_plugin.datasets.images._WARNED_OF', [])
     MMLogger.get_instance('sixteen_bits')
@@ -70,8 +70,8 @@ def test_values_that_eight_bits_lose_are_told_once(tmp_path, monkeypatch, capsys
         tifffile.imwrite(tmp_path / f'{name}.tif', np.array([[0, top]], np.uint16))
         read_image(tmp_path / f'{name}.tif')
         read_image(tmp_path / f'{name}.tif', dtype='float32')
-    told = capsys.readouterr().out
-    assert told.count('of 65535') == 1 and '/scan.tif: its values reach 4095 of 65535, of which 8 bits keep 16' in told
+    log = capsys.readouterr().out
+    assert log.count('of 65535') == 1 and '/scan.tif: its values reach 4095 of 65535, of which 8 bits keep 16' in log
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'npy'])
@@ -142,14 +142,14 @@ def bad_files(folder, rgb):
     np.save(folder / 'pickle.npy', np.array([{}], dtype=object), allow_pickle=True)
     np.save(folder / 'nan.npy', np.array([[0.0, np.nan], [np.inf, 1]]))
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    whole = (folder / 'whole.jpg', save(big, folder / 'whole.jpg'))[0].read_bytes()
-    (folder / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    full = (folder / 'whole.jpg', save(big, folder / 'whole.jpg'))[0].read_bytes()
+    (folder / 'cut.jpg').write_bytes(full[: len(full) // 2])
     (folder / 'empty.png').write_bytes(b'')
     (folder / 'text.jpg').write_text('no image')
     return {
         'five.npy': 'it has 5 channels, but channels=3 are wanted',
         'float.npy': "set dtype='float32'",
-        'line.npy': r'shape \(8,\) is no image',
+        'line.npy': r'shape \(8,\) is not an image',
         'pickle.npy': 'allow_pickle=False',
         'cut.jpg': 'truncated',
         'empty.png': 'cannot identify',
@@ -180,12 +180,14 @@ def test_transform_keeps_decoded_images(rgb, tmp_path):
     assert PackSimMIMInputs()({'img': first, 'mask': np.ones((1, 2), np.uint8)})['mask'].tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="dtype='int8' is unknown"):
         LoadImage(dtype='int8')
-    with pytest.raises(ValueError, match='channels=0'):
+    with pytest.raises(ValueError, match=r'LoadImage.channels=0 must be a whole number of at least 1; 3 for RGB'):
         LoadImage(channels=0)
+    with pytest.raises(ValueError, match=r'LoadImage.keep=-1 must be a whole number of at least 0'):
+        LoadImage(keep=-1)
 
 
 @pytest.mark.parametrize('dtype', ['uint8', 'float32'])
-def test_packed_images_are_contiguous_planes_however_they_lay_in_memory(rgb, dtype):
+def test_packed_images_are_contiguous_planes_whatever_their_memory_order(rgb, dtype):
     image = np.ascontiguousarray(rgb.transpose(2, 0, 1).astype(dtype))
     last = torch.from_numpy(rgb.astype(dtype)).permute(2, 0, 1)
     flipped = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1]))

@@ -1,4 +1,4 @@
-"""What is drawn for a sample depends on its number alone, whoever draws it."""
+"""The augmentation of a sample depends only on its number in the run."""
 
 import random
 
@@ -45,38 +45,38 @@ def same(one, two):
 
 
 @pytest.fixture
-def whole(image_folder, monkeypatch):
+def full_epoch(image_folder, monkeypatch):
     return epoch(image_folder, monkeypatch, 4)
 
 
 @pytest.mark.parametrize('workers', [1, 3])
-def test_workers_change_nothing(image_folder, monkeypatch, whole, workers):
+def test_workers_change_nothing(image_folder, monkeypatch, full_epoch, workers):
     torch.manual_seed(workers)
-    same(epoch(image_folder, monkeypatch, 4, workers), whole)
+    same(epoch(image_folder, monkeypatch, 4, workers), full_epoch)
 
 
 @pytest.mark.parametrize('world', [2, 4])
-def test_processes_share_the_samples_out_and_change_nothing(image_folder, monkeypatch, whole, world):
+def test_ranks_share_the_samples_and_change_nothing(image_folder, monkeypatch, full_epoch, world):
     parts = [epoch(image_folder, monkeypatch, 4 // world, rank=rank, world=world) for rank in range(world)]
     joined = {path: sample for part in parts for path, sample in part.items()}
     assert len(joined) == sum(map(len, parts)) == 12  # each image once
-    same(joined, whole)
+    same(joined, full_epoch)
 
 
-def test_masks_differ_between_samples_epochs_and_seeds(image_folder, monkeypatch, whole):
-    masks = [tuple(mask.flatten().tolist()) for _, mask in whole.values()]
+def test_masks_differ_between_samples_epochs_and_seeds(image_folder, monkeypatch, full_epoch):
+    masks = [tuple(mask.flatten().tolist()) for _, mask in full_epoch.values()]
     assert len(set(masks)) == len(masks)
     later = epoch(image_folder, monkeypatch, 4, first=3)
-    assert all(not torch.equal(later[path][1], whole[path][1]) for path in whole)
+    assert all(not torch.equal(later[path][1], full_epoch[path][1]) for path in full_epoch)
 
 
-def test_an_epoch_goes_on_where_it_was_left(image_folder, monkeypatch, whole):
+def test_an_epoch_resumes_where_it_was_interrupted(image_folder, monkeypatch, full_epoch):
     rest = epoch(image_folder, monkeypatch, 4, first=1, skipped=1)
     assert len(rest) == 8
-    same(rest, {path: whole[path] for path in rest})
+    same(rest, {path: full_epoch[path] for path in rest})
 
 
-def test_numbers_go_on_in_the_next_epoch():
+def test_numbers_continue_in_the_next_epoch():
     loader = DataLoader(range(6), 2, collate_fn=list)
     sampler = NumberedSampler(range(6), loader, seed=1)
     sampler.next_iteration = 4

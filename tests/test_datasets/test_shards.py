@@ -36,7 +36,7 @@ def test_every_image_is_in_one_shard(image_folder, tmp_path):
     assert not list((tmp_path / 'shards').glob('.*'))
 
 
-def test_goes_on_and_refuses_other_images(image_folder, tmp_path):
+def test_resumes_and_refuses_other_images(image_folder, tmp_path):
     write_shards(image_folder, tmp_path / 'shards', 0.003)
     before = {file.name: file.read_bytes() for file in (tmp_path / 'shards').glob('*.tar')}
     first, *others = sorted((tmp_path / 'shards').glob('*.tar'))
@@ -50,7 +50,7 @@ def test_goes_on_and_refuses_other_images(image_folder, tmp_path):
 
 
 def test_bad_arguments_are_named(image_folder, tmp_path):
-    with pytest.raises(ValueError, match='megabytes=0'):
+    with pytest.raises(ValueError, match='megabytes=0 must be a number above 0; 256 is usual'):
         write_shards(image_folder, tmp_path / 'shards', 0)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='holds no image'):

@@ -22,7 +22,7 @@ def shards(image_folder, tmp_path):
 
 
 def images(dataset):
-    """Content of the file -> the image read whole."""
+    """Content of the file -> the image."""
     found = {}
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
@@ -40,7 +40,7 @@ def test_the_same_images_as_in_the_folder(image_folder, shards, monkeypatch):
     assert all(torch.equal(packed[data], loose[data]) for data in loose)
 
 
-def test_goes_to_other_processes_without_its_open_files(shards):
+def test_is_pickled_without_its_open_files(shards):
     dataset = TarShards(str(shards), PIPELINE)
     dataset[0]
     assert dataset._open
@@ -48,7 +48,7 @@ def test_goes_to_other_processes_without_its_open_files(shards):
     assert copy._open is None and copy[0]['img'].shape == (3, 64, 64)
 
 
-def test_an_image_that_is_damaged_is_counted_and_replaced(shards):
+def test_a_damaged_image_is_counted_and_replaced(shards):
     dataset = TarShards(str(shards), PIPELINE, max_bad_ratio=0.5)
     info = dataset.get_data_info(3)
     (start,) = (i for i in range(12) if dataset.get_data_info(i)['img_path'] == info['img_path'])
@@ -61,10 +61,10 @@ def test_an_image_that_is_damaged_is_counted_and_replaced(shards):
 
 
 @pytest.mark.parametrize('fault', ['cut', 'cut between images', 'gone', 'compressed', 'empty'])
-def test_a_shard_that_is_broken_is_named(shards, fault):
+def test_a_broken_shard_is_named(shards, fault):
     second = sorted(shards.glob('*.tar'))[1]
     data = second.read_bytes()
-    message = f'{second} is damaged, or no tar file without compression'
+    message = f'{second} is damaged, or not an uncompressed tar file'
     if fault == 'cut':
         second.write_bytes(data[:1500])
     elif fault == 'cut between images':
@@ -72,7 +72,7 @@ def test_a_shard_that_is_broken_is_named(shards, fault):
         message = f'{second} holds 0 images, but shards.json says'
     elif fault == 'gone':
         second.unlink()
-        message = f'shards.json lists {second.name}, which are not there'
+        message = f'shards.json lists {second.name}, which do not exist'
     elif fault == 'compressed':
         second.write_bytes(gzip.compress(data))
     else:

@@ -189,7 +189,7 @@ def test_errors_name_the_argument(tmp_path):
     extractor = FeatureExtractor(path)
     with pytest.raises(ValueError, match=r'images of shape \(3, 64, 64\).*for a single image, give image\[None\]'):
         extractor(photos(3, 64, 64))
-    with pytest.raises(ValueError, match='input of 60 x 64 px: both sides must be positive multiples'):
+    with pytest.raises(ValueError, match='input of 60 x 64 px: both sides must be multiples of the patch, 16 px'):
         extractor(photos(1, 3, 60, 64))
     model.backbone = nn.Identity()
     with pytest.raises(ValueError, match='the backbone of the model is a Identity, not a SimMIMViT'):
@@ -213,7 +213,7 @@ def test_other_checkpoints_are_refused_in_words(tmp_path):
     path = save(tmp_path / 'd.pth', model.backbone, TINY, preprocessor)
     with pytest.raises(ValueError, match=r"d.pth' has no weights whose names start with 'backbone.'"):
         FeatureExtractor(path)
-    with pytest.raises(ValueError, match=r"e.pth' notes no mean and std"):
+    with pytest.raises(ValueError, match=r"e.pth' has no mean and std"):
         FeatureExtractor(save(tmp_path / 'e.pth', model, TINY, None))
     # OpenCV's loader reads blue first; with to_rgb the model sees red first, as here.
     opencv = [dict(type='LoadImageFromFile')]

@@ -1,4 +1,4 @@
-"""The moving average equals MMEngine's, with few operators."""
+"""ForeachEMA gives the same numbers as MMEngine's average, with fewer operators."""
 
 import copy
 
@@ -28,7 +28,7 @@ def test_equals_mmengines(settings):
             average.update_parameters(source)
     copies = [kind(source, momentum=0.1, **settings) for kind in (ExponentialMovingAverage, ForeachEMA)]
     for copied, average in zip(copies, averages):
-        copied.load_state_dict(average.state_dict())  # goes on from there
+        copied.load_state_dict(average.state_dict())  # resumes from there
         copied.update_parameters(model())
     averages += copies
     for first, second in zip(averages[::2], averages[1::2]):

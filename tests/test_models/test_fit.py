@@ -59,8 +59,8 @@ def test_init_cfg_loads_a_pretraining_with_and_without_prefix(tmp_path, capsys, 
             assert torch.equal(value, shared)
         elif not name.startswith('fc_norm'):
             assert torch.equal(value, theirs.backbone.state_dict()[name]), name
-    told = capsys.readouterr().out
-    lines = [line for line in told[told.index('Loaded') :].splitlines() if line.strip()][:3]
+    log = capsys.readouterr().out
+    lines = [line for line in log[log.index('Loaded') :].splitlines() if line.strip()][:3]
     # 3 blocks of 16 tensors, the table among them; patch embedding (2), cls and mask token.
     assert 'Loaded 52 tensors of' in lines[0] and 'new ones, as initialised: fc_norm.weight, fc_norm.bias' in lines[0]
     assert lines[1] == 'Skipped, not in the model: norm.weight, norm.bias'
@@ -141,14 +141,14 @@ def test_both_loaders_resize_inside_a_larger_model(loader):
     assert state['backbone.blocks.0.attn.relative_position_bias_table'].abs().max() > 0.1
 
 
-def test_a_plain_load_tells_that_the_shared_table_went_to_all_blocks(capsys):
+def test_a_plain_load_reports_that_the_shared_table_went_to_all_blocks(capsys):
     """Where nothing else is skipped or resized, as in a detector with MMEngine's own checkpoint hook."""
     MMLogger.get_instance('plain_load')
     pretrained = randomise(SimMIM(backbone=TINY)).backbone
     model = SimMIMViT(**ARGUMENTS, use_shared_rel_pos_bias=False, use_rel_pos_bias=True)
     model.load_state_dict(pretrained.state_dict())
     assert 'Loaded 54 tensors of a state dict\n' in capsys.readouterr().out
-    model.load_state_dict(model.state_dict())  # its own: nothing to tell
+    model.load_state_dict(model.state_dict())  # its own: nothing to report
     assert 'Loaded' not in capsys.readouterr().out
 
 
@@ -161,16 +161,16 @@ def test_load_from_keeps_what_the_model_has(capsys):
     fit_checkpoint(model, checkpoint)
     model.load_state_dict(checkpoint['state_dict'], strict=True)  # MMEngine has nothing to warn of
     assert (model['head'].weight == 1).all() and torch.equal(model['head'].bias, bias)
-    told = capsys.readouterr().out
-    assert 'new ones, as initialised: backbone.fc_norm.weight, backbone.fc_norm.bias, head.bias\n' in told
-    assert 'Skipped, not in the model: backbone.norm.weight, backbone.norm.bias, head.decoder' in told
+    log = capsys.readouterr().out
+    assert 'new ones, as initialised: backbone.fc_norm.weight, backbone.fc_norm.bias, head.bias\n' in log
+    assert 'Skipped, not in the model: backbone.norm.weight, backbone.norm.bias, head.decoder' in log
     other = {'state_dict': {'weight': torch.zeros(1)}}
     fit_checkpoint(nn.Linear(1, 1), other)  # no SimMIMViT: left alone
     assert other['state_dict']['weight'].shape == (1,)
 
 
 def test_load_from_another_project_under_the_same_prefix():
-    """MMPretrain's BEiTViT is a `backbone.`, too, and shares a few names: it must be converted, not loaded in part."""
+    """MMPretrain's BEiTViT is also a `backbone.` and shares a few names: it must be converted, not loaded in part."""
     theirs = randomise(SimMIM(backbone=TINY))
     state = from_plugin(theirs.state_dict(), 'mmpretrain').state
     assert {'backbone.cls_token', 'backbone.layers.0.ln1.weight'} <= set(state)
@@ -209,6 +209,8 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
         initialised(tmp_path / 'a.pth', in_channels=5)
     with pytest.raises(ValueError, match=r"no tensor has the prefix 'encoder.'; leave prefix out"):
         initialised(tmp_path / 'a.pth', prefix='encoder.')
+    with pytest.raises(ValueError, match='init_cfg: checkpoint=None must be the path of a checkpoint file'):
+        SimMIMViT(**ARGUMENTS, init_cfg=dict(type='Pretrained', checkpoint=None)).init_weights()
     with pytest.raises(FileNotFoundError, match=r"nothing.pth' does not exist"):
         initialised(tmp_path / 'nothing.pth')
     torch.save({'state_dict': nn.Linear(2, 2).state_dict()}, tmp_path / 'linear.pth')
@@ -218,7 +220,7 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
         fit_state(SimMIMViT(**ARGUMENTS), {'backbone.cls_token': torch.zeros(1, 1, 48)})
 
 
-def test_grids_whose_tables_have_one_shape_are_told_apart(tmp_path):
+def test_grids_whose_tables_have_the_same_shape_are_distinguished(tmp_path):
     """2 x 3 and 3 x 2 patches: as many rows, but other offsets."""
     for arguments in ({}, FINE, dict(use_abs_pos_embed=True)):
         save_pretraining(tmp_path / 'landscape.pth', img_size=(32, 48), **arguments)
@@ -239,7 +241,7 @@ def test_grids_whose_tables_have_one_shape_are_told_apart(tmp_path):
         ({}, dict(use_shared_rel_pos_bias=False), 'build SimMIMViT with use_shared_rel_pos_bias=True$'),
     ],
 )
-def test_bias_tables_are_not_lost_in_silence(tmp_path, theirs, ours, message):
+def test_bias_tables_are_not_lost_silently(tmp_path, theirs, ours, message):
     save_pretraining(tmp_path / 'a.pth', **theirs)
     with pytest.raises(ValueError, match=f'relative position bias tables .* no place for; {message}'):
         initialised(tmp_path / 'a.pth', **ours)

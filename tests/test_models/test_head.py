@@ -17,10 +17,10 @@ def test_loss_of_masked_patches_equals_loss_of_the_decoded_image():
     features, target = torch.randn(2, 8, 3, 2, requires_grad=True), torch.randn(2, 5, 12, 8)
     mask = torch.tensor([[[1, 0], [0, 1], [1, 1]], [[0, 0], [1, 0], [0, 0]]])
     pixels = F.interpolate(mask[:, None].float(), scale_factor=4, mode='nearest')
-    whole = reconstruction_loss(head(features), target, pixels)
+    image_loss = reconstruction_loss(head(features), target, pixels)
     masked = head.loss(features, target, mask)['loss']
-    assert torch.allclose(whole, masked, rtol=1e-6)
-    for a, b in zip(torch.autograd.grad(whole, head.parameters()), torch.autograd.grad(masked, head.parameters())):
+    assert torch.allclose(image_loss, masked, rtol=1e-6)
+    for a, b in zip(torch.autograd.grad(image_loss, head.parameters()), torch.autograd.grad(masked, head.parameters())):
         assert torch.allclose(a, b, atol=1e-7)
 
 
@@ -43,10 +43,12 @@ def test_decoder_keeps_the_frameworks_initialisation():
     assert head.decoder.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
-def test_only_maps_of_patches_serve():
+def test_features_must_be_a_map():
     for out_type, shape in (('raw', (1, 17, 48)), ('cls_token', (1, 48))):
         model = SimMIM({**TINY, 'out_type': out_type})
-        message = re.escape(f"features of shape {shape} are no map of patches, (B, in_channels, h, w); set out_type='")
+        message = re.escape(
+            f"features of shape {shape} are not a map of patches, (B, in_channels, h, w); set out_type='"
+        )
         with pytest.raises(ValueError, match=message):
             model.loss(torch.zeros(1, 3, 64, 64), torch.ones(1, 4, 4))
 
@@ -85,8 +87,21 @@ def test_one_layer_is_linear_and_two_are_an_mlp_with_gelu():
     assert np.allclose(head(features).detach().numpy(), images, atol=1e-6)
     shapes = [tuple(p.shape) for p in SimMIMHead(8, 4, 5, num_layers=3).parameters()]
     assert shapes == [(8, 8), (8,)] * 2 + [(outputs, 8), (outputs,)]
-    with pytest.raises(ValueError, match='num_layers=0 of SimMIMHead must be 1'):
-        SimMIMHead(8, 4, num_layers=0)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(num_layers=0), 'num_layers=0 must be a whole number of at least 1; 1 is the published linear layer'),
+        (dict(num_layers='x'), "num_layers='x' must be a whole number"),
+        (dict(in_channels=0), 'in_channels=0 must be a whole number of at least 1; the embed_dims of the backbone'),
+        (dict(patch_size=0), 'patch_size=0 must be a whole number of at least 1; the patch_size of the backbone'),
+        (dict(out_channels=3.0), 'out_channels=3.0 must be a whole number of at least 1; 3 for RGB'),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=f'^SimMIMHead.{message}'):
+        SimMIMHead(**{**dict(in_channels=8, patch_size=4), **arguments})
 
 
 @pytest.mark.parametrize('loss', [None, dict(type='ReconstructionLoss', criterion='l2', scope='all')])
@@ -155,9 +170,9 @@ def test_loss_of_all_pixels_equals_that_of_the_decoded_image(criterion, error):
     features, target, mask = example()
     head = SimMIMHead(8, 4, 5, num_layers=2, loss=dict(type='ReconstructionLoss', criterion=criterion, scope='all'))
     image = head(features)
-    whole = F.smooth_l1_loss(image, target) if error is None else error(image - target).mean()
-    assert torch.allclose(head.loss(features, target, mask)['loss'], whole, rtol=1e-5)
-    assert torch.allclose(head.loss(features, target, torch.zeros_like(mask))['loss'], whole, rtol=1e-5)
+    expected = F.smooth_l1_loss(image, target) if error is None else error(image - target).mean()
+    assert torch.allclose(head.loss(features, target, mask)['loss'], expected, rtol=1e-5)
+    assert torch.allclose(head.loss(features, target, torch.zeros_like(mask))['loss'], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('normalize', [False, True])
@@ -190,7 +205,7 @@ def test_visible_patches_take_no_part_in_the_loss_and_its_gradient(criterion, no
         assert first.any() and torch.allclose(first, second, atol=1e-6)
 
 
-def test_frequency_term_sees_the_decoded_image_in_its_place():
+def test_frequency_term_sees_the_decoded_image():
     features, target, mask = example()
     head = SimMIMHead(8, 4, 5, loss=dict(type='ReconstructionLoss', frequency_weight=0.1))
     pixels = F.interpolate(mask[:, None].float(), scale_factor=4, mode='nearest')
@@ -224,7 +239,7 @@ def test_errors_under_each_mask_by_hand(criterion, scope):
     assert not losses['error_local'].requires_grad and not losses['error_global'].requires_grad
 
 
-def test_errors_leave_the_gradient_as_it_is():
+def test_errors_do_not_change_the_gradient():
     features, target, mask = example()
     head = SimMIMHead(8, 4, 5)
     with_parts = head.loss(features, target, mask, local=mask, global_=torch.zeros_like(mask))
@@ -235,7 +250,7 @@ def test_errors_leave_the_gradient_as_it_is():
     assert torch.equal(*gradients)
 
 
-def test_model_hands_both_masks_to_the_head_and_only_the_loss_counts():
+def test_model_passes_both_masks_to_the_head_and_trains_on_the_loss_only():
     torch.manual_seed(0)
     model = SimMIM(backbone=TINY)
     local = torch.zeros(2, 4, 4, dtype=torch.uint8)

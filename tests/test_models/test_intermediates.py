@@ -18,7 +18,7 @@ IMAGES = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
 
 
 def backbone(**kwargs: object) -> SimMIMViT:
-    """A tiny backbone in which everything, the bias tables too, is random."""
+    """A tiny backbone with random weights, bias tables included."""
     torch.manual_seed(0)
     model = SimMIMViT(**{k: v for k, v in TINY.items() if k != 'type'} | kwargs).eval()
     for parameter in model.parameters():
@@ -82,7 +82,7 @@ def test_attention_is_the_softmax_of_queries_keys_and_bias(kind):
         torch.testing.assert_close(attn(*inputs[attn])[1], attn.proj(mixed), rtol=1e-4, atol=1e-4)
 
 
-def test_all_three_at_once():
+def test_map_class_token_and_attention_at_once():
     _, ((features, cls_token, attention),) = backbone().forward_intermediates(
         IMAGES, indices=[1], return_prefix_tokens=True, attention_of=(0, 4)
     )
@@ -94,13 +94,13 @@ def test_all_three_at_once():
     [
         (dict(attention_of=(3, 0)), r'attention_of=\(3, 0\) is outside the 3 x 5 patches; give row 0 ... 2, column 0'),
         (dict(attention_of=(0, -1)), r'attention_of=\(0, -1\) is outside'),
-        (dict(indices=[3]), r'indices=\(3,\) must lie in -3 ... 2'),
-        (dict(indices=4), r'indices=\(-4, -3, -2, -1\) must lie in -3 ... 2'),
-        (dict(indices=[2, 0]), r'indices=\(2, 0\) must rise'),
+        (dict(indices=[3]), 'indices=3 must be a whole number from -3 to 2'),
+        (dict(indices=4), 'indices=-4 must be a whole number from -3 to 2'),
+        (dict(indices=[2, 0]), r'indices=\(2, 0\) must be one or more blocks, rising'),
     ],
 )
-def test_what_is_outside_the_model_is_named(arguments, message):
+def test_blocks_and_patches_outside_the_model_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         backbone().forward_intermediates(IMAGES, **arguments)
-    with pytest.raises(ValueError, match='must be positive multiples of patch_size=16'):
+    with pytest.raises(ValueError, match='input of 48 x 70 px: both sides must be multiples of the patch, 16 px'):
         backbone().forward_intermediates(IMAGES[..., :70])

@@ -245,5 +245,7 @@ def test_frequency_term_is_added_over_the_pixels_that_count(scope):
 def test_wrong_scope_and_weight_are_named():
     with pytest.raises(ValueError, match=r"scope='visible' is unknown; choose one of 'masked', 'all'"):
         ReconstructionLoss(scope='visible')
-    with pytest.raises(ValueError, match=r'frequency_weight=-0.1 must be a number from 0; A2MIM uses 0.1'):
+    with pytest.raises(ValueError, match=r'frequency_weight=-0.1 must be a number of at least 0; A2MIM uses 0.1'):
         ReconstructionLoss(frequency_weight=-0.1)
+    with pytest.raises(ValueError, match='loss_weight=nan must be a number; 1 is the default'):
+        ReconstructionLoss(loss_weight=float('nan'))

@@ -20,7 +20,7 @@ def naive_average_distance(mask: np.ndarray, patch: int) -> float:
 
 def test_average_distance_by_hand():
     assert average_distance(np.array([[0, 1, 1]], np.uint8), 1) == pytest.approx((1 + 2) / 2)
-    # One patch of 2 x 2 px masked in a corner: the visible pixels beside it are 1, 1, 1 and (diagonal) 2 away.
+    # One patch of 2 x 2 px masked in a corner: the nearest visible pixels are 1, 1, 1 and (diagonal) 2 away.
     assert average_distance(np.array([[1, 0], [0, 0]], np.uint8), 2) == pytest.approx((2 + 1 + 1 + 1) / 4)
     assert average_distance(np.array([[0, 1, 1, 1], [1, 1, 1, 1]], np.uint8), 1) == pytest.approx(
         (1 + 2 + 3 + 1 + 2**0.5 + 5**0.5 + 10**0.5) / 7, rel=1e-6
@@ -33,7 +33,7 @@ def test_average_distance_by_hand():
 def test_average_distance_against_all_pairs_of_pixels(shape, patch, seed):
     mask = (np.random.default_rng(seed).random(shape) < 0.7).astype(np.uint8)
     if mask.all():
-        with pytest.raises(ValueError, match='AvgDist is not defined where all is masked; use a smaller ratio'):
+        with pytest.raises(ValueError, match='AvgDist is not defined if everything is masked; use a smaller ratio'):
             average_distance(mask, patch)
     elif mask.any():
         assert average_distance(mask, patch) == pytest.approx(naive_average_distance(mask, patch), rel=1e-5)
@@ -52,7 +52,7 @@ def presets():
     [('simmim', 120, {'mask': (2, 30, 49)}), ('random_tokens', 147, {'mask': (1, 147, 196)}),
      ('simultaneous', None, {'mask_local': (2, 37, 49), 'mask_global': (4, 2, 16)})],
 )  # fmt: skip
-def test_presets_mask_what_they_say(name, count, units, presets):
+def test_presets_mask_as_many_units_as_their_names_say(name, count, units, presets):
     generator = TRANSFORMS.build(presets[name])
     for seed in range(20):
         sample = draw(generator, seed, (224, 224))

@@ -48,9 +48,13 @@ def test_levels_by_hand():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(in_channels=0), 'in_channels=0 of SimpleFeaturePyramid must be the embed_dims of the backbone'),
-        (dict(start_level=4), r'start_level=4 of SimpleFeaturePyramid must be 0 ... 3 \(strides 4, 8, 16, 32\)'),
-        (dict(num_outs=0), 'num_outs=0 of SimpleFeaturePyramid must be 1 or more'),
+        (
+            dict(in_channels=0),
+            'SimpleFeaturePyramid.in_channels=0 must be a whole .* 4; the embed_dims of the backbone',
+        ),
+        (dict(out_channels=0.5), 'SimpleFeaturePyramid.out_channels=0.5 must be a whole number of at least 1'),
+        (dict(start_level=4), 'SimpleFeaturePyramid.start_level=4 must be .* from 0 to 3; for strides 4, 8, 16, 32'),
+        (dict(num_outs=0), 'SimpleFeaturePyramid.num_outs=0 must be a whole number of at least 1; ViTDet uses 5'),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -8,7 +8,7 @@ from helpers.models import TINY
 from simmim_plugin import ReconstructionLoss, SimMIM, SimMIMDataPreprocessor, SimMIMHead, SimMIMViT
 
 
-def test_head_fits_the_backbone_by_itself():
+def test_head_takes_its_sizes_from_the_backbone():
     model = SimMIM(backbone={**TINY, 'in_channels': 5, 'patch_size': 8})
     x, mask = torch.randn(2, 5, 64, 64), torch.rand(2, 8, 8) < 0.5
     assert model.reconstruct(x, mask).shape == x.shape
@@ -16,7 +16,7 @@ def test_head_fits_the_backbone_by_itself():
     assert model(x)[0].shape == (2, 48, 8, 8)
 
 
-def test_built_modules_serve_as_well_and_anything_else_is_named():
+def test_built_modules_are_accepted_and_anything_else_is_named():
     backbone = SimMIMViT(**{k: v for k, v in TINY.items() if k != 'type'})
     head = SimMIMHead(48, 16, loss=ReconstructionLoss('l2'))
     model = SimMIM(backbone=backbone, head=head)
@@ -25,7 +25,7 @@ def test_built_modules_serve_as_well_and_anything_else_is_named():
         SimMIM(backbone=TINY, head=dict(loss='l1'))
 
 
-def test_any_backbone_that_takes_a_mask_serves():
+def test_any_backbone_that_takes_a_mask_works():
     model = SimMIM(backbone=TINY).eval()
     plain = torch.nn.Module()
     plain.forward = model.backbone.forward
@@ -67,8 +67,12 @@ def test_preprocessor_names_wrong_channels():
         SimMIMDataPreprocessor([0, 0, 0], [1, 1, 1])(dict(inputs=torch.zeros(1, 5, 8, 8)))
     with pytest.raises(ValueError, match='one value per channel'):
         SimMIMDataPreprocessor([0, 0, 0], [1])
-    with pytest.raises(ValueError, match='must be positive'):
-        SimMIMDataPreprocessor([0], [0])
+    with pytest.raises(ValueError, match='mean=0 and std=1 must have one value per channel'):
+        SimMIMDataPreprocessor(0, 1)
+    with pytest.raises(ValueError, match=r'std\[1\]=0 must be a number above 0; `simmim statistics` prints'):
+        SimMIMDataPreprocessor([0, 0], [1, 0])
+    with pytest.raises(ValueError, match=r'mean\[0\]=nan must be a number'):
+        SimMIMDataPreprocessor([float('nan')], [1])
 
 
 @pytest.mark.parametrize('framework', ['mmengine', 'mmpretrain', 'mmdet', 'mmseg'])
@@ -102,7 +106,7 @@ def test_without_the_framework_the_message_names_the_command():
 import sys
 sys.modules['mmengine'] = None  # as if it were not installed
 try:
-    from simmim_plugin.models.vit import SimMIMViT
+    from simmim_plugin import SimMIMViT
 except ModuleNotFoundError as error:
     print(error)
 """

@@ -50,13 +50,13 @@ class EndOfIteration(Hook):
 def runner_of(tmp_path, image_folder):
     """A runner of the tiny config; `mask` is another generator."""
 
-    def build(*options: str, mask: dict | None = None, **wishes: bool):
+    def build(*options: str, mask: dict | None = None, **switches: bool):
         settings = [f'data_root={image_folder}', *SMALL, 'default_hooks.logger.interval=3', *options]
         values = {key: DictAction._parse_iterable(value) for key, value in (x.split('=', 1) for x in settings)}
         cfg = load_config(str(ROOT / 'configs/simmim_vit-tiny_folder.py'), values)
         if mask:
             cfg.train_dataloader.dataset.pipeline[3] = dict(type='SimMIMMaskGenerator', model_patch_size=8, **mask)
-        api.prepare(cfg, 'counted.py', str(tmp_path / 'work'), **wishes)
+        api.prepare(cfg, 'counted.py', str(tmp_path / 'work'), **switches)
         return api.build_runner(cfg)
 
     return build

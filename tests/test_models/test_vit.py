@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from helpers.models import TINY
 from simmim_plugin import SimMIMViT
+from simmim_plugin.models.layers.architecture import block_numbers
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 
@@ -137,7 +139,7 @@ def test_drop_path_rises_linearly():
 @pytest.mark.parametrize(
     ('arch', 'parameters'), [('small', 21.6e6), ('base', 85.8e6), ('large', 303.3e6), ('huge', 630.8e6)]
 )
-def test_sizes_are_the_fields(arch, parameters):
+def test_sizes_are_the_usual_ones(arch, parameters):
     with torch.device('meta'):
         model = SimMIMViT(arch=arch, patch_size=14 if arch == 'huge' else 16)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.005)
@@ -166,7 +168,7 @@ def test_checkpointing_changes_no_gradient():
 
 
 @pytest.mark.parametrize('loader', ['torch', 'mmengine'])
-def test_a_shared_table_is_given_to_every_block(loader):
+def test_a_shared_table_is_copied_to_every_block(loader):
     shared = tiny().eval()
     randomise(shared)
     per_block = tiny(use_shared_rel_pos_bias=False, use_rel_pos_bias=True).eval()
@@ -178,7 +180,7 @@ def test_a_shared_table_is_given_to_every_block(loader):
     assert torch.equal(per_block(x)[0], shared(x)[0])
 
 
-def test_every_parameter_takes_part_without_a_mask():
+def test_every_parameter_has_a_gradient_without_a_mask():
     model = tiny(use_abs_pos_embed=True).train()
     model(torch.randn(1, 3, 64, 64))[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -190,23 +192,49 @@ def test_every_parameter_takes_part_without_a_mask():
     [
         (
             dict(img_size=60),
-            r'img_size of 60 x 60 px: both sides must be positive multiples of patch_size=16, e.g. 64 x 64',
+            r'img_size of 60 x 60 px: both sides must be multiples of the patch, 16 px, e.g. 64 x 64',
         ),
-        (dict(arch='giant'), r"arch='giant' is unknown; choose one of small, base, large, huge"),
-        (dict(arch=dict(embed_dims=48)), 'exactly the keys embed_dims, num_layers'),
+        (dict(img_size=(64, 64, 3)), r'img_size=\(64, 64, 3\) must be one side or \(height, width\)'),
+        (dict(img_size=64.0), r'img_size=64.0 must be one side'),
+        (
+            dict(arch='giant'),
+            r"arch='giant' is unknown; choose one of 'small', 'base', 'large', 'huge'; or give a dict of embed_dims",
+        ),
+        (
+            dict(arch=dict(embed_dims=48)),
+            "arch={'embed_dims': 48} must be a dict of embed_dims, num_layers, num_heads,",
+        ),
+        (dict(arch=12), 'arch=12 must be a dict of embed_dims'),
+        (dict(arch={**TINY['arch'], 'num_layers': 'x'}), "arch.num_layers='x' must be a whole number of at least 1"),
+        (dict(arch={**TINY['arch'], 'num_heads': 0}), 'arch.num_heads=0 must be a whole number of at least 1'),
         (dict(arch={**TINY['arch'], 'num_heads': 5}), 'embed_dims=48 must be a multiple of num_heads=5'),
         (dict(use_rel_pos_bias=True), 'exclude each other'),
         (dict(out_type='map'), "out_type='map' is unknown"),
-        (dict(out_indices=3), r'out_indices=3 must lie in -3 ... 2'),
-        (dict(out_indices=(1, 0)), r'out_indices=\(1, 0\) must rise'),
-        (dict(out_indices=(2, -1)), 'each block once'),
-        (dict(frozen_stages=4), 'frozen_stages=4 is outside -1 ... 3'),
-        (dict(drop_path_rate=1.0), 'drop_path_rate=1.0 is outside'),
+        (dict(out_indices=3), r'out_indices=3 must be a whole number from -3 to 2; the model has 3 blocks'),
+        (dict(out_indices=1.0), r'out_indices=1.0 must be a whole number from -3 to 2'),
+        (dict(out_indices=[]), r'out_indices=\[\] must be one or more blocks'),
+        (dict(out_indices=(1, 0)), r'out_indices=\(1, 0\) must be one or more blocks, rising'),
+        (dict(out_indices=(2, -1)), r'out_indices=\(2, -1\) must be .* each once'),
+        (dict(frozen_stages=4), 'frozen_stages=4 must be a whole number from -1 to 3; the number of blocks'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate=1.0 must be a number in \[0, 1\); the published value is 0.1'),
+        (dict(drop_path_rate=float('nan')), 'drop_path_rate=nan must be'),
+        (dict(layer_scale_init_value=None), 'layer_scale_init_value=None must be a number of at least 0; 0 leaves'),
+        (dict(init_cut=0), 'init_cut=0 must be a number above 0; the published values are 0.02 and 2'),
+        (dict(patch_size=0), 'SimMIMViT.patch_size=0 must be a whole number of at least 1; e.g. 16'),
+        (dict(in_channels=0), 'SimMIMViT.in_channels=0 must be a whole number of at least 1; 3 for RGB'),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny(**arguments)
+
+
+def test_block_numbers():
+    assert block_numbers(None, 12) == [3, 6, 9, 12] and block_numbers('all', 3) == [1, 2, 3]
+    assert block_numbers([3, 1, 3], 3) == [1, 3]
+    for wrong in (1.0, [0], [4], ['x'], [True], []):
+        with pytest.raises(ValueError, match=re.escape(f'blocks={wrong}: the model has blocks 1 ... 3; give numbers')):
+            block_numbers(wrong, 3)
 
 
 def test_wrong_inputs_are_named():

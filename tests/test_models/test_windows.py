@@ -75,13 +75,13 @@ def test_equals_padding_that_is_not_seen(grid):
 def test_one_window_equals_global_attention():
     module, x = attention(4), torch.randn(2, 17, 48)
     assert torch.allclose(windowed(module, x, (4, 4), 4), module(x, (4, 4), None), atol=1e-6)
-    for size in (4, 7):  # a grid that is smaller than a window, too
+    for size in (4, 7):  # of 7, a window is larger than the grid
         model, images = vit(**PER_BLOCK, window_size=size), torch.randn(2, 3, 64, 64)
-        whole = vit(**PER_BLOCK)
-        assert torch.equal(model(images)[0], whole(images)[0])
+        global_ = vit(**PER_BLOCK)
+        assert torch.equal(model(images)[0], global_(images)[0])
 
 
-def test_images_smaller_than_a_window_are_attended_to_as_a_whole():
+def test_images_smaller_than_a_window_have_global_attention():
     images = torch.randn(1, 3, 32, 48)
     with torch.no_grad():
         assert torch.equal(vit(**PER_BLOCK, window_size=4)(images)[0], vit(**PER_BLOCK)(images)[0])
@@ -97,14 +97,14 @@ def test_patches_see_their_window_and_the_class_token_only():
 
 @pytest.mark.parametrize('shared', [True, False])
 def test_windows_have_the_offsets_of_the_pretrained_table(shared):
-    """On whole windows, a block gives what it gives on each window as an image of its own."""
+    """A grid of full windows: a block gives the same as on each window as an image of its own."""
     tables = {} if shared else PER_BLOCK
     arch = {**ARGUMENTS['arch'], 'num_layers': 1}
-    model, whole = vit(arch=arch, window_size=4, **tables), vit(arch=arch, **tables)
+    model, global_ = vit(arch=arch, window_size=4, **tables), vit(arch=arch, **tables)
     images = torch.randn(2, 3, 64, 128)
     with torch.no_grad():
         maps = model(images)[0]
-        parts = [whole(part)[0] for part in images.split(64, dim=3)]
+        parts = [global_(part)[0] for part in images.split(64, dim=3)]
     assert torch.allclose(maps, torch.cat(parts, dim=3), atol=1e-5)
 
 
@@ -136,13 +136,13 @@ def test_a_batch_gives_what_its_images_give_one_by_one():
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_sides_are_padded_on_demand():
+def test_sides_are_padded_on_request():
     images = torch.randn(1, 3, 70, 90)
     with torch.no_grad():
         maps = vit(dynamic_img_pad=True)(images)[0]
         assert torch.equal(maps, vit()(F.pad(images, (0, 6, 0, 10)))[0])
     assert maps.shape == (1, 48, 5, 6)
-    with pytest.raises(ValueError, match='input of 70 x 90 px: both sides must be positive multiples of patch_size=16'):
+    with pytest.raises(ValueError, match='input of 70 x 90 px: both sides must be multiples of the patch, 16 px'):
         vit()(images)
 
 
@@ -155,10 +155,13 @@ def test_parts_of_a_grid():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(window_size=-1), 'window_size=-1 must be a side in patches, such as 14, or 0'),
+        (
+            dict(window_size=-1),
+            'window_size=-1 must be a whole number of at least 0; the side of a window in patches, ',
+        ),
         (dict(global_blocks=(2,)), r'global_blocks=\(2,\) without window_size: all blocks are global'),
-        (dict(window_size=14, global_blocks=(2, 5)), r'global_blocks=\(2, 5\) must lie in -3 ... 2'),
-        (dict(window_size=14, global_blocks=(2, 1)), r'global_blocks=\(2, 1\) must rise'),
+        (dict(window_size=14, global_blocks=(2, 5)), 'global_blocks=5 must be a whole number from -3 to 2'),
+        (dict(window_size=14, global_blocks=(2, 1)), r'global_blocks=\(2, 1\) must be one or more blocks, rising'),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -166,7 +169,7 @@ def test_bad_arguments(arguments, message):
         vit(**arguments)
 
 
-def test_attention_of_one_patch_is_not_shown_where_no_patch_sees_all():
+def test_attention_of_a_patch_is_refused_where_no_patch_sees_the_whole_image():
     with pytest.raises(ValueError, match='some blocks attend inside windows only'):
         vit(window_size=2).forward_intermediates(torch.randn(1, 3, 64, 64), attention_of=(0, 0))
     assert len(vit(window_size=2).forward_intermediates(torch.randn(1, 3, 64, 64))[1]) == 3

@@ -30,8 +30,10 @@ def test_bad_input_is_named(image_folder, tmp_path):
     cfg = load_config(SIMULTANEOUS, {'data_root': str(image_folder)})
     with pytest.raises(ValueError, match=r'--out .*masks.xyz: no picture format'):
         draw_masks(cfg, tmp_path / 'masks.xyz')
-    with pytest.raises(ValueError, match='--rows 0 and --masks 64 must be positive'):
+    with pytest.raises(ValueError, match='--rows=0 must be a whole number of at least 1'):
         draw_masks(cfg, tmp_path / 'masks.png', rows=0)
+    with pytest.raises(ValueError, match='--masks=0 must be a whole number of at least 1'):
+        draw_masks(cfg, tmp_path / 'masks.png', measured=0)
     cfg.model.backbone.patch_size = 8
     with pytest.raises(
         ValueError, match=r'masks of \(14, 14\) patches do not fit crops of 224 x 224 px and patch_size=8'
@@ -53,7 +55,7 @@ def test_named_masks_fit_the_tiny_config(image_folder, tmp_path, name, hidden):
 
 
 @pytest.mark.slow
-def test_the_tool_needs_no_data_of_ones_own(tmp_path):
+def test_the_tool_works_without_data(tmp_path):
     tool = [sys.executable, ROOT / 'tools/visualize_masks.py']
     printed = run(*tool, ROOT / 'configs/ablations/mask_blockwise.py', '--photos', '--masks', 8, cwd=tmp_path)
     assert '8 masks over 196 patches: masked 38.3 %; AvgDist' in printed

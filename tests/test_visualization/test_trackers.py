@@ -42,14 +42,14 @@ def test_mlflow(image_folder, tmp_path):
     (database,) = (tmp_path / 'run').rglob('mlflow.db')
     client = mlflow.MlflowClient(tracking_uri=f'sqlite:///{database}')
     (found,) = client.search_runs([client.get_experiment_by_name('simmim').experiment_id])
-    told = [point.value for point in client.get_metric_history(found.info.run_id, 'loss')]
-    assert told == pytest.approx([line['loss'] for line in scalars(tmp_path / 'run')], rel=1e-6)
+    losses = [point.value for point in client.get_metric_history(found.info.run_id, 'loss')]
+    assert losses == pytest.approx([line['loss'] for line in scalars(tmp_path / 'run')], rel=1e-6)
     pictures = sorted(path.name for path in (database.parent / 'mlflow_artifacts').rglob('reconstruction_*.png'))
     assert pictures == ['reconstruction_0.png', 'reconstruction_1.png']
     assert not (ROOT / 'mlruns').exists()
 
 
-def test_another_tracker_by_the_command_line(image_folder, tmp_path, monkeypatch):
+def test_another_tracker_from_the_command_line(image_folder, tmp_path, monkeypatch):
     """One option, in place of TensorBoard."""
     pytest.importorskip('wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')

@@ -1,1 +1,1 @@
-"""What is done to images once, before training."""
+"""Prepare images once, before training: shrink them, measure mean and std, write sample data sets."""

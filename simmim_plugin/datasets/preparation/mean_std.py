@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a folder of images."""
+"""Compute mean and standard deviation of a folder of images."""
 
 import os
 import random
@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
-from simmim_plugin.datasets.images import ImageReadError, read_image
+from simmim_plugin.datasets.images import DTYPES, ImageReadError, read_image
+from simmim_plugin.utils.arguments import choice, whole
 
 
 def folder_mean_std(
@@ -22,15 +23,20 @@ def folder_mean_std(
         folder: Searched recursively.
         channels: See `read_image`.
         dtype: See `read_image`; the result is in the same units.
-        max_images: Take so many, drawn at random (seed 0).
-        workers: Threads that read files.
+        max_images: Size of a random sample of the images (seed 0); None: all.
+        workers: Number of threads that read files.
 
     Returns:
-        Two lists with a value per channel. Files that cannot be read are named on standard error and left out.
+        Two lists with a value per channel. Files that cannot be read are reported on standard error and skipped.
 
     Raises:
-        ValueError: No image could be read, or a channel is constant.
+        ValueError: No image could be read, a channel is constant, or an argument is out of range.
     """
+    whole('channels', channels, 1, hint='3 for RGB')
+    choice('dtype', dtype, DTYPES)
+    whole('workers', workers, 1)
+    if max_images is not None:
+        whole('max_images', max_images, 1, hint='None uses all')
     paths = list_images(folder)
     if not paths:
         raise ValueError(f'folder={folder!r} holds no image (from {os.getcwd()})')
@@ -50,7 +56,7 @@ def folder_mean_std(
         for result in tqdm(pool.map(moments, paths), total=len(paths), unit='image', file=sys.stderr):
             if result is None:
                 continue
-            # Chan's update: no large sums of squares, so nothing is lost for 16-bit data.
+            # Chan's parallel update: without large sums of squares, 16-bit data lose no precision.
             n, new_mean, new_variance = result
             total, delta = count + n, new_mean - mean
             variance = (variance * count + new_variance * n + delta**2 * count * n / total) / total

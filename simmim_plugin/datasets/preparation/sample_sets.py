@@ -1,4 +1,4 @@
-"""Small data sets from what comes inside wheels, to try everything without a download, as the tutorials do."""
+"""Write small data sets from images in Python packages, to try everything without a download."""
 
 import importlib.util
 import json
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import ImageFolder
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.arguments import choice, whole
 
 SHAPES = ('disc', 'square', 'triangle')
 COLOURS = ((214, 69, 65), (65, 131, 215), (244, 208, 63))
@@ -41,8 +42,8 @@ def make_digits(out: Path, rng: np.random.Generator) -> str:
 def make_shapes(out: Path, rng: np.random.Generator) -> str:
     """Discs, squares and triangles on photos of 256 px, 40 to train on and 12 to evaluate.
 
-    COCO's annotations with outlines, masks as PNGs (0 is the background), and classes.txt: what configs/detection and
-    configs/segmentation for one's own data want.
+    COCO annotations with outlines, masks as PNGs (0 is the background), and classes.txt, as the custom-data configs in
+    configs/detection and configs/segmentation expect.
     """
     progress = tqdm(total=52, unit='image', leave=False)
     for part, count in (('train', 40), ('valid', 12)):
@@ -78,7 +79,7 @@ def make_shapes(out: Path, rng: np.random.Generator) -> str:
 
 
 def make_scans(out: Path, rng: np.random.Generator) -> str:
-    """64 grey TIFFs of 16 bits, 160 px, values of 0 to 4,095 as of a scanner: photos of a retina and of tissue."""
+    """64 grey 16-bit TIFFs, 160 px, values from 0 to 4,095 like a scanner's: photos of a retina and of tissue."""
     photos = [path for path in _photos() if path.stem in ('retina', 'ihc')]
     for i, crop in enumerate(_crops(tqdm(range(64), unit='image', leave=False), 160, rng, photos)):
         values = np.asarray(crop.convert('L'), np.float32) * 15 + rng.normal(0, 20, (160, 160))
@@ -98,17 +99,19 @@ def make(kind: str, out: Path, seed: int = 0) -> str:
     Args:
         kind: One of `KINDS`.
         out: A folder that does not exist yet, or is empty.
-        seed: Of the choice of crops.
+        seed: Seed of the crops.
 
     Returns:
-        What was written, in words.
+        A description of what was written.
 
     Raises:
-        ValueError: There is something in the folder.
-        ModuleNotFoundError: The photos' packages are not installed; the message names the command.
+        ValueError: The folder is not empty, or an argument is unknown or out of range.
+        ModuleNotFoundError: A package with photos is not installed; the message names the command.
     """
+    choice('kind', kind, KINDS)
+    whole('seed', seed, 0)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f'OUT {str(out)!r} is there already and not empty; give a new folder')
+        raise ValueError(f'OUT {str(out)!r} already exists and is not empty; give a new folder')
     return KINDS[kind](out, np.random.default_rng(seed))
 
 
@@ -119,7 +122,7 @@ def _photos() -> list[Path]:
 def _crops(
     indices: Iterable[int], size: int, rng: np.random.Generator, photos: list[Path] | None = None
 ) -> Iterator[Image.Image]:
-    """Random crops, from the photos in turn."""
+    """Random crops, cycling through the photos."""
     opened = [Image.open(path).convert('RGB') for path in photos or _photos()]
     for i in indices:
         photo = opened[i % len(opened)]
@@ -129,14 +132,14 @@ def _crops(
 
 
 def _outline(kind: int, size: float, centre: np.ndarray) -> np.ndarray:
-    """(n, 2) corners; a disc has 24."""
+    """Corners, (n, 2); a disc has 24."""
     corners = (24, 4, 3)[kind]
     angles = 2 * np.pi * (np.arange(corners) + 0.5 * (kind == 1)) / corners
     return centre + size * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
 
 
 def _area(outline: np.ndarray) -> float:
-    """The shoelace formula."""
+    """Area by the shoelace formula."""
     x, y = outline.T
     return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
 
@@ -148,7 +151,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 @DATASETS.register_module()
 class PackagePhotos(ImageFolder):
-    """The photos that come inside the scikit-image and scikit-learn wheels: data without a download.
+    """The photos in the scikit-image and scikit-learn packages, as a data set without a download.
 
     Args:
         pipeline: See `ImageFolder`.
@@ -158,7 +161,7 @@ class PackagePhotos(ImageFolder):
         ModuleNotFoundError: A package is not installed; the message names the command.
     """
 
-    # Colour photos whose licence is stated: public domain, CC0, or CC BY 2.0 (scikit-learn's, by danielbuechele and
+    # Colour photos with a stated licence: public domain, CC0, or CC BY 2.0 (scikit-learn's, by danielbuechele and
     # vultilion). Drawings, text and textures are left out.
     PHOTOS = {
         'skimage': ('data', ('astronaut.png', 'chelsea.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png',

@@ -16,19 +16,20 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import ARRAY_SUFFIXES, MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits, read_tiff
+from simmim_plugin.utils.arguments import whole
 
 SETTINGS = 'prepare.json'
 UNREADABLE = 'unreadable.txt'
-CHUNK = 512  # images handed to the threads at a time
+CHUNK = 512  # images that the threads get at a time
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What becomes of a photo.
+    """Settings of the small copies.
 
     Args:
-        short_side: Shorter side in pixels of larger photos; smaller ones are not enlarged.
-        quality: Of the JPEG files, 1 to 95.
+        short_side: Shorter side in pixels of copies of larger photos; smaller photos are not enlarged.
+        quality: JPEG quality, 1 to 95.
 
     Raises:
         ValueError: An argument is out of range.
@@ -38,37 +39,35 @@ class Settings:
     quality: int = 90
 
     def __post_init__(self) -> None:
-        if self.short_side < 1:
-            raise ValueError(f'short_side={self.short_side} must be positive; 288 serves crops of 224 px')
-        if not 1 <= self.quality <= 95:
-            raise ValueError(f'quality={self.quality} is outside 1 ... 95; 90 is usual')
+        whole('short_side', self.short_side, 1, hint='288 suits crops of 224 px')
+        whole('quality', self.quality, 1, 95, '90 is usual')
 
 
 def prepare_folder(source: str, target: str, settings: Settings | None = None, workers: int = 2) -> Counter[str]:
-    """Write small copies of all images of a folder, in the same folders; what is there already is not done again.
+    """Write small copies of all images of a folder, in the same subfolders; skip copies that exist.
 
-    Photos of 8 bits become JPEGs, upright by their EXIF tag, RGB or grey; where the name has another ending, .jpg is
-    added (`a/b.png` -> `a/b.png.jpg`). An upright JPEG that is small enough, and images that a JPEG cannot hold (16
-    bits, TIFF, .npy), are decoded once and copied byte by byte. Every JPEG is decoded again before it gets its name.
+    8-bit photos become JPEGs, rotated upright by their EXIF tag, RGB or grey; .jpg is appended to other file endings
+    (`a/b.png` -> `a/b.png.jpg`). Upright JPEGs that are small enough, and images that JPEG cannot represent (16 bits,
+    TIFF, .npy), are decoded as a check and copied unchanged. Every written JPEG is decoded again before it gets its
+    name.
 
     Args:
-        source: Searched recursively, as `ImageFolder` does.
-        target: Made if it does not exist. `unreadable.txt` in it lists what could not be read, with reasons.
+        source: Searched recursively, like `ImageFolder`.
+        target: Created if it does not exist. `unreadable.txt` in it lists unreadable images, with reasons.
         settings: See `Settings`.
-        workers: Threads.
+        workers: Number of threads.
 
     Returns:
-        Numbers of images by what was done: 'shrunk', 'copied', 'done before', 'unreadable'; and 'bytes before' and
-        'bytes after' of all that are there.
+        Numbers of images that were 'shrunk', 'copied', 'done before' and 'unreadable', and the total 'bytes before' and
+        'bytes after'.
 
     Raises:
-        ValueError: No image in `source`, two of them would get one name, `target` lies in `source`, or holds images of
-            other settings.
+        ValueError: `source` holds no image, two images would get the same name, `target` is inside `source` or holds
+            images with other settings, or an argument is out of range.
         OSError: `target` cannot be written, such as on a full disk.
     """
     settings = settings or Settings()
-    if workers < 1:
-        raise ValueError(f'workers={workers} must be positive')
+    whole('workers', workers, 1, hint='the number of threads')
     paths = list_images(source)
     if not paths:
         raise ValueError(f'source={source!r} holds no image (from {os.getcwd()})')
@@ -103,17 +102,17 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
 
 
 def shrink(path: Path, settings: Settings) -> bytes | None:
-    """A photo as a small JPEG.
+    """Encode a photo as a small JPEG.
 
     Args:
         path: A file that PIL reads.
         settings: See `Settings`.
 
     Returns:
-        The bytes of the file; None where the file should be copied as it is.
+        The bytes of the JPEG; None if the file should be copied unchanged.
 
     Raises:
-        Exception: What the decoder raises for a damaged file.
+        Exception: Of the decoder, for a damaged file.
     """
     with Image.open(path) as opened:
         image: Image.Image = opened
@@ -125,7 +124,7 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
         if scale >= 1 and upright and image.format == 'JPEG' and image.mode in MODES.values():
             image.load()
             return None
-        if scale < 1:  # a JPEG is decoded at a half, a quarter ..., but not below twice the size that is wanted
+        if scale < 1:  # decode a JPEG at 1/2, 1/4 ..., but not below twice the target size
             image.draft(image.mode, (round(2 * scale * image.width), round(2 * scale * image.height)))
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode not in MODES.values():
@@ -144,10 +143,10 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
 
 
 def check_values(path: Path) -> None:
-    """Decode a TIFF or .npy file, which is copied as it is; its values are not judged.
+    """Decode a TIFF or .npy file, to check that it is intact.
 
     Raises:
-        Exception: What the decoder raises for a damaged file.
+        Exception: Of the decoder, for a damaged file.
     """
     if path.name.lower().endswith(ARRAY_SUFFIXES):
         np.load(path, allow_pickle=False)
@@ -157,7 +156,7 @@ def check_values(path: Path) -> None:
 
 
 def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int, str]:
-    """One image: what was done, bytes before and after, and what is wrong with it."""
+    """Prepare one image: what was done, bytes before and after, and the reason if it is unreadable."""
     jpeg = copy.with_name(_jpeg_name(copy.name))
     try:
         before = path.stat().st_size
@@ -169,12 +168,12 @@ def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int,
             content = shrink(path, settings)
         else:
             check_values(path)
-    # As in `read_image`: decoders raise many types for a damaged file. It is listed with its reason.
+    # Decoders raise exceptions of many types for damaged files; these are listed with the reason.
     except Exception as error:  # noqa: BLE001
         return 'unreadable', 0, 0, f'{path}: {str(error) or type(error).__name__}'
     target = copy if content is None else jpeg
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f'.{target.name}.part')  # hidden from whoever lists images
+    part = target.with_name(f'.{target.name}.part')  # hidden files are not listed as images
     if content is None:
         shutil.copyfile(path, part)
     else:

@@ -1,1 +1,1 @@
-"""From a file to a sample: read, crop, flip, mask, pack."""
+"""Transforms of the pipeline: load, crop, flip, mask, pack."""

@@ -1,11 +1,12 @@
-"""Random crops, with JPEGs decoded no larger than the crop wants, and random flips.
+"""Random crops, with JPEGs decoded at the smallest scale that the crop needs, and random flips.
 
-Most of what a worker does beside decoding is in small steps, each of which finds the processor's caches full of pixels:
-few calls of PyTorch, and random numbers from Python, are a good part of the speed.
+Apart from decoding, a worker runs many small operations on a cold cache, so much of the speed comes from few PyTorch
+calls and from Python's random numbers.
 """
 
 import math
 import random
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from simmim_plugin.datasets.images import ImageReadError, photo_rows, read_image
 from simmim_plugin.datasets.jpeg import PendingJPEG, least_size
 from simmim_plugin.registry import TRANSFORMS
+from simmim_plugin.utils.arguments import choice, number, sides
 from simmim_plugin.utils.files import printable
 
 TRIES = 10  # torchvision's
@@ -26,18 +28,18 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest')
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop:
-    """torchvision's `RandomResizedCrop`: crops drawn alike, antialiased, from images that may not be decoded yet.
+    """Random crop resized with antialiasing, with torchvision's distribution; accepts JPEGs that are not decoded yet.
 
-    With `LoadImage(defer=True)` a JPEG is decoded at a half, a quarter ... where the crop then still has at least
-    `size` pixels. Pixels then differ a little from those of the whole image (docs/performance.md).
+    With `LoadImage(defer=True)`, a JPEG is decoded at 1/2, 1/4 ... of its size if the crop then still has at least
+    `size` pixels. Pixels then differ a little from those of the full image (docs/performance.md).
 
-    Required and replaced key: `img`, a (C, H, W) tensor, uint8 or float32, or a `PendingJPEG`; then a (C, size, size)
-    tensor, with the channels last in memory where it was so. Draws from Python's `random`.
+    Required and replaced key: `img`, a (C, H, W) tensor, uint8 or float32, or a `PendingJPEG`; becomes a
+    (C, size, size) tensor that keeps the memory order of its input. Uses Python's `random`.
 
     Args:
         size: Side, or (height, width), in pixels.
         scale: Smallest and largest share of the image's area.
-        ratio: Smallest and largest width / height.
+        ratio: Smallest and largest aspect ratio, width / height.
         interpolation: 'bilinear', 'bicubic' or 'nearest'.
 
     Raises:
@@ -51,18 +53,11 @@ class RandomResizedCrop:
         ratio: Sequence[float] = (3 / 4, 4 / 3),
         interpolation: str = 'bilinear',
     ) -> None:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f'size={size} must be one side or (height, width) in pixels, such as 224')
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f'scale={scale} must be two shares of the area that rise within (0, 1], as (0.67, 1.0)')
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f'ratio={ratio} must be two positive numbers that rise, such as (0.75, 1.33)')
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f'interpolation={interpolation!r} is unknown; choose one of {", ".join(INTERPOLATIONS)}')
-        self.size = (sides[0], sides[1])
-        self.scale, self.ratio, self.interpolation = tuple(scale), tuple(ratio), interpolation
-        self._log_ratio = torch.tensor(self.ratio).log().tolist()  # rounded as torchvision has it
+        self.size = sides('size', size)
+        self.scale = _range('scale', scale, 1, 'two shares of the area in (0, 1], such as (0.67, 1)')
+        self.ratio = _range('ratio', ratio, sys.float_info.max, 'two positive numbers, such as (0.75, 1.33)')
+        self.interpolation = choice('interpolation', interpolation, INTERPOLATIONS)
+        self._log_ratio = torch.tensor(self.ratio).log().tolist()  # in float32, like torchvision
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Crop and resize `img`."""
@@ -78,7 +73,7 @@ class RandomResizedCrop:
         return results
 
     def _resized(self, image: Tensor, down: slice, across: slice) -> Tensor:
-        if image.stride(0) == 1:  # channels last, as decoded; torch would make it channels first, slowly
+        if image.stride(0) == 1:  # channels last, as decoded; torch would convert it to channels first, slowly
             rows = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)[down, across])
             batch = torch.from_numpy(rows.reshape(1, *rows.shape).transpose(0, 3, 1, 2))
         else:
@@ -87,25 +82,25 @@ class RandomResizedCrop:
         return F.interpolate(batch, self.size, mode=self.interpolation, antialias=antialias)[0]
 
     def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height, width of a crop, as torchvision's `get_params` draws it."""
+        """Sample top, left, height and width of a crop, like torchvision's `get_params`."""
         for _ in range(TRIES):
             area = height * width * random.uniform(*self.scale)
             ratio = math.exp(random.uniform(*self._log_ratio))
             h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
             if 0 < h <= height and 0 < w <= width:
                 return random.randint(0, height - h), random.randint(0, width - w), h, w
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])  # the largest in the middle
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])  # the largest central crop
         h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
         return (height - h) // 2, (width - w) // 2, h, w
 
     def _decode(self, image: PendingJPEG, least: tuple[int, int]) -> Tensor:
         try:
             return image.decode(least)
-        except ValueError:  # a good part of a damaged file may do; if not, `read_image` says what is wrong
-            whole = read_image(image.path, data=image.data)
-        if (whole.shape[-2], whole.shape[-1]) != image.size:
-            raise ImageReadError(f'{printable(image.path)}: it has {tuple(whole.shape)} pixels, not {image.size}')
-        return whole
+        except ValueError:  # `read_image` may read part of a damaged file, or reports what is wrong
+            decoded = read_image(image.path, data=image.data)
+        if (decoded.shape[-2], decoded.shape[-1]) != image.size:
+            raise ImageReadError(f'{printable(image.path)}: it has {tuple(decoded.shape)} pixels, not {image.size}')
+        return decoded
 
     def __repr__(self) -> str:
         return (
@@ -116,21 +111,19 @@ class RandomResizedCrop:
 
 @TRANSFORMS.register_module()
 class RandomHorizontalFlip:
-    """Mirror an image, left to right, with a probability; torchvision's, with OpenCV where that is quicker.
+    """Flip an image left to right at random, like torchvision; with OpenCV where that is faster.
 
-    Required and replaced key: `img`, a (C, H, W) tensor. Draws from Python's `random`.
+    Required and replaced key: `img`, a (C, H, W) tensor. Uses Python's `random`.
 
     Args:
-        p: Probability; 0 never, 1 always.
+        p: Probability of flipping.
 
     Raises:
         ValueError: It is outside [0, 1].
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f'p={p} is outside [0, 1]; 0.5 mirrors every other image')
-        self.p = p
+        self.p = number('RandomHorizontalFlip.p', p, 0, 1, '0.5 flips every other image')
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Flip `img`, or not."""
@@ -144,11 +137,19 @@ class RandomHorizontalFlip:
         return f'{type(self).__name__}(p={self.p})'
 
 
-def _scaled(start: int, length: int, scale: float, target: int) -> tuple[int, int]:
-    """Start and length of a crop along an axis of an image that was decoded smaller, at its pixels.
+def _range(name: str, value: Any, most: float, words: str) -> tuple[float, float]:
+    """Check a smallest and a largest value in (0, most]."""
+    low, high = value if isinstance(value, Sequence) and len(value) == 2 else (None, None)
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or not 0 < low <= high <= most:
+        raise ValueError(f'{name}={value!r} must be {words}, the smaller one first')
+    return float(low), float(high)
 
-    The image is large enough for a crop of the target's length; where the rounding of both ends would make it one pixel
-    less, it begins one pixel earlier.
+
+def _scaled(start: int, length: int, scale: float, target: int) -> tuple[int, int]:
+    """Start and length of a crop along one axis, in pixels of an image that was decoded at a smaller scale.
+
+    The image is large enough for a crop of the target's length; if rounding makes the crop one pixel shorter, it starts
+    one pixel earlier.
     """
     first, last = round(start * scale), round((start + length) * scale)
     if scale < 1 and last - first < target:

@@ -1,4 +1,4 @@
-"""Transforms that read an image and pack a sample."""
+"""Transforms that load the image of a sample, and pack the sample for the model."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from simmim_plugin.datasets.images import DTYPES, ImageReadError, photo_rows, re
 from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
+from simmim_plugin.utils.arguments import choice, whole
 from simmim_plugin.utils.files import printable
 
 
@@ -25,28 +26,24 @@ def _read_pending(path: str, data: bytes | None) -> PendingJPEG | None:
 class LoadImage:
     """Read the image of a sample; see `read_image` for formats and conversions.
 
-    Required key: `img_path`; `img_bytes`, the file's content, is taken if it is there. Added key: `img`, a
-    (channels, H, W) tensor, or with `defer` maybe a `PendingJPEG`.
+    Required key: `img_path`; optional key: `img_bytes`, the content of the file, which is removed. Added key:
+    `img`, a (channels, H, W) tensor or, with `defer`, possibly a `PendingJPEG`.
 
     Args:
         channels: Channels of the result; 3 gives RGB.
         dtype: 'uint8' (photos) or 'float32' (values as stored: medical, satellite).
-        keep: Each process keeps the first so many decoded images in memory; for small sets.
-        defer: Leave JPEGs to be decoded by our `RandomResizedCrop` at the size that its crop wants. Only for 3
-            channels of uint8, and what is not kept; where another transform follows, `ImageFolder` switches it off.
+        keep: Number of decoded images that each process keeps in memory; for small data sets.
+        defer: Let our `RandomResizedCrop` decode JPEGs, at the scale that its crop needs. Only for 3 channels of uint8
+            and images that are not kept; `ImageFolder` disables it if another transform follows.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
     def __init__(self, channels: int = 3, dtype: str = 'uint8', keep: int = 0, defer: bool = False) -> None:
-        if channels < 1:
-            raise ValueError(f'channels={channels} must be positive')
-        if dtype not in DTYPES:
-            raise ValueError(f'dtype={dtype!r} is unknown; choose one of {", ".join(map(repr, DTYPES))}')
-        self.channels = channels
-        self.dtype = dtype
-        self.keep = keep
+        self.channels = whole('LoadImage.channels', channels, 1, hint='3 for RGB')
+        self.dtype = choice('LoadImage.dtype', dtype, DTYPES)
+        self.keep = whole('LoadImage.keep', keep, 0, hint='the number of images to keep in memory')
         self.defer = defer and channels == 3 and dtype == 'uint8'
         self._kept: dict[str, Tensor] = {}
 
@@ -68,7 +65,7 @@ class LoadImage:
 
 
 def _contiguous(image: Tensor) -> Tensor:
-    """The same image with contiguous planes; with OpenCV, several times as fast as torch, for what a JPEG becomes."""
+    """Make an image contiguous; for a decoded JPEG by OpenCV, which is several times as fast as torch."""
     rows = photo_rows(image)
     if rows is None:
         return image.contiguous()
@@ -79,11 +76,11 @@ def _contiguous(image: Tensor) -> Tensor:
 
 @TRANSFORMS.register_module()
 class PackSimMIMInputs:
-    """Keep what the model takes: `inputs`, the (C, H, W) image, and the masks there are, (h, w) uint8; and `img_path`.
+    """Pack a sample: `inputs`, the (C, H, W) image, its masks, (h, w) uint8, and `img_path`.
 
-    Masks are `mask`, and `mask_local` and `mask_global` where the generator drew two.
+    Masks are `mask`, and `mask_local` and `mask_global` if the generator drew two.
 
-    Plain tensors stack into one tensor per batch, which costs far less than one data object per image.
+    Plain tensors are collated to one tensor per batch, which is much cheaper than one data object per image.
     """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:

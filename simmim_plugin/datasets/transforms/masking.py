@@ -1,4 +1,4 @@
-"""Random masks over square units of the image, on the grid of the model's patches."""
+"""SimMIMMaskGenerator: random masks of square units, on the grid of the model's patches."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from simmim_plugin.utils.arguments import grid_of, keys, number, sides, whole
 
 PUBLISHED_RATIO, PUBLISHED_UNIT = 0.6, 32
 LARGEST_GRID = 2**24  # patches of an image
-LARGEST_ALPHA = 10  # beyond, the ratios are 0 or 1 for any size but the reference
+LARGEST_ALPHA = 10  # with a larger one, ratios are 0 or 1 for any size but the reference
 SCHEDULES = ('linear', 'cosine')
 
 
@@ -38,10 +38,10 @@ class Ramp:
 
 @dataclass(frozen=True)
 class UnitMask:
-    """One of the masks: ceil(`ratio` * units) of the units of a random region of ceil(`region_ratio` * all units).
+    """Settings of one mask: ceil(`ratio` * n) units of a random region of n = ceil(`region_ratio` * all units) units.
 
     Args:
-        name: Argument that gives the ratio, for messages and ramps: 'mask_ratio', 'local.ratio' or 'global_.ratio'.
+        name: Argument that sets the ratio, for messages and ramps: 'mask_ratio', 'local.ratio' or 'global_.ratio'.
         ratio: In [0, 1].
         unit: Side of a unit in pixels.
         region_ratio: In (0, 1]; 1 is the whole image.
@@ -63,8 +63,8 @@ class SimMIMMaskGenerator:
     """Add a random mask to a sample: the published SimMIM masking, or a local and a global mask at once.
 
     Published (arXiv 2111.09886, section 3.2): `mask_ratio` of the units of `mask_patch_size` pixels. Simultaneous:
-    `local` and `global_` instead, drawn independently; a patch is visible if neither masks it. If together they mask
-    the whole image, both are drawn again.
+    `local` and `global_` instead, sampled independently; a patch is visible if neither masks it. If their union masks
+    the whole image, both are sampled again.
 
     Required key: `img` (unless `input_size` is given). Added keys, (h, w) uint8 on the grid of the model's patches, 1 =
     masked: `mask`, and, where both are given, `mask_local` and `mask_global`, whose union `mask` is.
@@ -72,19 +72,19 @@ class SimMIMMaskGenerator:
     Args:
         mask_ratio: Share of the units to mask, in [0, 1]. Exactly ceil(ratio * units) are masked. None: 0.6.
         mask_patch_size: Side of a unit in pixels, a multiple of `model_patch_size`. None: 32. Units need not divide
-            the image: those at the lower and right edges are cut.
+            the image: those at the bottom and right edges are cropped.
         model_patch_size: Side of the model's patches in pixels.
-        input_size: Side, or (height, width), of the image in pixels. None takes the size of each image.
+        input_size: Side, or (height, width), of the image in pixels. None: the size of each image.
         local: `dict(ratio=0.75, unit=32, region_ratio=1.0)`, instead of the two arguments above: ceil(region_ratio *
-            units) units, at random, form the prediction region; ceil(ratio * units) of the region's are masked.
-        global_: `dict(ratio=0.1, unit=64)`: coarse units over the whole image. (The underscore keeps the name apart
-            from Python's keyword.)
-        adapt: `dict(reference=224, alpha=0.5)` adapts every ratio to the size of the image, see `adapted_ratio`; the
-            ratios are meant for images of `reference`, a side or (height, width) in pixels. None: constant ratios.
+            units) random units form the prediction region, of which ceil(ratio * units in it) are masked.
+        global_: `dict(ratio=0.1, unit=64)`: coarse units over the whole image. (`global` is a keyword of
+            Python.)
+        adapt: `dict(reference=224, alpha=0.5)` adapts each ratio to the image size, see `adapted_ratio`; the ratios
+            are those for images of `reference`, a side or (height, width) in pixels. None: constant ratios.
 
     Raises:
-        ValueError: An argument is out of range, an image's side is not a multiple of `model_patch_size`, or everything
-            or nothing of an image would be masked although no ratio is 1, or not all are 0.
+        ValueError: An argument is out of range, an image's side is not a multiple of `model_patch_size`, or all of an
+            image would be masked although no ratio is 1, or nothing although not all are 0.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class SimMIMMaskGenerator:
                     unit = self._unit(f'{name}.unit', part['unit'])
                     self.parts.append(UnitMask(f'{name}.ratio', part['ratio'], unit, part.get('region_ratio', 1.0)))
         self.adapt = None if adapt is None else _checked_adapt(adapt)
-        self.ramps: dict[str, Ramp] = {}  # by name of the argument; from MaskRatioHook
-        self._checked: tuple[Any, ...] = ()  # the last grid and ratios that were found good
+        self.ramps: dict[str, Ramp] = {}  # argument -> ramp; set by MaskRatioHook
+        self._checked: tuple[Any, ...] = ()  # grid and ratios that passed `_check` last
         self.input_size = None if input_size is None else sides('input_size', input_size)
         if self.input_size is not None:
             self.ratios(self._grid(self.input_size))
@@ -132,7 +132,7 @@ class SimMIMMaskGenerator:
                 for part, ratio in zip(self.parts, ratios)
             ]
             union = masks[0] if len(masks) == 1 else masks[0] | masks[1]
-            # One that masks everything by itself was asked for.
+            # A single mask over everything is intended, see `_check`.
             if len(masks) == 1 or not union.all() or any(mask.all() for mask in masks):
                 break
         results['mask'] = union
@@ -145,10 +145,10 @@ class SimMIMMaskGenerator:
 
         Args:
             grid: Height and width in patches.
-            iteration: For ratios that a `MaskRatioHook` ramps; None: those of the arguments.
+            iteration: For the ramp of a `MaskRatioHook`; None: the ratios of the arguments.
 
         Raises:
-            ValueError: Everything or nothing would be masked, which no argument asks for.
+            ValueError: Everything or nothing would be masked, and no argument says so.
         """
         ratios = [
             self.ramps[part.name](iteration) if part.name in self.ramps and iteration is not None else part.ratio
@@ -164,26 +164,26 @@ class SimMIMMaskGenerator:
 
     def _check(self, grid: tuple[int, int], ratios: Sequence[float]) -> None:
         """Reject ratios that mask everything or nothing, unless an argument is 1, or all are 0."""
-        asked = [self._ends(part) for part in self.parts]
-        all_asked = any(1 in ends and part.region_ratio == 1 for part, ends in zip(self.parts, asked))
-        none_asked = all(0 in ends for ends in asked)
+        given = [self._ends(part) for part in self.parts]
+        all_intended = any(1 in ends and part.region_ratio == 1 for part, ends in zip(self.parts, given))
+        none_intended = all(0 in ends for ends in given)
         anything = False
         for part, ratio in zip(self.parts, ratios):
             units = math.prod(unit_grid(grid, part.unit // self.model_patch_size))
             count = masked_count(ratio, masked_count(part.region_ratio, units))
             anything |= count > 0
-            if count == units and not all_asked:
+            if count == units and not all_intended:
                 raise ValueError(
                     f'{self._named(part, ratio)} masks all {units} units of {part.unit} px of an image of '
                     f'{self._pixels(grid)}; use smaller units or a smaller ratio, or 1 to mask everything'
                 )
-        if not anything and not none_asked:
+        if not anything and not none_intended:
             names = ', '.join(self._named(part, ratio) for part, ratio in zip(self.parts, ratios))
             remedy = 'lower adapt.alpha or adapt.reference' if self.adapt else 'use a larger ratio'
             raise ValueError(f'{names} masks nothing of an image of {self._pixels(grid)}; {remedy}')
 
     def _ends(self, part: UnitMask) -> tuple[float, ...]:
-        """Ratios that the user named for a mask: the one, or the ends of its ramp."""
+        """Ratios that the user gave for a mask: a constant, or both ends of its ramp."""
         ramp = self.ramps.get(part.name)
         return (part.ratio,) if ramp is None else (ramp.start, ramp.end)
 

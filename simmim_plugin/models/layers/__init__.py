@@ -1,1 +1,1 @@
-"""What any Vision Transformer has: blocks, relative position bias, sizes."""
+"""Building blocks of a Vision Transformer: patch embedding, attention, relative position bias, architectures."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Grid = tuple[int, int]  # height and width in patches
 
 CLS_ROWS = 3
-ALIGNMENT = 8  # elements; rows of a bias begin at multiples of it, as the fused attention kernels of GPUs ask for
+ALIGNMENT = 8  # elements: fused attention kernels on GPUs need rows of a bias to start at multiples of it
 
 
 def table_rows(grid: Grid) -> int:
@@ -27,8 +27,8 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
     Args:
         grid: Height h and width w in patches.
         device: Device of the index.
-        table_grid: The grid that the table is made for, at least as large; None: `grid`. Offsets in patches are those
-            of the table: nothing is interpolated.
+        table_grid: Grid of the table, at least as large as `grid`; None: `grid`. Offsets in patches are looked up as
+            they are: nothing is interpolated.
 
     Returns:
         (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
@@ -37,15 +37,15 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
 
 
 def _aligned_index(grid: Grid, device: torch.device | None, table_grid: Grid | None) -> Tensor:
-    """With columns of zeros behind, to a multiple of `ALIGNMENT`."""
-    if torch.compiler.is_compiling():  # which knows no caches; the few operations become part of the graph
+    """The index, padded with columns of zeros to a multiple of `ALIGNMENT`."""
+    if torch.compiler.is_compiling():  # no cache: the few operations become part of the graph
         return _index(grid, table_grid or grid, device)
     return _cached_index(grid, device, table_grid or grid)
 
 
 @lru_cache(maxsize=8)
 def _cached_index(grid: Grid, device: torch.device | None, table_grid: Grid) -> Tensor:
-    with torch.inference_mode(False):  # else a first call under inference mode would spoil it for training
+    with torch.inference_mode(False):  # a tensor cached in inference mode could not be used in training
         return _index(grid, table_grid, device)
 
 
@@ -65,15 +65,15 @@ def _index(grid: Grid, table_grid: Grid, device: torch.device | None) -> Tensor:
 
 
 def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
-    """Interpolate a table to another grid, per head, as an image of (2h-1) x (2w-1); the cls rows stay.
+    """Interpolate a table to another grid, each head as an image of (2h-1) x (2w-1); the rows of the class token stay.
 
-    Plain bicubic interpolation (align_corners=False), as timm's `resize_rel_pos_bias_table_simple`; non-square
-    grids work on both sides. The reference implementation interpolates on geometrically spaced coordinates.
+    Plain bicubic interpolation (align_corners=False), as timm's `resize_rel_pos_bias_table_simple`; either
+    grid may be non-square. The reference implementation interpolates on geometrically spaced coordinates.
 
     Args:
         table: ((2h-1)(2w-1)+3, heads).
-        old_grid: The grid (h, w) that the table was made for.
-        new_grid: The grid that is wanted.
+        old_grid: Grid (h, w) of the table.
+        new_grid: Grid of the result.
 
     Returns:
         A table for `new_grid`; the same tensor if the grids are equal. Differentiable.
@@ -94,23 +94,23 @@ def bias_from_table(
     """Attention bias of a grid, from a table.
 
     Args:
-        table: (rows, heads), made for `grid`, or for a larger `table_grid`.
+        table: (rows, heads), for `grid` or a larger `table_grid`.
         grid: Height h and width w in patches.
-        table_grid: See above.
-        dtype: Of the result; None: the table's.
+        table_grid: Grid of the table; None: `grid`.
+        dtype: Dtype of the result; None: the table's.
 
     Returns:
-        (heads, 1 + h*w, 1 + h*w), [head, query, key]; rows of keys begin at multiples of `ALIGNMENT`.
+        (heads, 1 + h*w, 1 + h*w), [head, query, key]; in memory, rows start at multiples of `ALIGNMENT`.
     """
     bias = table[_aligned_index(grid, table.device, table_grid)]  # (query, aligned key, heads)
     return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., : 1 + grid[0] * grid[1]]
 
 
 class RelativePositionBias(nn.Module):
-    """One learned table, shared by all blocks.
+    """Relative position bias with one learned table for all blocks.
 
     Args:
-        grid: Height and width in patches that the table is made for.
+        grid: Height and width of the table's grid in patches.
         num_heads: Number of attention heads.
     """
 
@@ -120,11 +120,11 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
 
     def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Bias for a grid of h x w patches, or for a part of a window: (heads, 1 + h*w, 1 + h*w)."""
+        """Bias of a grid of h x w patches, which may be part of a window: (heads, 1 + h*w, 1 + h*w)."""
         offsets_of = window or grid
         table = resize_table(self.relative_position_bias_table, self.grid, offsets_of)
         return bias_from_table(table, grid, offsets_of, dtype)
 
 
 TABLE = 'relative_position_bias_table'
-INDEX = 'relative_position_index'  # a buffer of the others, made from the grid alone
+INDEX = 'relative_position_index'  # a buffer in other projects, computed from the grid

@@ -1,4 +1,4 @@
-"""What a Vision Transformer is made of, from the image on: patch embedding, block, attention, windows."""
+"""Layers of a Vision Transformer: patch embedding, block, attention, attention windows."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from simmim_plugin.models.layers.relative_position import Grid, bias_from_table, resize_table, table_rows
 
 LAYER_NORM_EPS = 1e-6
-Biases = Mapping[Grid, Tensor]  # of a shared table, by the grid of the tokens: (heads, N, N) each
+Biases = Mapping[Grid, Tensor]  # of a shared table: grid of the tokens -> (heads, N, N)
 
 
 class LinearPatchEmbed(PatchEmbed):
-    """timm's `PatchEmbed`; under autocast one matrix product over the cut patches instead of a convolution.
+    """timm's `PatchEmbed`, with a matrix product over the flattened patches instead of a convolution under autocast.
 
-    Values and parameters (`proj.weight` (D, C, p, p), `proj.bias`) are the same but for rounding. In bfloat16 the
+    Parameters (`proj.weight` (D, C, p, p), `proj.bias`) and, up to rounding, outputs are the same. In bfloat16 the
     product takes a third to a half of the time (docs/performance.md); in float32 little is gained, and the convolution
-    rounds as the reference does.
+    rounds like the reference.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, h*w, D); with `dynamic_img_pad` sides are padded with 0 to multiples of the patch."""
+        """(B, C, H, W) -> (B, h*w, D); with `dynamic_img_pad`, sides are zero-padded to multiples of the patch."""
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         height, width = self.patch_size
@@ -30,7 +30,7 @@ class LinearPatchEmbed(PatchEmbed):
             x = F.pad(x, (0, -x.shape[3] % width, 0, -x.shape[2] % height))
         B, C, H, W = x.shape
         cut = x.reshape(B, C, H // height, height, W // width, width).permute(0, 2, 4, 1, 3, 5)
-        patches = cut.reshape(B, -1, C * height * width)  # (B, h*w, C*p*p), in the order of the kernel
+        patches = cut.reshape(B, -1, C * height * width)  # (B, h*w, C*p*p), in the kernel's order
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -41,11 +41,11 @@ class Block(nn.Module):
         embed_dims: Width.
         num_heads: Number of heads.
         feedforward_channels: Hidden width of the MLP.
-        drop_path: Probability to drop a branch, per sample.
+        drop_path: Probability of dropping a branch, per sample.
         layer_scale_init_value: Initial LayerScale; 0 leaves LayerScale out.
         table_grid: See `Attention`.
-        window_size: Side in patches of the windows that attention stays inside; 0: attention over the whole grid. See
-            `in_windows`. A grid that one window covers is attended to as a whole.
+        window_size: Side of the attention windows in patches, see `in_windows`; 0: global attention. A grid that one
+            window covers has global attention as well.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Block(nn.Module):
         return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
 
     def attention_of(self, x: Tensor, grid: Grid, shared: Biases | None, query: int) -> Tensor:
-        """Attention weights of one token in this block, which has no windows; see `Attention.attention_of`."""
+        """Attention weights of one token, without windows; see `Attention.attention_of`."""
         return self.attn.attention_of(self.norm1(x), grid, shared, query)
 
     def _attend(self, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
@@ -103,7 +103,7 @@ class Attention(nn.Module):
     Args:
         embed_dims: Width.
         num_heads: Number of heads.
-        table_grid: Grid (h, w) of this block's own bias table; None: no table of its own.
+        table_grid: Grid (h, w) of this block's own bias table; None: no such table.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, table_grid: Grid | None) -> None:
@@ -125,7 +125,7 @@ class Attention(nn.Module):
             x: (B, N, D), class token first.
             grid: Height and width in patches, N = 1 + h*w.
             shared: Biases of a shared table, or None.
-            window: The window that the grid is a part of.
+            window: Height and width in patches of the window, if the grid is part of one.
 
         Returns:
             (B, N, D).
@@ -135,16 +135,16 @@ class Attention(nn.Module):
         return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
     def attention_of(self, x: Tensor, grid: Grid, shared: Biases | None, query: int) -> Tensor:
-        """Attention weights of one token, which `forward` uses without showing them.
+        """Attention weights of one token, which `forward` does not return.
 
         Args:
             x: (B, N, D) tokens of the grid, class token first.
             grid: Height and width in patches.
             shared: Biases of a shared table, or None.
-            query: Index of the token that attends; 0 is the class token.
+            query: Index of the token; 0 is the class token.
 
         Returns:
-            (B, heads, N), which sums to 1 over the keys.
+            (B, heads, N), summing to 1 over the keys.
         """
         q, k, _ = self._qkv(x)
         bias = self._bias(grid, shared, None, q.dtype)
@@ -158,7 +158,7 @@ class Attention(nn.Module):
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
     def _bias(self, grid: Grid, shared: Biases | None, window: Grid | None, dtype: torch.dtype) -> Tensor | None:
-        """(heads, N, N), of this block's table or the shared one, or None."""
+        """Bias (heads, N, N) from this block's table or the shared one; None without either."""
         if self.relative_position_bias_table is None or self.table_grid is None:
             return None if shared is None else shared[grid].to(dtype)
         offsets_of = window or grid
@@ -167,42 +167,42 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention; the one place where its kernel is chosen.
+    """Softmax attention; the only place where its kernel is chosen.
 
-    A bias that learns keeps PyTorch from its fused kernel on CPUs; attention is written out there, which measured
-    faster (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
+    On CPUs, a bias with a gradient rules out PyTorch's fused kernel; attention written out in matrix products is faster
+    there (`tools/benchmark.py attention`). Elsewhere `scaled_dot_product_attention` chooses.
 
     Args:
         q: (B, heads, N, d), queries.
         k: (B, heads, N, d), keys.
         v: (B, heads, N, d), values.
-        bias: Added to the scaled products, (heads, N, N), of the dtype of q; None: none.
+        bias: (heads, N, N) in the dtype of q, added to the scaled products; None: no bias.
 
     Returns:
         (B, heads, N, d).
     """
     if q.device.type == 'cpu' and bias is not None and bias.requires_grad:
-        with torch.autocast('cpu', enabled=False):  # which would have the softmax give float32
+        with torch.autocast('cpu', enabled=False):  # autocast would compute the softmax in float32
             return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def has_windows(grid: Grid, size: int) -> bool:
-    """Whether windows of that side (0: none) divide a grid; one that covers it all does not."""
+    """Whether windows of this side (0: no windows) split a grid; a window that covers all of it does not."""
     return size > 0 and max(grid) > size
 
 
 def window_parts(grid: Grid, size: int) -> list[Grid]:
-    """Heights and widths of the windows that a grid is cut into: full ones, and smaller ones at its ends."""
+    """Heights and widths of the windows of a grid: full ones, and smaller ones at its bottom and right ends."""
     return [(h, w) for _, _, h in _cuts(grid[0], size) for _, _, w in _cuts(grid[1], size)]
 
 
 def in_windows(attention: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Grid, size: int) -> Tensor:
-    """Attend inside windows of size x size patches, from the top left corner on.
+    """Attend inside windows of size x size patches, starting at the top left corner.
 
-    Where the grid is no multiple of `size`, the last window of a row or column is smaller. That gives what padding the
-    grid to whole windows gives when no token sees the padding, without computing it. (ViTDet pads and lets the padding
-    be seen.) The class token takes part in every window; its result is the mean over the windows.
+    If the grid is not a multiple of `size`, the last window of a row or column is smaller. The result equals padding
+    the grid to full windows with the padding masked out, without the cost. (ViTDet pads without masking.) The class
+    token is part of every window; its result is the mean over the windows.
 
     Args:
         attention: `attention(tokens, (h, w))` maps (n, 1 + h*w, D), class token first, to the same shape.

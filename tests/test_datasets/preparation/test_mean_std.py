@@ -20,5 +20,12 @@ def test_nothing_to_read_is_named(tmp_path):
     with pytest.raises(ValueError, match='holds no image'):
         folder_mean_std(str(tmp_path))
     np.save(tmp_path / 'flat.npy', np.ones((4, 4), np.uint8))
+    for arguments, message in (
+        (dict(channels=0), 'channels=0 must be a whole number of at least 1'),
+        (dict(max_images=0), 'max_images=0 must be a whole number of at least 1; None uses all'),
+        (dict(dtype='int8'), "dtype='int8' is unknown; choose one of 'uint8', 'float32'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            folder_mean_std(str(tmp_path), **arguments)
     with pytest.raises(ValueError, match='channel 0 has the same value everywhere'):
         folder_mean_std(str(tmp_path), channels=1)

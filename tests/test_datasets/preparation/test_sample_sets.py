@@ -43,14 +43,16 @@ def test_shapes_agree_in_annotations_and_masks(tmp_path):
             assert inside == top['category_id']
 
 
-def test_scans_are_of_sixteen_bits(tmp_path):
+def test_scans_have_sixteen_bits(tmp_path):
     sample_sets.make('scans', tmp_path / 'scans')
     values = np.stack([tifffile.imread(path) for path in (tmp_path / 'scans').iterdir()])
     assert values.shape == (64, 160, 160) and values.dtype == np.uint16 and 255 < values.max() <= 4095
 
 
-def test_nothing_is_written_over(tmp_path, capsys):
+def test_nothing_is_overwritten(tmp_path, capsys):
     cli.main(['sample', 'digits', str(tmp_path / 'new')])
     assert capsys.readouterr().out == f'{tmp_path}/new: train/ and val/ with ten classes\n'
-    with pytest.raises(SystemExit, match='is there already and not empty; give a new folder'):
+    with pytest.raises(ValueError, match="kind='cats' is unknown; choose one of 'photos', 'digits', 'shapes', 'scans'"):
+        sample_sets.make('cats', tmp_path / 'cats')
+    with pytest.raises(SystemExit, match='already exists and is not empty; give a new folder'):
         cli.main(['sample', 'digits', str(tmp_path / 'new')])

@@ -26,15 +26,15 @@ def photo() -> Image.Image:
     return Image.fromarray(low).resize((600, 400), Image.Resampling.BICUBIC)
 
 
-def test_pixels_are_those_of_decoding_whole_and_resizing(tmp_path):
-    """Real photos: as Pillow's antialiased resizing of the whole photo, but for JPEGs decoded at a fraction."""
+def test_pixels_are_those_of_full_decoding_and_resizing(tmp_path):
+    """Real photos: like Pillow's antialiased resizing of the full photo, except for JPEGs decoded at a fraction."""
     differences = {}
     for path in [info['img_path'] for info in PackagePhotos().load_data_list()]:
         with Image.open(path) as opened:
-            whole = opened.convert('RGB')
-        scale = 100 / min(whole.size)
-        size = [max(100, round(scale * side)) for side in whole.size]
-        whole.resize(size, Image.Resampling.BICUBIC).save(tmp_path / 'expected.jpg', quality=95)
+            photo = opened.convert('RGB')
+        scale = 100 / min(photo.size)
+        size = [max(100, round(scale * side)) for side in photo.size]
+        photo.resize(size, Image.Resampling.BICUBIC).save(tmp_path / 'expected.jpg', quality=95)
         (tmp_path / 'found.jpg').write_bytes(shrink(path, Settings(100, quality=95)))
         expected, found = (read_image(tmp_path / f'{name}.jpg').float() for name in ('expected', 'found'))
         assert found.shape == expected.shape and min(found.shape[1:]) == 100
@@ -44,7 +44,7 @@ def test_pixels_are_those_of_decoding_whole_and_resizing(tmp_path):
     assert sum(differences.values()) == sum(jpegs) and 0 < sum(jpegs) / len(jpegs) < 2, differences
 
 
-def test_what_becomes_of_each_kind(photo, tmp_path):
+def test_result_for_each_kind_of_file(photo, tmp_path):
     source = tmp_path / 'source'
     (source / 'class').mkdir(parents=True)
     exif = Image.Exif()
@@ -99,7 +99,7 @@ def test_grey_stays_one_channel(photo, tmp_path):
         assert image.mode == 'L'
 
 
-def test_goes_on_where_it_was_stopped(image_folder, tmp_path):
+def test_resumes_where_it_was_stopped(image_folder, tmp_path):
     """What is there is not written again, a half-written file is, and nothing of it is taken for an image."""
     small = tmp_path / 'small'
     prepare_folder(str(image_folder), str(small), Settings(40))
@@ -134,15 +134,17 @@ def test_unreadable_files_are_listed(image_folder, tmp_path):
 
 def test_bad_arguments(image_folder, tmp_path):
     source, small = str(image_folder), str(tmp_path / 'small')
-    assert 'short_side=0 must be positive' in run(*TOOL, source, small, '--short-side', 0, ok=False)
+    assert 'short_side=0 must be a whole number of at least 1; 288 suits crops of 224 px' in run(
+        *TOOL, source, small, '--short-side', 0, ok=False
+    )
     for arguments, message in (
         ((source, f'{source}/small'), 'lies in source'),
-        ((source, small, None, 0), 'workers=0 must be positive'),
+        ((source, small, None, 0), 'workers=0 must be a whole number of at least 1; the number of threads'),
         ((str(tmp_path / 'nothing'), small), 'holds no image'),
     ):
         with pytest.raises(ValueError, match=message):
             prepare_folder(*arguments)
-    with pytest.raises(ValueError, match='quality=99 is outside'):
+    with pytest.raises(ValueError, match='quality=99 must be a whole number from 1 to 95; 90 is usual'):
         Settings(quality=99)
     assert not (tmp_path / 'small').exists()
     prepare_folder(source, small, Settings(40))

@@ -1,4 +1,4 @@
-"""Random crops and flips: torchvision's own, and of JPEGs that are decoded no larger than the crop wants."""
+"""Random crops and flips: compared with torchvision, and on JPEGs decoded at the smallest scale that the crop needs."""
 
 import io
 import random
@@ -131,7 +131,7 @@ def test_regions_are_torchvisions(torch_draws, size, scale, ratio):
         assert ours._region(*size) == tuple(expected), seed
 
 
-def test_what_python_draws_is_distributed_alike():
+def test_pythons_random_numbers_give_the_same_distribution():
     random.seed(0)
     torch.manual_seed(0)
     image, ours = torch.empty(1, 375, 500), RandomResizedCrop(224)
@@ -145,7 +145,7 @@ def test_what_python_draws_is_distributed_alike():
     assert abs(flips / 4000 - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
 
 
-def test_decoded_images_are_never_smaller_than_the_crop_wants(tmp_path):
+def test_decoded_images_are_never_smaller_than_the_crop_needs(tmp_path):
     path = save(tmp_path / 'photo.jpg', (640, 480))
     for least in ((1, 1), (100, 130), (239, 320), (240, 320), (240, 321), (480, 640), (600, 600)):
         image = pending_jpeg(path).decode(least)
@@ -169,7 +169,7 @@ def test_a_scaled_crop_never_has_fewer_pixels_than_its_target():
         assert abs(first - start * decoded / side) <= 1.5
 
 
-def test_what_wants_more_than_decoding_is_read_whole(tmp_path):
+def test_what_needs_more_than_decoding_is_read_at_full_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned
     turned = save(tmp_path / 'turned.jpg', (120, 80), exif=exif)
@@ -193,7 +193,7 @@ def test_what_wants_more_than_decoding_is_read_whole(tmp_path):
         assert isinstance(loader({'img_path': str(tmp_path / 'grey.jpg')})['img'], torch.Tensor)
 
 
-def test_where_another_transform_follows_the_folder_decodes_whole(image_folder):
+def test_decoding_is_not_deferred_if_another_transform_follows(image_folder):
     dataset = ImageFolder(str(image_folder), [LoadImage(defer=True), lambda sample: sample['img'].shape])
     assert dataset[0] == (3, 72, 80)
     dataset = ImageFolder(str(image_folder), [LoadImage(defer=True), RandomResizedCrop(32)])
@@ -201,9 +201,9 @@ def test_where_another_transform_follows_the_folder_decodes_whole(image_folder):
 
 
 def test_damaged_files_are_image_read_errors(tmp_path):
-    whole = io.BytesIO()
-    Image.fromarray(astronaut()).save(whole, 'JPEG')
-    (tmp_path / 'cut.jpg').write_bytes(whole.getvalue()[:9000])
+    full = io.BytesIO()
+    Image.fromarray(astronaut()).save(full, 'JPEG')
+    (tmp_path / 'cut.jpg').write_bytes(full.getvalue()[:9000])
     (tmp_path / 'text.jpg').write_text('no image')
     for name in ('cut.jpg', 'text.jpg', 'missing.jpg'):
         with pytest.raises(ImageReadError, match=name):
@@ -212,7 +212,11 @@ def test_damaged_files_are_image_read_errors(tmp_path):
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
-    [(dict(size=0), 'size=0'), (dict(size=32, scale=(0.5, 2)), 'scale='), (dict(size=32, ratio=(2, 1)), 'ratio='),
+    [(dict(size=0), 'size=0 must be one side or'), (dict(size=224.0), 'size=224.0 must be one side or'),
+     (dict(size=32, scale=(0.5, 2)), r'scale=\(0.5, 2\) must be two shares of the area in \(0, 1\]'),
+     (dict(size=32, scale=0.5), r'scale=0.5 must be two shares'), (dict(size=32, scale=(0.5,)), 'must be two shares'),
+     (dict(size=32, ratio=(2, 1)), r'ratio=\(2, 1\) must be two positive numbers, .* the smaller one first'),
+     (dict(size=32, ratio=(0.5, float('nan'))), 'nan. must be two positive numbers'),
      (dict(size=32, interpolation='cubic'), "interpolation='cubic'")],
 )  # fmt: skip
 def test_bad_arguments_are_named(arguments, message):
@@ -220,6 +224,8 @@ def test_bad_arguments_are_named(arguments, message):
         RandomResizedCrop(**arguments)
 
 
-def test_a_probability_is_one():
-    with pytest.raises(ValueError, match='p=50 is outside'):
+def test_a_bad_probability_is_named():
+    with pytest.raises(
+        ValueError, match=r'RandomHorizontalFlip.p=50 must be a number in \[0, 1\]; 0.5 flips every other image'
+    ):
         RandomHorizontalFlip(50)

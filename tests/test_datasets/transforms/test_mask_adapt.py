@@ -75,7 +75,7 @@ def test_adapt_that_leaves_nothing_masked_is_named():
     assert not draw(SimMIMMaskGenerator(0, adapt={}), 0, (192, 192))['mask'].any()  # asked for
 
 
-def test_adapt_that_leaves_rounding_residue_masked_is_named_too():
+def test_adapt_that_leaves_rounding_residue_masked_is_named():
     # keep = 0.2 * sqrt(100 / 4) = 1, but 1 - 0.8 = 0.19999999999999996
     generator = SimMIMMaskGenerator(0.8, 16, adapt=dict(reference=160, alpha=0.5))
     with pytest.raises(ValueError, match='masks nothing of an image of 32 x 32 px'):

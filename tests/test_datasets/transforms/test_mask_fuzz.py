@@ -1,4 +1,4 @@
-"""Anything as arguments of the mask generator: a right mask, or an error that names an argument."""
+"""Anything as arguments of the mask generator: a correct mask, or an error that names an argument."""
 
 import math
 import time
@@ -45,7 +45,7 @@ tried = [0.0, 0]  # when the first config was, and how many there were
 @example(dict(local=dict(ratio=0.999, unit=8), global_=dict(ratio=0.9, unit=64), model_patch_size=8, input_size=256))
 @settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(configs)
-def right_mask_or_named_argument(config):
+def correct_mask_or_named_argument(config):
     tried[0] = tried[0] or time.monotonic()
     if time.monotonic() - tried[0] > SECONDS:
         return
@@ -64,17 +64,17 @@ def right_mask_or_named_argument(config):
     if config.get('local') is None and config.get('global_') is None and config.get('adapt') is None:
         ratio, unit = config.get('mask_ratio'), config.get('mask_patch_size')
         ratio, unit = (0.6 if ratio is None else ratio), (32 if unit is None else unit)
-        if height % unit == 0 == width % unit:  # whole units only
+        if height % unit == 0 == width % unit:  # complete units only
             units_masked = np.asarray(masks['mask']).sum() / (unit // side) ** 2
             assert units_masked == math.ceil(ratio * (height // unit) * (width // unit) - 1e-9)
 
 
-def test_a_right_mask_or_a_named_argument():
-    right_mask_or_named_argument()
+def test_a_correct_mask_or_a_named_argument():
+    correct_mask_or_named_argument()
     assert tried[1] > 500
 
 
-def test_what_masks_everything_is_refused_again_and_again():
+def test_what_masks_everything_is_refused_every_time():
     generator = SimMIMMaskGenerator(0.76, 64)
     for side in (256, 128, 128, 256, 128):
         sample = {'img': torch.empty(3, side, side)}

@@ -54,7 +54,7 @@ def test_exact_count_for_any_size(h, w, patch, unit, percent, seed):
     assert (generator({})['mask'] == mask).all()
 
 
-def test_count_is_free_of_rounding_residue():
+def test_count_has_no_rounding_error():
     assert math.ceil(0.07 * 100) == 8  # what plain floating point says
     assert masked_count(0.07, 100) == 7
     assert masked_count(0.6, 49) == 30
@@ -238,7 +238,7 @@ def test_edge_units_are_cut():
     assert seen <= {32, 24, 20, 18, 12, 10, 8, 6} and {32, 20} <= seen and min(seen) < 12
 
 
-def test_packed_masks_are_tensors_apart_from_each_other():
+def test_packed_masks_are_separate_tensors():
     sample = draw(simultaneous(), 0, (96, 64))
     packed = PackSimMIMInputs()(sample)
     for name in ('mask', 'mask_local', 'mask_global'):

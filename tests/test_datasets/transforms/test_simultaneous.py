@@ -12,7 +12,7 @@ from simmim_plugin.checkpoints.loading import load_pretrained
 
 
 @pytest.mark.slow
-def test_both_masks_are_kept_apart_to_the_log(image_folder, tmp_path):
+def test_both_masks_are_logged_separately(image_folder, tmp_path):
     (tmp_path / 'leaf.py').write_text(
         f"_base_ = '{ROOT / 'configs/simmim_vit-tiny_folder.py'}'\n"
         "mask = dict(_delete_=True, type='SimMIMMaskGenerator', local=dict(ratio=0.5, unit=16),\n"
@@ -25,8 +25,8 @@ def test_both_masks_are_kept_apart_to_the_log(image_folder, tmp_path):
     lines = re.findall(r'  loss: ([\d.]+)  error_local: ([\d.]+)  error_global: ([\d.]+)', log)
     assert len(lines) == 6  # two epochs of three iterations
     # At the start the model predicts about 0: its squared error is about the images' mean square, wherever it looks.
-    loss, local, whole = map(float, lines[0])
-    assert local == pytest.approx(whole, rel=0.5)
+    loss, local, global_ = map(float, lines[0])
+    assert local == pytest.approx(global_, rel=0.5)
     # All pixels count once; the frequency term adds less than its weight times the error.
     assert 0.5 * local < loss < 2 * local
     assert re.search(
