@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from simmim_plugin.utils.arguments import multiple, whole
 from simmim_plugin.utils.errors import keep_traceback_in
 from simmim_plugin.utils.files import check_writable
 
@@ -57,9 +58,11 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and write tables and a plot."""
     from simmim_plugin.utils.hardware import hardware
 
-    for name in ('batch', 'repeats', 'threads', 'images', 'iterations', 'input_batch'):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f'--{name.replace("_", "-")} {value} must be positive')
+    for name in ('batch', 'repeats', 'steps', 'threads', 'images', 'iterations', 'input_batch'):
+        if (value := getattr(args, name)) is not None:
+            whole(f'--{name.replace("_", "-")}', value, 1)
+    whole('--workers', args.workers, 0)
+    multiple('--img-size', args.img_size, 16, 'patches of 16 px')
     check_writable(args.out)
     keep_traceback_in(args.out)
     results: dict[str, Any] = dict(

@@ -36,12 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure line by line, and print a table."""
+    from simmim_plugin.utils.arguments import multiple, number, whole
     from simmim_plugin.utils.hardware import hardware
 
-    if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
-        raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
+    whole('--repeats', args.repeats, 1)
+    for size in args.sizes:
+        multiple('--sizes', size, 16, 'patches of 16 px')
+    number('--memory-limit', args.memory_limit, 0, hint='0 sets none')
     if args.memory_limit and args.device != 'cpu':
-        raise ValueError(f'--memory-limit {args.memory_limit:g} is for processors, --device is {args.device}')
+        raise ValueError(f'--memory-limit={args.memory_limit:g} needs --device=cpu, got {args.device}; leave it out')
     print('| image, px | attention | seconds | memory, GiB |\n|---|---|---|---|', flush=True)
     for size, mode in itertools.product(args.sizes, MODES):
         found = in_own_process(measure, args.arch, size, mode, args.repeats, args.device, args.amp,

@@ -18,6 +18,7 @@ from simmim_plugin.benchmark.timing import in_ms, spread
 from simmim_plugin.config import load_config
 from simmim_plugin.engine.runners.mmengine_internals import end_workers
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.arguments import whole
 
 WARM_UP = 5
 PREFETCH = 2  # batches that each worker reads ahead, PyTorch's default
@@ -146,8 +147,7 @@ def measure_end_to_end(
         ValueError: So few iterations that what the workers read beforehand would feed them.
     """
     queued = PREFETCH * workers
-    if iterations < 4 * queued:
-        raise ValueError(f'iterations={iterations}: {workers} workers read {queued} batches ahead; give {4 * queued}')
+    whole('iterations', iterations, max(1, 4 * queued), hint=f'{workers} workers read {queued} batches ahead')
     warm_up = WARM_UP + queued
     total = iterations + warm_up
     runs: list[float] = []

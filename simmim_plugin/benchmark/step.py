@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from simmim_plugin.benchmark.subjects import PATCH, RATIO, UNIT, Subject, subjects
 from simmim_plugin.benchmark.timing import spread
+from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.masks import random_mask
+from simmim_plugin.utils.arguments import choice, multiple, whole
 from simmim_plugin.utils.counters import OperatorCounter, count_flops, saved_bytes
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
@@ -48,14 +50,16 @@ class Settings:
     only: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        if self.img_size < UNIT or self.img_size % UNIT:
-            raise ValueError(f'img_size={self.img_size} must be a positive multiple of {UNIT}, such as 224')
+        choice('arch', self.arch, ARCHS)
+        multiple('img_size', self.img_size, UNIT, 'whole mask units')
         for name in ('batch', 'repeats', 'steps'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)} must be positive')
+            whole(name, getattr(self, name), 1)
+        for dtype in self.dtypes:
+            choice('dtypes', dtype, DTYPES)
+        choice('device', self.device, ('cpu', 'cuda'))
         known = [subject.name for subject in subjects(self.arch, self.img_size)]
-        if unknown := sorted(set(self.only) - set(known)):
-            raise ValueError(f'only={unknown} is unknown; choose of {", ".join(map(repr, known))}')
+        for name in self.only:
+            choice('only', name, known)
 
 
 class Step:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simmim_plugin.apis.explorer import Explorer
 from simmim_plugin.datasets.images import SUFFIXES
+from simmim_plugin.utils.arguments import whole
 
 MAX_UPLOAD = 64  # MB
 HOSTS = ('127.0.0.1', 'localhost')  # names of this machine; localhost behind a forwarded port
@@ -237,8 +238,8 @@ def serve(page: Page, port: int | None, open_browser: bool) -> str:
     Raises:
         ValueError: The port is taken or none.
     """
-    if port is not None and not 1 <= port <= 65535:
-        raise ValueError(f'--port {port} is outside 1 ... 65535')
+    if port is not None:
+        whole('--port', port, 1, 65535)
     theme = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
     try:
         _, address, _ = page.blocks.launch(

@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.config import load_config
     from simmim_plugin.datasets.image_folder import ImageFolder
     from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
+    from simmim_plugin.utils.arguments import multiple
 
     recipes.check_arguments(args)
     out = Path(args.out or 'work_dirs/finetune').resolve()
@@ -100,9 +101,7 @@ def run(args: argparse.Namespace) -> None:
         use_abs_pos_embed=backbone.get('use_abs_pos_embed', False),
         use_rel_pos_bias=backbone.get('use_shared_rel_pos_bias', True) or backbone.get('use_rel_pos_bias', False),
     )  # fmt: skip
-    if size < patch or size % patch:
-        near = max(1, size // patch) * patch
-        raise ValueError(f"--img-size {size} must be a multiple of the checkpoint's patches of {patch} px, e.g. {near}")
+    multiple('--img-size', size, patch, 'whole patches of the checkpoint')
     recipe, epochs, (crop, resize, center_crop) = RECIPES[size < SMALL]
     epochs = args.epochs or epochs
     cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.commands import recipes
     from simmim_plugin.config import load_config
     from simmim_plugin.datasets.image_folder import ImageFolder
+    from simmim_plugin.utils.arguments import multiple, whole
 
     recipes.check_arguments(args)
     out = Path(args.out or f'work_dirs/pretrain_{args.arch}').resolve()
@@ -76,9 +77,8 @@ def run(args: argparse.Namespace) -> None:
     if args.img_size is not None:
         size = args.img_size
     epochs = args.epochs or epochs
-    if patch < 1 or size < patch or size % patch:
-        near = max(1, size // max(1, patch)) * patch
-        raise ValueError(f'--img-size {size} must be a multiple of --patch-size {patch}, e.g. {near}')
+    whole('--patch-size', patch, 1)
+    multiple('--img-size', size, patch, 'whole patches of --patch-size')
     if not Path(args.data).is_dir():
         raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     images = len(ImageFolder(args.data))

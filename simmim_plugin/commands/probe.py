@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
     from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
     from simmim_plugin.models.layers.architecture import block_arguments
+    from simmim_plugin.utils.arguments import number
 
     if 'patches' in args.kinds:
         raise ValueError('--kinds patches: probes take one vector per image; choose pooled or cls')
-    if args.temperature <= 0:
-        raise ValueError(f'--temperature {args.temperature} must be positive')
+    number('--temperature', args.temperature, 0, ends='()')
     blocks = block_arguments(args.blocks)
     extractor = FeatureExtractor(args.checkpoint, args.device, args.size, blocks, args.kinds)
     folder = LabelledFolder(args.data_root, args.fraction)

@@ -1,6 +1,7 @@
 """What `simmim pretrain` and `simmim finetune` share: the batch that fits, the config, the start of the training."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -18,6 +19,7 @@ from simmim_plugin.commands import train
 from simmim_plugin.config import RUNNER_KEYS, fill_in_parts, load_config
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import build_part
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.counters import saved_bytes
 from simmim_plugin.utils.files import check_writable
 from simmim_plugin.utils.hardware import default_workers, free_memory
@@ -49,13 +51,12 @@ class Fit:
 def check_arguments(args: argparse.Namespace) -> None:
     """Fill in `devices`, and raise ValueError for numbers out of range."""
     gpus = torch.cuda.device_count()
-    args.devices = args.devices if args.devices is not None else max(1, gpus)
-    for name in ('epochs', 'devices', 'batch_size'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f'--{name.replace("_", "-")} {value} must be positive')
-    if 0 < gpus < args.devices:
-        raise ValueError(f'--devices {args.devices}: this machine has {gpus} GPUs')
+    if args.devices is None:
+        args.devices = max(1, gpus)
+    whole('--devices', args.devices, 1, gpus or math.inf, 'the GPUs of this machine' if gpus else '')
+    for name in ('epochs', 'batch_size'):
+        if (value := getattr(args, name)) is not None:
+            whole(f'--{name.replace("_", "-")}', value, 1)
 
 
 class Loss(nn.Module):
@@ -119,11 +120,8 @@ def given_batch(args: argparse.Namespace, out: Path, images: int) -> Fit | None:
     batch, path = args.batch_size, out / 'config.py'
     if batch is None and args.resume and path.is_file():
         batch = Config.fromfile(path).train_dataloader.batch_size
-    if batch is not None and batch * args.devices > images:
-        raise ValueError(
-            f'--batch-size {batch} on {args.devices} devices is more than the {images} images; at most '
-            f'{max(1, images // args.devices)}'
-        )
+    if batch is not None:
+        whole('--batch-size', batch, 1, images // args.devices, f'{images} images for --devices={args.devices}')
     return None if batch is None else Fit(batch)
 
 

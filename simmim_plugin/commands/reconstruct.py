@@ -26,10 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw."""
     from simmim_plugin.apis.reconstruct import reconstruct_files
+    from simmim_plugin.utils.arguments import sides
 
-    if args.size and len(args.size) > 2:
-        raise ValueError(f'--size takes a side, or height and width, got {args.size}')
-    size = args.size and (args.size[0], args.size[-1])
+    size = args.size and sides('--size', args.size if len(args.size) > 1 else args.size[0])
     losses = reconstruct_files(
         args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device, args.mask
     )

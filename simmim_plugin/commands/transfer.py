@@ -39,11 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run, and write table and plot."""
     from simmim_plugin.experiments import report, runs, transfer
+    from simmim_plugin.utils.arguments import number
 
     out = runs.check_arguments(args)
     keep_traceback_in(args.out)
+    for rate in args.rates:
+        number('--rates', rate, 0, ends='()')
     if len(set(args.rates)) < len(args.rates):
-        raise ValueError(f'--rates {args.rates}: each only once')
+        raise ValueError(f'--rates={args.rates} must differ; give each once')
     configs = transfer.label_shares(args.finetune, args.data_root)
     images = Path(args.data_root) / 'train'
     settings = transfer.Settings(

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from simmim_plugin.config import apply_options, load_config
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import training_data
 from simmim_plugin.utils.files import check_writable, read_json, write_json
 from simmim_plugin.utils.resources import TOOLS
@@ -202,8 +203,7 @@ def last_scalar(folder: Path, name: str) -> float:
 def check_arguments(args: argparse.Namespace) -> Path:
     """Check them; returns the folder, which exists."""
     check_writable(args.out)
-    if args.jobs < 1:
-        raise ValueError(f'--jobs {args.jobs} must be positive')
+    whole('--jobs', args.jobs, 1)
     if len(set(args.seeds)) < len(args.seeds):
-        raise ValueError(f'--seeds {args.seeds} must differ')
+        raise ValueError(f'--seeds={args.seeds} must differ; give each once')
     return Path(args.out)

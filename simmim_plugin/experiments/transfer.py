@@ -16,6 +16,7 @@ from simmim_plugin.evaluation.probes import LabelledFolder
 from simmim_plugin.experiments import report, runs
 from simmim_plugin.experiments.runs import TOOLS, Stages, last_checkpoint, last_scalar
 from simmim_plugin.registry import build_part
+from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.configs import innermost, training_data
 from simmim_plugin.utils.files import read_json, write_json
 
@@ -68,9 +69,7 @@ def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
             raise ValueError(f'{name}: its training data may be reduced by a FewLabels, not by {data.type}')
         if 'data_prefix' not in innermost(data) or 'data_prefix' not in innermost(cfg.val_dataloader.dataset):
             raise ValueError(f'{name}: its data must be a CustomDataset with data_prefix, a folder per class')
-        share = float(data.get('fraction', 1.0))
-        if not 0 < share <= 1:
-            raise ValueError(f'{name}: fraction={share:g} of its FewLabels is outside (0, 1]')
+        share = float(number(f'{name}: fraction', data.get('fraction', 1.0), 0, 1, 'see FewLabels', ends='(]'))
         if share in shares:
             raise ValueError(f'{name} and {shares[share]} have the same share of labels, {share:g}')
         shares[share] = path

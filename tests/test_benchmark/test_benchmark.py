@@ -159,7 +159,15 @@ def learns(subject, size):
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
-    [(dict(img_size=100), 'img_size=100'), (dict(batch=0), 'batch=0'), (dict(only=['nobody']), 'plain eager')],
+    [
+        (dict(img_size=100), 'img_size=100 must be a positive multiple of 32, e.g. 96; whole mask units'),
+        (dict(img_size=64.0), 'img_size=64.0 must be a positive multiple of 32, e.g. 32'),
+        (dict(batch=0), 'batch=0 must be a whole number of at least 1'),
+        (dict(only=['nobody']), "only='nobody' is unknown; choose one of 'plain eager', "),
+        (dict(arch='giant'), "arch='giant' is unknown; choose one of "),
+        (dict(dtypes=['float64']), "dtypes='float64' is unknown; choose one of 'float32', 'bfloat16'"),
+        (dict(device='tpu'), "device='tpu' is unknown; choose one of 'cpu', 'cuda'"),
+    ],
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -220,7 +228,9 @@ def test_a_part_that_fails_keeps_the_ones_before(tmp_path):
         '--repeats', '1', '--workers', '4', '--iterations', '9', '--out', tmp_path,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and 'error: iterations=9: 4 workers read 8 batches ahead; give 32' in done.stderr
+    assert (
+        done.returncode == 1 and 'error: iterations=9 must be a whole number of at least 32; 4 workers' in done.stderr
+    )
     assert list(json.loads((tmp_path / 'results.json').read_text())['parts']) == ['attention']
 
 
@@ -241,5 +251,7 @@ def test_models_without_memory_are_named(monkeypatch):
 
 
 def test_too_few_iterations_for_the_queue_are_refused():
-    with pytest.raises(ValueError, match='iterations=20: 16 workers read 32 batches ahead; give 128'):
+    with pytest.raises(
+        ValueError, match='iterations=20 must be a whole number of at least 128; 16 workers read 32 batches'
+    ):
         measure_end_to_end('config.py', 1, 1, workers=16, iterations=20, repeats=1, amp=False, compiled=False)

@@ -28,8 +28,10 @@ def test_table_and_limit():
 
 
 def test_sizes_are_multiples_of_the_patch():
-    assert '--sizes [100] multiples of 16' in run(*TOOL, '--sizes', 100, ok=False)
-    assert '--memory-limit 2 is for processors' in run(*TOOL, '--memory-limit', 2, '--device', 'cuda', ok=False)
+    assert '--sizes=100 must be a positive multiple of 16, e.g. 96' in run(*TOOL, '--sizes', 100, ok=False)
+    assert '--memory-limit=2 needs --device=cpu, got cuda' in run(
+        *TOOL, '--memory-limit', 2, '--device', 'cuda', ok=False
+    )
 
 
 @pytest.mark.slow

@@ -236,11 +236,15 @@ def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--img-size', '225'], '--img-size 225 must be a multiple of --patch-size 16, e.g. 224'),
-        (['--img-size', '0'], '--img-size 0 must be a multiple of --patch-size 16, e.g. 16'),
-        (['--epochs', '0'], '--epochs 0 must be positive'),
-        (['--batch-size', '-1'], '--batch-size -1 must be positive'),
-        (['--batch-size', '13'], '--batch-size 13 on 1 devices is more than the 12 images; at most 12'),
+        (
+            ['--img-size', '225'],
+            '--img-size=225 must be a positive multiple of 16, e.g. 224; whole patches',
+        ),
+        (['--img-size', '0'], '--img-size=0 must be a positive multiple of 16, e.g. 16; whole patches'),
+        (['--patch-size', '0'], '--patch-size=0 must be a whole number of at least 1'),
+        (['--epochs', '0'], '--epochs=0 must be a whole number of at least 1'),
+        (['--batch-size', '-1'], '--batch-size=-1 must be a whole number of at least 1'),
+        (['--batch-size', '13'], '--batch-size=13 must be a whole number from 1 to 12; 12 images for --devices=1'),
     ],
 )
 def test_bad_numbers_are_named(image_folder, tmp_path, words, message):

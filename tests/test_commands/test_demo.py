@@ -181,4 +181,4 @@ def test_what_the_command_line_refuses(tmp_path, image_folder):
     told = run(*SIMMIM, 'demo', tmp_path / 'none.pth', ok=False)
     assert 'error: ' in told and 'none.pth' in told
     told = run(*SIMMIM, 'demo', checkpoint, '--port', 99999, ok=False)
-    assert 'error: --port 99999 is outside 1 ... 65535' in told
+    assert 'error: --port=99999 must be a whole number from 1 to 65535' in told

@@ -90,7 +90,11 @@ def test_shares_of_labels_are_those_of_the_configs(data):
         (PRETRAIN, '', 'is no config of fine-tuning'),
         (FINETUNE, "data = dict(type='RepeatDataset', times=2)", 'may be reduced by a FewLabels, not by RepeatDataset'),
         (FINETUNE, "data = dict(type='FewLabels', fraction=0.5, rest=True)", 'may be reduced by a FewLabels, not by'),
-        (FINETUNE, "data = dict(type='FewLabels', fraction=10)", 'fraction=10 of its FewLabels is outside'),
+        (
+            FINETUNE,
+            "data = dict(type='FewLabels', fraction=10)",
+            r'fraction=10 must be a number in \(0, 1\]',
+        ),
         (FINETUNE, "param_scheduler = [dict(type='CosineAnnealingLR')]", 'must be a WarmupCosineLR, in a list'),
         (FINETUNE, 'param_scheduler = None', 'must be a WarmupCosineLR, in a list'),
     ],
@@ -213,5 +217,6 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
     assert 'holds other settings than asked for now' in run(*more, tmp_path / 'longer.py', ok=False)
     assert 'have the same share of labels' in run(*command, tmp_path / 'longer.py', ok=False)
-    assert 'each only once' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
-    assert '--jobs 0 must be positive' in run(*command, '--jobs', 0, ok=False)
+    assert '--rates=[0.001, 0.001] must differ' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
+    assert '--rates=nan must be a number above 0' in run(*command, '--rates', 'nan', ok=False)
+    assert '--jobs=0 must be a whole number of at least 1' in run(*command, '--jobs', 0, ok=False)
