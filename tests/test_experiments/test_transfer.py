@@ -151,7 +151,7 @@ def test_table_and_plot_by_hand(tmp_path):
         for run_ in few['runs'][row][0.1]:
             run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
     text_of_few = transfer.table(few)
-    rest = '10 %, judged on the other training images'
+    rest = '10 %, evaluated on the other training images'
     assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
     assert (
         f'| pretrained minus scratch, by seed | {rest} |  | +4.0 (+4.0 to +4.0) | +4.0 (+4.0 to +4.0) |' in text_of_few
@@ -195,7 +195,7 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     command, more = [*command, tmp_path / 'all.py', tmp_path / 'few.py'], command
     output = run(*command)
     assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
-    assert output.count('| 25 %, judged on the other training images |') == 4
+    assert output.count('| 25 %, evaluated on the other training images |') == 4
     for row in ('pretrained', 'scratch', 'scratch_layer_decay'):
         (folder,) = (tmp_path / 'out/finetune').glob(f'{row}_25pct_*_seed_0')
         rest, log = Config.fromfile(folder / 'rest.py'), (folder / 'rest.log').read_text()
