@@ -39,7 +39,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, epochs: str) -> None:
     """Add the options shared by pretrain and finetune; `epochs` is the default shown in the help."""
     parser.add_argument('--epochs', type=int, help=f'epochs to train ({epochs})')
-    parser.add_argument('--devices', type=int, help='GPUs, or processes where there is none (all GPUs, or 1)')
+    parser.add_argument('--devices', type=int, help='GPUs, or processes on a machine without GPUs (all GPUs, or 1)')
     parser.add_argument('--batch-size', type=int, help='images per device and step (as many as fit)')
     parser.add_argument('--out', help='folder of config, logs, checkpoints and pictures')
     parser.add_argument('--seed', type=int, default=0, help='seed of the run (0)')

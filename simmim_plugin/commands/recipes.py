@@ -138,7 +138,7 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     path = out / 'config.py'
     old = path.read_text(encoding='utf-8') if path.is_file() else text
     if old != text and not old.startswith(WRITTEN):
-        raise ValueError(f'{path} was not written by simmim and is left alone; choose another --out')
+        raise ValueError(f'{path} was not written by simmim, so it is not overwritten; choose another --out')
     trained = bool(list(out.glob('*.pth')))
     if trained and not resume:
         raise ValueError(f'{out} holds checkpoints of a training: continue it with --resume, or choose another --out')

@@ -211,7 +211,7 @@ def test_batch_that_fits(monkeypatch):
 
 def test_a_config_of_the_user_is_not_overwritten(image_folder, tmp_path):
     (tmp_path / 'config.py').write_text('mine = 1')
-    with pytest.raises(SystemExit, match='was not written by simmim and is left alone'):
+    with pytest.raises(SystemExit, match='was not written by simmim, so it is not overwritten'):
         cli.main(['pretrain', str(image_folder), '--arch', 'tiny', '--out', str(tmp_path)])
     assert (tmp_path / 'config.py').read_text() == 'mine = 1'
 
