@@ -23,8 +23,8 @@ $(VENV)/.setup: requirements/lock.txt pyproject.toml setup.py | $(VENV)/bin/pyth
 	$(PIP_INSTALL) --no-build-isolation -e .
 	@touch $@
 
-# MMDetection needs MMCV's operators. A wheel that has them may come by PIP_FIND_LINKS; else they are compiled here.
-# Without a compiler all but MMDetection works.
+# MMDetection needs MMCV's operators, from a wheel in PIP_FIND_LINKS or compiled here. Without a compiler, everything but
+# MMDetection works.
 $(VENV)/.setup-test: requirements/lock-test.txt $(VENV)/.setup
 	$(PIP_INSTALL) -r requirements/lock-test.txt
 	@if $(BIN)/python -c 'import mmcv.ops' 2>/dev/null; then :; \
@@ -61,7 +61,7 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
 	$(call PARALLEL,$(ORIGINALS)) $(CORE:%=tests/%.py)
 
-# The oldest versions that pyproject.toml admits, and the newest there are, each in an environment of its own, without MMCV's
+# The oldest versions that pyproject.toml allows, and the newest, each in an environment of its own, without MMCV's
 # operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
@@ -97,12 +97,12 @@ $(VENV)/.setup-docs: requirements/lock-docs.txt $(VENV)/.setup-test
 docs: $(VENV)/.setup-docs  ## The documentation as a site: build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# Universal locks (Python 3.10 and up). Changes against the resolver's answer, both needed:
-#   torch===X takes exactly PyPI's build where a local `X+cpu` wheel also matches (torchvision does not load on that);
-#   opencv-python-headless serves for opencv-python, which wants libGL.
+# Universal locks (Python 3.10 and up). Two necessary changes to the resolver's result:
+#   torch===X selects PyPI's build where a local `X+cpu` wheel also matches (torchvision does not load with that);
+#   opencv-python-headless replaces opencv-python, which needs libGL.
 UV_COMPILE = $(BIN)/uv pip compile pyproject.toml -c requirements/pins.txt --universal --python-version 3.10 \
 	--no-annotate --no-header --quiet
-lock: | $(VENV)/bin/python  ## Write the lock files anew
+lock: | $(VENV)/bin/python  ## Rewrite the lock files
 	$(BIN)/python -m pip install --disable-pip-version-check uv
 	$(UV_COMPILE) --extra mm --extra photos -o requirements/lock.txt
 	$(UV_COMPILE) --extra mm --extra photos --extra det --extra seg --extra hf --extra parquet --extra onnx --extra demo \

@@ -1,4 +1,4 @@
-"""The build step that pyproject.toml cannot state: configs and tools inside the wheel."""
+"""The build step that pyproject.toml cannot express: configs and tools inside the wheel."""
 
 import shutil
 from pathlib import Path
@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent
 
 
 class BuildWithConfigs(build_py):
-    """Put configs and tools into the wheel, where OpenMMLab's packages have them (`.mim`)."""
+    """Add configs and tools to the wheel, in `.mim` as in OpenMMLab's packages."""
 
     def run(self) -> None:
-        """Copy them after the package."""
+        """Build the package, then copy configs and tools."""
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib, 'simmim_plugin', '.mim')

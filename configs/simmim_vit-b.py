@@ -22,12 +22,12 @@ model = dict(
     head=dict(type='SimMIMHead', loss=dict(type='ReconstructionLoss', criterion='l1')),
 )
 
-# Learning rate 1e-4 per 512 images, for whatever the total batch is: stated for 2048, scaled by MMEngine.
+# Learning rate 1e-4 per 512 images: 4e-4 for 2048, scaled by MMEngine to the total batch size.
 optim_wrapper = dict(
-    type='AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
+    type='AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on CPUs
     optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0),
-    # No decay for 1-D parameters, the cls token and a position embedding; mask token and bias tables are decayed.
+    # No decay for 1-D parameters, class token and position embedding; mask token and bias tables are decayed.
     constructor='SimMIMOptimWrapperConstructor',
 )
 auto_scale_lr = dict(enable=True, base_batch_size=2048)

@@ -1,6 +1,6 @@
-"""ViT-B/16, 100 epochs: the short schedule for comparisons, after the published one for Swin-B.
+"""ViT-B/16, 100 epochs: a short schedule for comparisons, like the published one for Swin-B.
 
-Source:   arXiv 2111.09886 (100 epochs with Swin-B: 82.8 % at 192 px); for ViT-B no figure is published.
+Source:   arXiv 2111.09886 (100 epochs with Swin-B: 82.8 % at 192 px); no published result for ViT-B.
 Command:  tools/dist_train.sh configs/simmim_vit-b_100e.py 8
 """
 

@@ -1,6 +1,6 @@
 """ViT-B/16 on your own folder of photos: set `data_root`, here or by --cfg-options data_root=/path/to/images.
 
-Source:   configs/simmim_vit-b.py, all of it.
+Source:   configs/simmim_vit-b.py, unchanged.
 Command:  python tools/train.py configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
 """
 

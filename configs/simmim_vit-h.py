@@ -2,7 +2,7 @@
 
 Activations are recomputed to save memory.
 
-Source:   the recipe of configs/simmim_vit-b.py; for this size no figure is published.
+Source:   the recipe of configs/simmim_vit-b.py; no published result for this size.
 Command:  tools/dist_train.sh configs/simmim_vit-h.py 8
 """
 

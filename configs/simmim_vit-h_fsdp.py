@@ -1,6 +1,6 @@
-"""ViT-H/14 with parameters, gradients and optimiser state sharded over the processes (FSDP).
+"""ViT-H/14 with parameters, gradients and optimiser state sharded over the ranks (FSDP).
 
-Source:   simmim_vit-h.py; docs/reliability.md says what sharding changes. The same two lines shard the other sizes.
+Source:   simmim_vit-h.py; docs/reliability.md lists what sharding changes. The same two lines work for the other sizes.
 Command:  tools/dist_train.sh configs/simmim_vit-h_fsdp.py 8
 """
 

@@ -13,7 +13,7 @@ _base_ = 'simmim_vit-s.py'
 data_root = 'data/images'
 
 model = dict(backbone=dict(img_size=32, patch_size=4, drop_path_rate=0.0))
-masks = dict(  # the named masks, for patches of 4 px in 32 px
+masks = dict(  # the named masks for 4 px patches at 32 px
     simmim=dict(mask_patch_size=8, model_patch_size=4),
     simultaneous=dict(local=dict(unit=8), global_=dict(unit=16), model_patch_size=4),
     random_tokens=dict(mask_patch_size=4, model_patch_size=4),

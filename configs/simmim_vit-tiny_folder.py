@@ -1,7 +1,7 @@
 """A ViT of 2.7 M parameters at 64 px on your own folder, small enough for two CPU cores: set `data_root`.
 
 Source:   the recipe of configs/simmim_vit-b.py at a small size: 8 px patches, 16 px units, so 64 tokens. Batch 32, for
-          many iterations with few images; a higher learning rate, a cosine and no drop path for the short run.
+          many iterations from few images; a higher learning rate, a cosine and no drop path for the short run.
 Command:  python tools/train.py configs/simmim_vit-tiny_folder.py --cfg-options data_root=/path/to/images
 Cost:     3,068 photos of 160 px: see docs/pretrain.md.
 Expected: on these, masked-pixel loss on the fixed images 1.03 -> 0.49 to 0.50; their visible mean gives 0.78.
@@ -17,7 +17,7 @@ model = dict(
         drop_path_rate=0.0,
     )
 )
-masks = dict(  # the named masks, for patches of 8 px in 64 px
+masks = dict(  # the named masks for 8 px patches at 64 px
     simmim=dict(mask_patch_size=16, model_patch_size=8),
     simultaneous=dict(local=dict(unit=16), global_=dict(unit=32), model_patch_size=8),
     random_tokens=dict(mask_patch_size=8, model_patch_size=8),

@@ -1,4 +1,4 @@
-"""The command line `simmim`. It parses before anything heavy is imported, so that `--help` is quick."""
+"""The `simmim` command line. Arguments are parsed before anything heavy is imported, so `--help` is quick."""
 
 import argparse
 import difflib
@@ -10,41 +10,41 @@ from importlib.util import find_spec
 from simmim_plugin import NO_MMENGINE, __version__
 from simmim_plugin.utils.errors import one_line_errors
 
-# Name -> module, and what it does. A module has a docstring, an EXAMPLE that names the {program},
-# `add_arguments(parser)`, and `run(args)`, which imports what is heavy.
+# Name -> module and summary. Each module has a docstring (the description in --help), an EXAMPLE with a {program}
+# placeholder, `add_arguments(parser)`, and `run(args)`, which does the heavy imports.
 COMMANDS = {
-    'quickstart': ('commands.quickstart', 'a first look: a small ViT on photos inside wheels, minutes on a CPU'),
+    'quickstart': ('commands.quickstart', 'a first look: a small ViT on photos from Python wheels, minutes on a CPU'),
     'pretrain': ('commands.pretrain', 'pretrain on a folder of images, no config needed'),
     'finetune': ('commands.finetune', 'fine-tune a checkpoint on a folder of classes'),
-    'train': ('commands.train', 'train a config: what pretrain and finetune write, and any other'),
-    'test': ('commands.test', 'evaluate a checkpoint of a config'),
+    'train': ('commands.train', 'train a config: one that pretrain or finetune wrote, or any other'),
+    'test': ('commands.test', 'evaluate a checkpoint with its config'),
     'probe': ('commands.probe', 'linear probe and k-NN on labelled images, block by block'),
-    'reconstruct': ('commands.reconstruct', "draw what a model makes of an image's hidden parts"),
+    'reconstruct': ('commands.reconstruct', 'draw how a model reconstructs masked images'),
     'features': ('commands.extract_features', 'features of a folder of images, as .npz or .parquet'),
     'visualize': ('commands.visualize_features', 'draw patch features, similarity and attention'),
-    'sample': ('commands.sample', 'small data sets to try all this with, no download'),
-    'demo': ('commands.demo', 'a page to try masks on images and look at features'),
+    'sample': ('commands.sample', 'write a small data set to try things with, no download'),
+    'demo': ('commands.demo', 'a local web page to try masks and look at features'),
     'browse': ('commands.visualize_masks', 'draw the crops and masks of a config, before training'),
     'curves': ('commands.analyze_logs', 'draw the curves of runs'),
     'statistics': ('commands.compute_mean_std', 'mean and standard deviation of your images'),
-    'print-config': ('commands.print_config', 'print a config with all it inherits'),
+    'print-config': ('commands.print_config', 'print a config with everything it inherits'),
     'convert': ('commands.convert_checkpoint', 'checkpoints from and to other projects'),
     'export': ('commands.export_onnx', 'write a backbone as ONNX'),
     'prepare': ('commands.prepare_dataset', 'shrink a folder of large photos once; tar files'),
-    'transfer': ('commands.transfer', 'what pretraining is worth: classification, against training from scratch'),
-    'transfer-dense': ('commands.transfer_dense', 'the same for detection and segmentation'),
-    'ablate': ('commands.ablate', 'several pretrainings side by side, judged by fine-tuning and k-NN'),
-    'benchmark': ('benchmark.command', "speed next to other packages' models and pipelines"),
+    'transfer': ('commands.transfer', 'pretrained against from scratch: classification'),
+    'transfer-dense': ('commands.transfer_dense', 'pretrained against from scratch: detection and segmentation'),
+    'ablate': ('commands.ablate', 'compare several pretrainings by fine-tuning and k-NN'),
+    'benchmark': ('benchmark.command', "training speed next to other packages' models and pipelines"),
     'image-sizes': ('benchmark.image_sizes', 'time and memory of the backbone by image size'),
-    'doctor': ('commands.doctor', 'versions, devices, what is missing and the command that fixes it'),
+    'doctor': ('commands.doctor', 'versions, devices, and the command that fixes each problem'),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that the first argument names.
+    """Run the command named by the first argument.
 
     Args:
-        arguments: Its name and arguments; None: those of the process.
+        arguments: Name and arguments of the command; None takes `sys.argv`.
     """
     name, *words = (sys.argv[1:] if arguments is None else arguments) or ['--help']
     if name in ('-h', '--help'):
@@ -60,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(name: str, program: str, arguments: Sequence[str] | None = None) -> None:
-    """Parse a command's arguments and run it; an error ends the program with one line.
+    """Parse the arguments of a command and run it; an error ends the program with a one-line message.
 
     Args:
-        name: Of `COMMANDS`.
-        program: What its help and examples call it: 'simmim probe', or 'python tools/probe.py'.
-        arguments: None: those of the process.
+        name: A key of `COMMANDS`.
+        program: Program name in help and examples: 'simmim probe', or 'python tools/probe.py'.
+        arguments: Arguments of the command; None takes `sys.argv`.
     """
     command = import_module(f'simmim_plugin.{COMMANDS[name][0]}')
     parser = argparse.ArgumentParser(
@@ -84,7 +84,7 @@ def run_command(name: str, program: str, arguments: Sequence[str] | None = None)
 
 
 def overview() -> str:
-    """What `simmim --help` prints."""
+    """Text of `simmim --help`."""
     width = max(map(len, COMMANDS))
     lines = [f'  simmim {name:{width}}  {text}' for name, (_, text) in COMMANDS.items()]
     return '\n'.join(

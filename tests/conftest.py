@@ -1,4 +1,4 @@
-"""Shared by the tests: reference numbers, tiny models, small folders of images, the number of threads."""
+"""Fixtures: reference numbers, a model with the reference's weights, a small folder of images."""
 
 import os
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ torch.set_num_threads(int((os.environ.get('OMP_NUM_THREADS') or '2').split(',')[
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that of several processes none is left with them at the end."""
+    """Run the longest tests first, so that no worker starts one at the end."""
     items.sort(key=lambda item: 'test_tutorials' not in item.nodeid)
 
 
 @pytest.fixture(autouse=True)
 def no_scope_left_behind() -> Iterator[None]:
-    """What a test says of MMEngine's default scope (also by making a runner) ends with it."""
+    """Reset MMEngine's default scope, which tests change, e.g. by building a runner."""
     yield
     DefaultScope._instance_dict.clear()
 

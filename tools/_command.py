@@ -1,4 +1,4 @@
-"""What the scripts here share: `simmim` commands of the package next to this folder, which need not be installed."""
+"""Shared by these scripts: run a `simmim` command of the package next to this folder, installed or not."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate with one process per GPU, or so many gloo processes where there is no GPU.
+# Evaluate with one process per GPU, or GPUS gloo processes on a machine without GPUs.
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
 # Several machines: NNODES, NODE_RANK and MASTER_ADDR on each, as for tools/dist_train.sh
 set -euo pipefail

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train with one process per GPU, or so many gloo processes where there is no GPU.
+# Train with one process per GPU, or GPUS gloo processes on a machine without GPUs.
 #   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 # Several machines: NNODES, NODE_RANK and MASTER_ADDR on each, e.g. for the second of two
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 tools/dist_train.sh configs/simmim_vit-b.py 8
-# MAX_RESTARTS=3, with --resume: when a process dies, start all of them again, so many times.
-# SIGTERM and SIGUSR1 have a checkpoint written; the exit code is 75 then: start again with --resume.
+# MAX_RESTARTS=3, with --resume: when a process dies, restart all of them, at most three times.
+# SIGTERM and SIGUSR1 write a checkpoint and exit with code 75: start again with --resume.
 set -euo pipefail
 case "${1:-}" in
 -h | --help) sed -n '2,7p' "$0" | cut -c3- && exit ;;
@@ -14,7 +14,7 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# PYTHON, else an active virtual environment, else the project's, else what the path has.
+# PYTHON, else an active virtual environment, else the project's, else `python` on the PATH.
 # SCRIPT is set by dist_test.sh.
 python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
 [ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python

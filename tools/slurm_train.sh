@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Train on a Slurm cluster: submit a batch job, which is requeued and goes on whenever its time runs out.
+# Train on a Slurm cluster: submit a batch job, which is requeued and resumed whenever its time runs out.
 #   GPUS=16 tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
 # GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (10), NOTICE (180: seconds before the end that the checkpoint is written at)
-# and SBATCH_ARGS, such as --time=24:00:00, are taken from the environment. The log is JOB_NAME-JOB.log.
+# and SBATCH_ARGS, such as --time=24:00:00, are environment variables. The log is JOB_NAME-JOB.log.
 set -euo pipefail
 case "${1:-}" in
 -h | --help) sed -n '2,5p' "$0" | cut -c3- && exit ;;
@@ -12,7 +12,7 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# PYTHON, else an active virtual environment, else the project's, else what the path has.
+# PYTHON, else an active virtual environment, else the project's, else `python` on the PATH.
 python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
 [ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python
 partition=$1 name=$2 config=$3
@@ -20,7 +20,7 @@ shift 3
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 [ "$gpus" -ge "$per_node" ] || per_node=$gpus
-# --resume: with no checkpoint yet, it starts anew. 75: stopped by a signal, with a checkpoint (InterruptHook).
+# --resume starts from scratch without a checkpoint. 75: stopped by a signal, with a checkpoint (InterruptHook).
 # shellcheck disable=SC2086 (SBATCH_ARGS is a list of words)
 exec sbatch --partition "$partition" --job-name "$name" --gres "gpu:$per_node" --ntasks "$gpus" \
     --ntasks-per-node "$per_node" --cpus-per-task "${CPUS_PER_TASK:-10}" --output "$name-%j.log" --open-mode append \

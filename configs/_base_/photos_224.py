@@ -1,6 +1,7 @@
-"""Photos below `data_root`, without labels: random crops of 224 px, and the published masks.
+"""Photos in `data_root`, without labels: random crops of 224 px and the published masks.
 
-The pipeline names its parts: a leaf config says `mask = dict(mask_ratio=0.5)`, a command line mask.mask_ratio=0.5.
+Parts of the pipeline have names: override them by `mask = dict(mask_ratio=0.5)` in a leaf config, or by
+--cfg-options mask.mask_ratio=0.5.
 """
 
 _base_ = 'masks.py'

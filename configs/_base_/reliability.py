@@ -1,4 +1,4 @@
-"""The hooks that make a run survive: checkpoints, seeds per iteration, faults, signals (docs/reliability.md)."""
+"""Hooks for reliable runs: checkpoints, seeds per iteration, faults, signals (docs/reliability.md)."""
 
 reliability = dict(
     runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),

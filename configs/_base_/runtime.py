@@ -1,4 +1,4 @@
-"""How a run is logged, saved and seeded. Every pretraining config starts from here."""
+"""Base of all pretraining and fine-tuning configs: logging, checkpoints, seeds."""
 
 _base_ = 'reliability.py'
 

@@ -1,4 +1,4 @@
-"""Another recipe than the published one: a learned absolute position embedding in place of the shared relative bias.
+"""Not the published recipe: a learned absolute position embedding instead of the shared relative position bias.
 
 Attention then has no bias, and PyTorch chooses its kernel everywhere (docs/performance.md).
 

@@ -1,4 +1,4 @@
-"""Rectangles over 75 of 196 tokens, as BEiT.
+"""Rectangles over 75 of 196 tokens, as in BEiT.
 
 Source:   arXiv 2106.08254 (BEiT).
 Command:  python tools/ablate.py configs/ablations/mask_blockwise.py --data-root /path/to/data

@@ -1,4 +1,4 @@
-"""Single tokens at ratio 0.75, as MAE.
+"""Single tokens at ratio 0.75, as in MAE.
 
 Source:   arXiv 2111.06377 (MAE).
 Command:  python tools/ablate.py configs/ablations/mask_random_tokens.py --data-root /path/to/data

@@ -1,4 +1,4 @@
-"""The published masks, as they are: the row that the others are compared with.
+"""The published masks: the baseline of the other rows.
 
 Source:   arXiv 2111.09886.
 Command:  python tools/ablate.py configs/ablations/mask_simmim.py --data-root /path/to/data

@@ -1,4 +1,4 @@
-"""Simultaneous masking as its document has it: local and global masks, squared error of all pixels.
+"""Simultaneous masking as in its document: local and global masks, squared error of all pixels.
 
 Source:   the document on simultaneous masking, see docs/masking.md.
 Command:  python tools/ablate.py configs/ablations/simultaneous.py --data-root /path/to/data

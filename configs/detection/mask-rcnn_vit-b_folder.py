@@ -3,7 +3,7 @@
 `data_root` has annotations/train.json and annotations/valid.json, and the images in images/train and images/valid. The
 classes are those of train.json.
 
-Source:   mask-rcnn_vit-b_coco.py; the jitter from 0.5, as few small images call for.
+Source:   mask-rcnn_vit-b_coco.py; jitter from 0.5, for few small images.
 Command:  python tools/train.py configs/detection/mask-rcnn_vit-b_folder.py --cfg-options data_root=/path/to/data \
               load_from=vit-b.pth
 """

@@ -1,6 +1,6 @@
 """Mask R-CNN with a ViT-S on COCO.
 
-Source:   mask-rcnn_vit-b_coco.py at the width of a ViT-S; ViTDet has none.
+Source:   mask-rcnn_vit-b_coco.py at the width of a ViT-S, which ViTDet does not have.
 Command:  tools/dist_train.sh configs/detection/mask-rcnn_vit-s_coco.py 8 --cfg-options ...
 """
 

@@ -2,11 +2,11 @@
 
 Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. Data as for mask-rcnn_vit-b_folder.py.
 
-Source:   mask-rcnn_vit-b_folder.py at a small size, with the higher rate that so short a training wants.
+Source:   mask-rcnn_vit-b_folder.py at a small size, with a higher rate for the short training.
 Command:  python tools/train.py configs/detection/mask-rcnn_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
               load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
 Cost:     407 images: up to 30 minutes on one of two cores of an AMD EPYC, bfloat16, busy (2026-11-26).
-Expected: on fronts of buildings box AP 2.0 to 3.3 %, see docs/results.md.
+Expected: on facades, box AP 2.0 to 3.3 %, see docs/results.md.
 """
 
 _base_ = ['mask-rcnn_vit-b_folder.py', '../_base_/vit_tiny.py']

@@ -1,6 +1,6 @@
 """Fine-tune on your own classes with the labels of 1 % of the training images, at least one of each class.
 
-Source:   vit-b_folder.py for longer: three times the epochs, since each has few images.
+Source:   vit-b_folder.py with three times the epochs, since each has few images.
 Command:  python tools/train.py configs/finetune/vit-b_folder_1pct.py --cfg-options data_root=... load_from=...
 """
 

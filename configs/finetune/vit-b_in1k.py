@@ -13,11 +13,11 @@ _base_ = '_base_/classification.py'
 data_root = 'data/imagenet'
 
 model = dict(
-    # OpenCV reads blue first; the photos' usual means are red first.
+    # OpenCV reads BGR; the mean and std are RGB.
     data_preprocessor=dict(num_classes=1000, to_rgb=True),
     backbone=dict(arch='base', img_size=224, patch_size=16),
     head=dict(num_classes=1000, in_channels=768),
-    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),  # either, per batch
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),  # one of them per batch
 )
 
 bgr_mean = [103.53, 116.28, 123.675]
@@ -59,11 +59,10 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# Learning rate 1.25e-3 per 512 images, stated for 2048 and scaled by MMEngine; 0.65^(13 - layer) of it.
+# Learning rate 1.25e-3 per 512 images: 5e-3 for 2048, scaled by MMEngine; layer l gets 0.65^(13 - l) of it.
 optim_wrapper = dict(optimizer=dict(lr=5e-3), paramwise_cfg=dict(layer_decay_rate=0.65))
 auto_scale_lr = dict(enable=True, base_batch_size=2048)
-# Warm-up from 2.5e-7 per 512 images (2e-4 of the rate), which is also the floor, the same for every layer; the cosine
-# runs over all 100 epochs.
+# Warm-up from 2.5e-7 per 512 images (2e-4 of the rate), also the floor of every layer; the cosine spans all 100 epochs.
 param_scheduler = [
     dict(type='simmim_plugin.WarmupCosineLR', warmup=20, end=100, floor_ratio=2e-4, convert_to_iter_based=True)
 ]

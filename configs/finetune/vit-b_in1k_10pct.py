@@ -2,8 +2,7 @@
 
 The images are chosen by a seed, not those of SimCLR's list.
 
-Source:   vit-b_in1k.py for longer: three times the epochs, since each has few images; for this
-          share no figure is published.
+Source:   vit-b_in1k.py with three times the epochs, since each has few images; no published result for this share.
 Command:  tools/dist_train.sh configs/finetune/vit-b_in1k_10pct.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth
 """

@@ -2,7 +2,7 @@
 
 The images are chosen by a seed, not those of SimCLR's list.
 
-Source:   vit-b_in1k_10pct.py; for this share no figure is published.
+Source:   vit-b_in1k_10pct.py; no published result for this share.
 Command:  tools/dist_train.sh configs/finetune/vit-b_in1k_1pct.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth
 """

@@ -1,6 +1,6 @@
 """Fine-tune ViT-B/16 on ImageNet-1k at 384 px; the bias tables of 224 px are interpolated on loading.
 
-Source:   the recipe of vit-b_in1k.py; for this size no figure is published.
+Source:   the recipe of vit-b_in1k.py; no published result for this size.
 Command:  tools/dist_train.sh configs/finetune/vit-b_in1k_384px.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-b/epoch_800.pth
 """

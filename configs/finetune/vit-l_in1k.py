@@ -1,6 +1,6 @@
 """Fine-tune ViT-L/16 on ImageNet-1k at 224 px; activations are recomputed to save memory.
 
-Source:   the recipe of vit-b_in1k.py; for this size no figure is published.
+Source:   the recipe of vit-b_in1k.py; no published result for this size.
 Command:  tools/dist_train.sh configs/finetune/vit-l_in1k.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-l/epoch_800.pth
 """

@@ -2,7 +2,7 @@
 
 `data_root` has the folders train/ and val/, each with a folder per class, of images of 32 px such as CIFAR-10's.
 
-Source:   vit-tiny_folder.py with a larger batch and fewer epochs; validation images are taken whole.
+Source:   vit-tiny_folder.py with a larger batch and fewer epochs; validation images are not cropped.
 Command:  python tools/train.py configs/finetune/vit-s_32px_folder.py \
               --cfg-options data_root=/path/to/data load_from=work_dirs/simmim_vit-s_32px/epoch_50.pth
 """

@@ -1,7 +1,7 @@
 """Fine-tune on your own classes with the labels of 10 % of the training images, at least one of each class.
 
-Source:   vit-s_32px_folder.py with half the batch and for longer, since each class has few images, and with mixup and
-          cutmix as in vit-b_in1k.py.
+Source:   vit-s_32px_folder.py with half the batch and more epochs, since each class has few images, and with mixup
+          and cutmix as in vit-b_in1k.py.
 Command:  python tools/train.py configs/finetune/vit-s_32px_folder_10pct.py --cfg-options data_root=... load_from=...
 """
 

@@ -1,6 +1,6 @@
 """Fine-tune on your own classes with the labels of 1 % of the training images, at least one of each class.
 
-Source:   vit-s_32px_folder_10pct.py with half the batch and for longer still.
+Source:   vit-s_32px_folder_10pct.py with half the batch and more epochs.
 Command:  python tools/train.py configs/finetune/vit-s_32px_folder_1pct.py --cfg-options data_root=... load_from=...
 """
 

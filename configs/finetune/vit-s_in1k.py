@@ -1,6 +1,6 @@
 """Fine-tune ViT-S/16 on ImageNet-1k at 224 px.
 
-Source:   the recipe of vit-b_in1k.py; for this size no figure is published.
+Source:   the recipe of vit-b_in1k.py; no published result for this size.
 Command:  tools/dist_train.sh configs/finetune/vit-s_in1k.py 8 \
               --cfg-options load_from=work_dirs/simmim_vit-s/epoch_800.pth
 """

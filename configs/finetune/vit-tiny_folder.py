@@ -2,7 +2,7 @@
 
 `data_root` has the folders train/ and val/, each with a folder per class.
 
-Source:   the recipe of vit-b_in1k.py at a small size, with crops and flips alone, which suit so short a training.
+Source:   the recipe of vit-b_in1k.py at a small size, with crops and flips only, for the short training.
 Command:  python tools/train.py configs/finetune/vit-tiny_folder.py \
               --cfg-options data_root=/path/to/data load_from=work_dirs/simmim_vit-tiny_folder/epoch_60.pth
 Cost:     3,068 photos of 160 px, 20 epochs: see docs/results.md.

@@ -1,7 +1,7 @@
 """Fine-tune on your own classes with the labels of 10 % of the training images, at least one of each class.
 
-Source:   vit-tiny_folder.py for longer, five times the epochs, since each has few images, and with mixup and
-          cutmix as in vit-b_in1k.py.
+Source:   vit-tiny_folder.py with five times the epochs, since each has few images, and with mixup and cutmix as
+          in vit-b_in1k.py.
 Command:  python tools/train.py configs/finetune/vit-tiny_folder_10pct.py --cfg-options data_root=... load_from=...
 Cost:     a tenth of 3,068 photos: see docs/results.md.
 Expected: on these, see docs/results.md.

@@ -1,6 +1,6 @@
-"""Linear probe of ViT-B/16 on ImageNet-1k: a classifier behind a batch-norm on frozen features of block 8 of 12.
+"""Linear probe of ViT-B/16 on ImageNet-1k: batch-norm and a classifier on frozen features of block 8 of 12.
 
-For sets whose features fit in memory tools/probe.py is quicker: it computes them once.
+For data whose features fit in memory, tools/probe.py is faster: it computes them once.
 
 Source:   block and expected figure: arXiv 2111.09886; training: the linear probe of arXiv 2111.06377 (LARS, 90 epochs).
 Command:  tools/dist_train.sh configs/linear_probe/vit-b_in1k.py 8 \

@@ -1,6 +1,6 @@
 """Linear probe of a frozen ViT-B on ADE20K: one 1 x 1 convolution on the last block's patches.
 
-Source:   upernet_vit-b_ade20k.py with a linear head behind a frozen backbone, 40,000 iterations at 1e-3.
+Source:   upernet_vit-b_ade20k.py with a linear head on a frozen backbone, 40,000 iterations at 1e-3.
 Command:  tools/dist_train.sh configs/segmentation/linear_vit-b_ade20k.py 8 --cfg-options data_root=/path/to/ade20k \
               load_from=vit-b.pth
 """

@@ -1,9 +1,9 @@
-"""Linear probe of the small frozen ViT on fronts of buildings: what the features alone say of each patch.
+"""Linear probe of the small frozen ViT on facades: how well its features alone classify each patch.
 
 Source:   linear_vit-b_ade20k.py at the size of upernet_vit-tiny_facade.py, 600 iterations.
 Command:  python tools/train.py configs/segmentation/linear_vit-tiny_facade.py --cfg-options data_root=/path/to/facade \
               load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
-Cost:     nine minutes on one core of an AMD EPYC with AVX512-BF16, bfloat16, other work beside it.
+Cost:     nine minutes on one core of an AMD EPYC with AVX512-BF16, bfloat16, with other work running.
 Expected: mIoU 6.3 and 6.4 (untrained features: 5.2 and 5.1); see docs/results.md.
 """
 

@@ -1,10 +1,10 @@
 """UPerNet with a ViT-B on your own masks: set `data_root`.
 
 `data_root` has images/train, images/valid (.jpg) and masks/train, masks/valid (.png of the same names, whose values are
-class numbers, 255 = not judged), and classes.txt: the names of the classes, one per line, the first for the value 0. Or
+class numbers, 255 = ignored), and classes.txt: the names of the classes, one per line, the first for the value 0. Or
 set `classes` to the list of names.
 
-Source:   upernet_vit-b_ade20k.py; 40,000 iterations on one GPU, as few images call for.
+Source:   upernet_vit-b_ade20k.py; 40,000 iterations on one GPU, for few images.
 Command:  python tools/train.py configs/segmentation/upernet_vit-b_folder.py --cfg-options data_root=/path/to/data \
               load_from=vit-b.pth
 """

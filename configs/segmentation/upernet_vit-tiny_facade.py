@@ -1,4 +1,4 @@
-"""The small UPerNet on fronts of buildings, 512 px, eleven classes with the background: set `data_root`.
+"""The small UPerNet on facades, 512 px, eleven classes with the background: set `data_root`.
 
 Source:   upernet_vit-tiny_folder.py; the data is https://github.com/a-hwang/building-facade-segmentation (CC BY 4.0),
           its polygons painted large to small into masks.

@@ -2,8 +2,8 @@
 
 Small enough for two CPU cores: heads of 64 channels, maps of strides 4 to 32. Data as for upernet_vit-b_folder.py.
 
-Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/detection, and the higher rate that so
-          short a training wants.
+Source:   upernet_vit-b_folder.py at a small size, with windows as in configs/detection, and a higher rate for
+          the short training.
 Command:  python tools/train.py configs/segmentation/upernet_vit-tiny_folder.py --cfg-options data_root=/path/to/data \
               load_from=work_dirs/simmim_vit-tiny_dense/epoch_60.pth
 Expected: see upernet_vit-tiny_facade.py.

@@ -1,1 +1,1 @@
-"""Benchmarks of training speed next to what people use today; `tools/benchmark.py` runs them."""
+"""Benchmarks of training speed against other packages; `tools/benchmark.py` runs them."""

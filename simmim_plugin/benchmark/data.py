@@ -1,4 +1,4 @@
-"""Time of reading images, and of making a batch of them, beside the reference's pipeline and MMPretrain's."""
+"""Time to load images and to make batches of them, against the reference's pipeline and MMPretrain's."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def write_photos(folder: str | os.PathLike[str], size: tuple[int, int], count: int = PHOTOS) -> list[str]:
-    """Write JPEGs of a size, quality 90, made of the photos inside packages; larger ones get a camera's noise."""
+    """Write JPEGs of a size, quality 90, from the photos inside packages; enlarged ones get noise like a camera's."""
     sources = [sample['img_path'] for sample in PackagePhotos().load_data_list()]
     paths = []
     for i in range(count):
@@ -42,7 +42,7 @@ def write_photos(folder: str | os.PathLike[str], size: tuple[int, int], count: i
 
 
 def pipelines(config: str) -> dict[str, Callable[[str], Any]]:
-    """From a path to a sample: ours as the config has it, the reference's transforms, and MMPretrain's where it is."""
+    """Pipelines from a path to a sample: the config's, the reference's, and MMPretrain's if it is installed."""
     ours, number = Compose(load_config(config).train_pipeline), itertools.count()
     means = dict(mean=[value / 255 for value in MEAN], std=[value / 255 for value in STD])
     reference = transforms.Compose(
@@ -74,8 +74,8 @@ def pipelines(config: str) -> dict[str, Callable[[str], Any]]:
 
 
 def mmpretrain_pipeline() -> Compose:
-    """The pipeline of MMPretrain's SimMIM, at 224 px as ours; raises ImportError where it is not installed."""
-    import mmpretrain.datasets  # noqa: F401 (registers)
+    """The pipeline of MMPretrain's SimMIM at 224 px; raises ImportError if it is not installed."""
+    import mmpretrain.datasets  # noqa: F401 (registers the transforms)
 
     masks = dict(type='mmpretrain.SimMIMMaskGenerator', input_size=224, mask_patch_size=32, model_patch_size=4)
     return Compose(
@@ -90,20 +90,20 @@ def mmpretrain_pipeline() -> Compose:
 
 
 def measure_input(config: str, batch: int, repeats: int) -> dict[str, Any]:
-    """Measure in this process with one thread, as in a worker.
+    """Measure in this process with one thread, as in a data loader worker.
 
     Args:
         config: Pretraining config whose pipeline is measured.
-        batch: Images of the batch.
+        batch: Images per batch.
         repeats: See `interleaved`.
 
     Returns:
-        `per_image`, rows of size, pipeline, milliseconds and the ratio to the reference; `per_batch`, rows of what the
-        main process does with a batch; `skipped`.
+        `per_image`: rows of size, pipeline, milliseconds and speed relative to the reference; `per_batch`: rows of the
+        work of the main process per batch; `skipped`.
     """
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)  # as MMEngine's workers have it
+    cv2.setNumThreads(0)  # as in MMEngine's workers
     try:
         with DefaultScope.overwrite_default_scope('simmim_plugin'), tempfile.TemporaryDirectory() as folder:
             found = pipelines(config)
@@ -144,7 +144,7 @@ def _over(pipeline: Callable[[str], Any], paths: Sequence[str]) -> Callable[[], 
 def _batches(
     found: dict[str, Callable[[str], Any]], paths: Sequence[str], batch: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """What happens to a batch after its images are made; the device's part, float and normalising, on the CPU."""
+    """Time the work per batch: collate, and on the CPU what the device does otherwise, to float and normalise."""
     ours = [found['ours'](paths[i % len(paths)]) for i in range(batch)]
     preprocessor = SimMIMDataPreprocessor(MEAN, STD)
     tasks: dict[str, Callable[[], Any]] = {

@@ -1,4 +1,4 @@
-"""Time and memory of a training step of the backbone at several image sizes: windows, global attention, recomputing."""
+"""Measure time and memory of a training step of the backbone by image size, attention and recomputing."""
 
 import argparse
 import itertools
@@ -19,9 +19,9 @@ MODES = {  # name -> window_size, with_cp
 EXAMPLE = """example:
   {program} --arch base --sizes 512 800 1024 --memory-limit 20
 
-Forward and backward pass of one image, in a process of its own for each line. 'windows' has attention within windows of
-14 x 14 tokens but for four global blocks, as configs/detection has it. Memory is what comes on top of the model's
-weights: on a GPU what PyTorch allocates, on a CPU what the process grows by."""
+Forward and backward pass of one image, each line in its own process. 'windows' is attention within windows of 14 x 14
+tokens except for four global blocks, as in configs/detection. Memory is in addition to the weights of the model: on a
+GPU the memory that PyTorch allocates, on a CPU the growth of the process."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--arch', choices=GLOBAL_BLOCKS, default='base', help='ViT with patches of 16 px (base)')
     parser.add_argument('--sizes', type=int, nargs='+', default=[512, 800, 1024], help='sides in px (512 800 1024)')
     parser.add_argument('--repeats', type=int, default=3, help='steps after the first one; the median is printed (3)')
-    parser.add_argument('--memory-limit', type=float, default=0, metavar='GIB', help='stop a line beyond it (0: none)')
+    parser.add_argument('--memory-limit', type=float, default=0, metavar='GIB', help='memory limit per line (0: none)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda (cpu)')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure line by line, and print a table."""
+    """Measure line by line and print a table."""
+    from simmim_plugin.utils.arguments import multiple, number, whole
     from simmim_plugin.utils.hardware import hardware
 
-    if args.repeats < 1 or min(args.sizes) < 16 or any(size % 16 for size in args.sizes):
-        raise ValueError(f'--repeats {args.repeats} must be positive, --sizes {args.sizes} multiples of 16')
+    whole('--repeats', args.repeats, 1)
+    for size in args.sizes:
+        multiple('--sizes', size, 16, 'patches of 16 px')
+    number('--memory-limit', args.memory_limit, 0, hint='0 sets none')
     if args.memory_limit and args.device != 'cpu':
-        raise ValueError(f'--memory-limit {args.memory_limit:g} is for processors, --device is {args.device}')
+        raise ValueError(f'--memory-limit={args.memory_limit:g} needs --device=cpu, got {args.device}; leave it out')
     print('| image, px | attention | seconds | memory, GiB |\n|---|---|---|---|', flush=True)
     for size, mode in itertools.product(args.sizes, MODES):
         found = in_own_process(measure, args.arch, size, mode, args.repeats, args.device, args.amp,
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call it in a new process, so that its memory is its own.
+    """Call a function in a new process, so that its memory can be measured.
 
     Raises:
         RuntimeError: The process died.
@@ -77,14 +80,14 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
 def _send(pipe: Any, function: Callable[..., Any], args: tuple) -> None:
     try:
         pipe.send(function(*args))
-    except Exception as error:  # noqa: BLE001 (raised again by the one who waits)
+    except Exception as error:  # noqa: BLE001 (the waiting process raises it again)
         pipe.send(error)
 
 
 def measure(
     arch: str, size: int, mode: str, repeats: int, device: str, amp: bool, limit: float
 ) -> tuple[float, float] | None:
-    """Median seconds of a step, and GiB; None where the limit does not do."""
+    """Median seconds of a step, and GiB; None if it needs more than the limit."""
     import torch
 
     from simmim_plugin import SimMIMViT

@@ -1,4 +1,4 @@
-"""Attention and patch embedding, timed against other ways to write them."""
+"""Time attention and patch embedding against other implementations."""
 
 import functools
 from collections.abc import Callable
@@ -18,23 +18,23 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """As autocast has it: the softmax in float32."""
+    """Attention written out, with the softmax in float32 as under autocast."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
     return scores.float().softmax(-1).to(v.dtype) @ v
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """PyTorch's choice of a kernel."""
+    """The kernel that PyTorch chooses, with the bias."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def without_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """PyTorch's choice where there is no bias."""
+    """The kernel that PyTorch chooses without a bias."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def flex() -> Kernel:
-    """Flex attention, compiled, with the bias as a modification of the scores. For GPUs."""
+    """Compiled flex attention with the bias added by `score_mod`; for GPUs."""
     from torch.nn.attention.flex_attention import flex_attention
 
     compiled = torch.compile(flex_attention)
@@ -60,7 +60,7 @@ def measure_attention(
         'ours (attend)': attend, 'written out': written_out, 'scaled_dot_product_attention': fused,
         'scaled_dot_product_attention without a bias': without_bias,
     }  # fmt: skip
-    if device != 'cpu':  # on processors flex attention has no backward pass
+    if device != 'cpu':  # on CPUs flex attention has no backward pass
         kernels['flex_attention'] = flex()
     rows = []
     for name in dtypes:
@@ -84,7 +84,7 @@ def measure_attention(
 def measure_patch_embedding(
     arch: str, img_size: int, batch: int, dtypes: list[str], repeats: int, device: str
 ) -> dict[str, Any]:
-    """Measure the convolution, in both memory formats, and the matrix product.
+    """Measure the convolution in both memory formats, and the matrix product.
 
     Returns:
         `rows` of way, dtype and milliseconds.

@@ -1,4 +1,4 @@
-"""Time of MMEngine's loop with our hooks beside a bare loop, and of a whole run from JPEGs beside its step."""
+"""Time MMEngine's loop with our hooks against a bare loop, and a complete run from JPEGs against its step."""
 
 import statistics
 import tempfile
@@ -18,6 +18,7 @@ from simmim_plugin.benchmark.timing import in_ms, spread
 from simmim_plugin.config import load_config
 from simmim_plugin.engine.runners.mmengine_internals import end_workers
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils.arguments import whole
 
 WARM_UP = 5
 PREFETCH = 2  # batches that each worker reads ahead, PyTorch's default
@@ -26,12 +27,12 @@ TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 
 @DATASETS.register_module()
 class FixedSample(Dataset):
-    """One image and mask, again and again: loading takes no time.
+    """The same image and mask at every index, so that loading takes no time.
 
     Args:
         size: Side in pixels.
         grid: Side in patches.
-        length: Of the data set.
+        length: Length of the data set.
     """
 
     def __init__(self, size: int, grid: int, length: int) -> None:
@@ -48,10 +49,10 @@ class FixedSample(Dataset):
 
 
 class _Clock(Hook):
-    """Note when iterations end.
+    """Record when iterations end.
 
     Args:
-        waits: Numbers of the iterations, from 1, at whose end to wait for the device.
+        waits: Iterations, counted from 1, after which to synchronise the device.
     """
 
     priority = 'LOWEST'
@@ -67,16 +68,16 @@ class _Clock(Hook):
 
 
 def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]:
-    """Overhead of the runner per iteration: a model too small to matter, trained by the Runner and by a bare loop.
+    """Measure the overhead of the Runner per iteration: train a tiny model with it and with a bare loop.
 
     Args:
         config: Pretraining config whose hooks are measured.
-        iterations: Per repeat.
-        repeats: Turns of the two.
+        iterations: Iterations per repeat.
+        repeats: Repeats of both.
 
     Returns:
-        `rows` of name and milliseconds per iteration: 'Runner', 'bare loop', and 'overhead', their difference turn by
-        turn. A turn's time is the mean of its iterations, as lines of the log cost more than other iterations.
+        `rows` of name and milliseconds per iteration: 'Runner', 'bare loop', and 'overhead', their difference in each
+        repeat. The time of a repeat is the mean of its iterations, since iterations that log cost more.
     """
     means: dict[str, list[float]] = {'Runner': [], 'bare loop': [], 'overhead': []}
     for turn in range(repeats + 1):
@@ -94,13 +95,13 @@ def measure_runner(config: str, iterations: int, repeats: int) -> dict[str, Any]
 
 
 def _bare_loop(runner: Any) -> list[float]:
-    """The same model, data and optimiser in a loop as short as it can be."""
+    """Train the same model on the same data with the same optimiser in a minimal loop."""
     model, optimizer = runner.model, runner.optim_wrapper.optimizer
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
     ends = []
     for batch in runner.train_dataloader:
-        with runner.optim_wrapper.optim_context(model):  # autocast where the Runner has it
+        with runner.optim_wrapper.optim_context(model):  # autocast, if the Runner uses it
             loss = model(**model.data_preprocessor(batch, True), mode='loss')['loss']
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -119,35 +120,34 @@ def _tiny(config: str, iterations: int, folder: str) -> Config:
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
     cfg.custom_hooks = []
     cfg.log_level = 'ERROR'
-    cfg.experiment_name = Path(folder).name  # else MMEngine takes what it made for a run of the same second
+    cfg.experiment_name = Path(folder).name  # else two runs of the same second share MMEngine's instances
     return train.prepare(cfg, config, folder)
 
 
 def measure_end_to_end(
     config: str, images: int, batch: int, workers: int, iterations: int, repeats: int, amp: bool, compiled: bool
 ) -> dict[str, Any]:
-    """Images per second of a whole run, from JPEGs of 500 x 375 px through the Runner, beside the step alone, in turns.
+    """Measure a complete run, from JPEGs of 500 x 375 px through the Runner, and its step alone, in turns.
 
     Args:
         config: Pretraining config.
-        images: Files to write.
+        images: Number of JPEGs to write.
         batch: Images per iteration.
         workers: Worker processes.
-        iterations: Of both, after the warm-up.
-        repeats: Turns of a run and the step.
-        amp: bfloat16 autocast, on processors, too.
+        iterations: Iterations of both, after the warm-up.
+        repeats: Repeats of both.
+        amp: bfloat16 autocast, also on CPUs.
         compiled: Compile the forward pass.
 
     Returns:
-        `run` and `step`, seconds per iteration as in `spread`; `share_of_step`, the median of the turns' quotients of
-        their rates, with `share_of_step_min` and `share_of_step_max`; `batch` and `workers`.
+        `run` and `step`: seconds per iteration as in `spread`; `share_of_step`: rate of the run relative to that of
+        the step, median of the repeats, with `share_of_step_min` and `share_of_step_max`; `batch` and `workers`.
 
     Raises:
-        ValueError: So few iterations that what the workers read beforehand would feed them.
+        ValueError: Too few iterations: the batches that workers read ahead would feed most of them.
     """
     queued = PREFETCH * workers
-    if iterations < 4 * queued:
-        raise ValueError(f'iterations={iterations}: {workers} workers read {queued} batches ahead; give {4 * queued}')
+    whole('iterations', iterations, max(1, 4 * queued), hint=f'{workers} workers read {queued} batches ahead')
     warm_up = WARM_UP + queued
     total = iterations + warm_up
     runs: list[float] = []

@@ -1,4 +1,4 @@
-"""SimMIM on a ViT as one would write it from the paper, without any thought of speed: the yardstick."""
+"""SimMIM on a ViT written straight from the paper, with no optimisations: the baseline of the benchmark."""
 
 from collections.abc import Mapping
 
@@ -40,13 +40,13 @@ class PlainBlock(nn.Module):
 
 
 class PlainSimMIM(nn.Module):
-    """All tokens through all blocks, all tokens decoded, the error of the whole image times the mask.
+    """SimMIM that runs and decodes all tokens, and multiplies the error of the full image by the mask.
 
     Args:
         arch: embed_dims, num_layers, num_heads and feedforward_channels.
         img_size: Side of the image in pixels.
         patch_size: Side of a patch in pixels.
-        drop_path_rate: Of the last block.
+        drop_path_rate: Drop path rate of the last block; it rises linearly from 0.
     """
 
     def __init__(self, arch: Mapping[str, int], img_size: int = 224, patch_size: int = 16, drop_path_rate: float = 0.1):
@@ -65,7 +65,7 @@ class PlainSimMIM(nn.Module):
         self.register_buffer('index', relative_position_index(self.grid), persistent=False)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Loss: (B, 3, H, W) normalised, (B, h, w) with 1 = masked -> scalar."""
+        """Normalised images (B, 3, H, W) and masks (B, h, w), 1 = masked -> loss, scalar."""
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
         weight = mask.flatten(1).unsqueeze(-1).type_as(x)
         x = x * (1 - weight) + self.mask_token.expand_as(x) * weight

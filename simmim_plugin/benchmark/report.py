@@ -1,4 +1,4 @@
-"""Tables and a plot of what the benchmark measured."""
+"""Tables and a plot of the results of the benchmark."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ PLAIN = 'plain eager'
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Markdown of every part that was measured."""
+    """Markdown tables of every measured part."""
     writers = {
         'step': _step, 'attention': _attention, 'patch-embedding': _patch_embedding, 'input': _input,
         'runner': _runner, 'end-to-end': _end_to_end,

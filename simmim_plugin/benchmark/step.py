@@ -1,4 +1,4 @@
-"""Time and cost of a training step: forward, backward, clipping, AdamW, on a batch that lies on the device already."""
+"""Measure a training step (forward, backward, clipping, AdamW) on a batch that is already on the device."""
 
 import gc
 import time
@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from simmim_plugin.benchmark.subjects import PATCH, RATIO, UNIT, Subject, subjects
 from simmim_plugin.benchmark.timing import spread
+from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.masks import random_mask
+from simmim_plugin.utils.arguments import choice, multiple, whole
 from simmim_plugin.utils.counters import OperatorCounter, count_flops, saved_bytes
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
@@ -22,7 +24,7 @@ WARM_UP = 2
 
 @dataclass
 class Settings:
-    """What is measured.
+    """Settings of the step benchmark.
 
     Args:
         arch: 'small', 'base', 'large' or 'huge'.
@@ -32,7 +34,7 @@ class Settings:
         repeats: Interleaved repeats of every subject.
         steps: Steps per repeat.
         device: 'cpu' or 'cuda'.
-        only: Names of subjects; empty: all.
+        only: Names of the subjects to measure; empty for all.
 
     Raises:
         ValueError: An argument is out of range.
@@ -48,14 +50,16 @@ class Settings:
     only: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        if self.img_size < UNIT or self.img_size % UNIT:
-            raise ValueError(f'img_size={self.img_size} must be a positive multiple of {UNIT}, such as 224')
+        choice('arch', self.arch, ARCHS)
+        multiple('img_size', self.img_size, UNIT, 'whole mask units')
         for name in ('batch', 'repeats', 'steps'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)} must be positive')
+            whole(name, getattr(self, name), 1)
+        for dtype in self.dtypes:
+            choice('dtypes', dtype, DTYPES)
+        choice('device', self.device, ('cpu', 'cuda'))
         known = [subject.name for subject in subjects(self.arch, self.img_size)]
-        if unknown := sorted(set(self.only) - set(known)):
-            raise ValueError(f'only={unknown} is unknown; choose of {", ".join(map(repr, known))}')
+        for name in self.only:
+            choice('only', name, known)
 
 
 class Step:
@@ -73,7 +77,7 @@ class Step:
         self.images, self.mask = images, mask
 
     def __call__(self) -> None:
-        """Do one step."""
+        """Run one step."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
             loss = self.model(self.images, self.mask)
         loss.backward()
@@ -82,7 +86,7 @@ class Step:
         self.optimizer.zero_grad()
 
     def warm_up(self) -> dict[str, Any]:
-        """The first steps, and what can be counted in them."""
+        """Run the first steps, and count graphs, operators and saved bytes."""
         counters = torch._dynamo.utils.counters
         counters.clear()
         for _ in range(WARM_UP):
@@ -99,7 +103,7 @@ class Step:
         return counts
 
     def seconds(self, steps: int) -> float:
-        """Time of a step, the mean of some."""
+        """Mean seconds of a step over several."""
         self._wait()
         start = time.perf_counter()
         for _ in range(steps):
@@ -108,7 +112,7 @@ class Step:
         return (time.perf_counter() - start) / steps
 
     def peak_bytes(self) -> int | None:
-        """Memory of the device that a step needs, with its own weights and the optimiser's state; None on the CPU."""
+        """Peak device memory of a step with its weights and optimiser state; None on the CPU."""
         if self.device == 'cpu':
             return None
         torch.cuda.synchronize()
@@ -125,11 +129,11 @@ class Step:
 
 
 def measure_step(settings: Settings) -> dict[str, Any]:
-    """Measure all subjects side by side.
+    """Measure all subjects, interleaved.
 
     Returns:
-        `settings`; `matmul_flops`, the rate of large matrix products per dtype, in FLOP/s; `rows`, one per subject and
-        dtype; `skipped`, the reasons by name.
+        `settings`; `matmul_flops`: rate of large matrix products per dtype, in FLOP/s; `rows`: one per subject and
+        dtype; `skipped`: reasons by name.
     """
     images, mask = batch_of(settings)
     rates = {dtype: matmul_flops(settings.device, DTYPES[dtype]) for dtype in settings.dtypes}
@@ -151,17 +155,17 @@ def measure_step(settings: Settings) -> dict[str, Any]:
             else:
                 steps[name], counts[name] = built[0], {**built[1], 'flops_per_image': flops}
             built = None
-            _give_back()
+            _free_memory()
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in tqdm(range(settings.repeats), desc='measure', unit='repeat'):
         for name in list(steps):
             try:
                 times[name].append(steps[name].seconds(settings.steps))
-            except torch.OutOfMemoryError:  # the models built after it take memory, too
+            except torch.OutOfMemoryError:  # models built later also take memory
                 skipped[name] = no_memory
             if name in skipped:
                 del steps[name]
-                _give_back()
+                _free_memory()
     rows = [{**counts[name], **_speed(counts[name], times[name], settings.batch, rates)} for name in steps]
     return dict(settings=vars(settings), matmul_flops=rates, rows=rows, skipped=skipped)
 
@@ -169,7 +173,7 @@ def measure_step(settings: Settings) -> dict[str, Any]:
 def _built(
     subject: Subject, dtype: str, settings: Settings, images: Tensor, mask: Tensor
 ) -> tuple[Step, dict[str, Any]] | None:
-    """A step after its first turns, and what was counted; None where the memory does not suffice."""
+    """A warmed-up step and its counts; None if it runs out of memory."""
     try:
         step = Step(subject, dtype, settings, images, mask)
         counts = step.warm_up()
@@ -178,13 +182,13 @@ def _built(
         return None
 
 
-def _give_back() -> None:
+def _free_memory() -> None:
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def batch_of(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Random images, and masks of the published kind: (B, 3, H, W), (B, h, w)."""
+    """Random images (B, 3, H, W) and masks of the published recipe (B, h, w)."""
     torch.manual_seed(0)
     images = torch.randn(settings.batch, 3, settings.img_size, settings.img_size)
     grid = (settings.img_size // PATCH,) * 2
@@ -193,7 +197,7 @@ def batch_of(settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def matmul_flops(device: str, dtype: torch.dtype) -> float:
-    """Rate of a product of large square matrices in FLOP/s: what the machine can do, the best of ten."""
+    """FLOP/s of a product of large square matrices, best of ten: what the device can reach."""
     n = 2048 if device == 'cpu' else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     times = []

@@ -1,4 +1,4 @@
-"""What the step benchmark compares: ours, the plain version, and the models of other packages."""
+"""Models of the step benchmark: ours, the plain version, and those of other packages."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from simmim_plugin.benchmark.plain import PlainSimMIM
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.registry import build_part
 
-SWINS = {'small': 'tiny', 'base': 'base', 'large': 'large'}  # by the ViT whose size is next
+SWINS = {'small': 'tiny', 'base': 'base', 'large': 'large'}  # ViT -> Swin nearest in size
 PATCH, UNIT, RATIO = 16, 32, 0.6  # pixels, pixels, share of units
 
 
@@ -21,10 +21,10 @@ class Subject:
     """A model whose training step is measured.
 
     Args:
-        name: As tables show it.
-        build: Makes the model; its `forward(images, mask)` gives the loss. Raises ImportError where a package lacks.
-        compiled: Whether the forward pass is compiled.
-        fused: Whether AdamW is PyTorch's fused one; else what PyTorch takes by default.
+        name: Name in tables.
+        build: Builds the model; its `forward(images, mask)` returns the loss. ImportError if a package is missing.
+        compiled: Compile the forward pass.
+        fused: Use PyTorch's fused AdamW instead of its default one.
     """
 
     name: str
@@ -114,7 +114,7 @@ class MMPretrainBEiT(nn.Module):
 
 
 class MMPretrainSwin(nn.Module):
-    """MMPretrain's own SimMIM: Swin at 192 px, windows of 6, as its configs have it. A mask per 4 px."""
+    """MMPretrain's own SimMIM: Swin at 192 px with windows of 6, as in its configs; masks have one value per 4 px."""
 
     def __init__(self, size: str) -> None:
         super().__init__()
@@ -126,14 +126,14 @@ class MMPretrainSwin(nn.Module):
         self.head = SimMIMHead(4, dict(type='mmpretrain.PixelReconstructionLoss', criterion='L1', channel=3))
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images of 192 px and their masks, cut out of the larger ones: (B, 3, H, W), (B, h, w) -> scalar."""
+        """(B, 3, H, W), (B, h, w) -> scalar; both are cropped to 192 px."""
         images = images[..., :192, :192]
         mask = mask[:, :12, :12].repeat_interleave(4, 1).repeat_interleave(4, 2)
         return self.head.loss(self.neck(self.swin(images, mask)[0]), images, mask)
 
 
 def subjects(arch: str | Mapping[str, int], img_size: int) -> list[Subject]:
-    """Everything that is compared, in the order of tables: a ViT, and for the named sizes the Swin nearest to it."""
+    """All models, in table order: ViTs, and for named sizes the Swin nearest in size."""
     sizes = ARCHS[arch] if isinstance(arch, str) else arch
     swin = SWINS.get(arch) if isinstance(arch, str) else None
     found = [

@@ -1,4 +1,4 @@
-"""Times of several things side by side."""
+"""Interleaved timing of several tasks."""
 
 import statistics
 import time
@@ -11,17 +11,17 @@ from tqdm import tqdm
 def interleaved(
     tasks: Mapping[str, Callable[[], Any]], repeats: int, calls: int = 1, warm: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Time tasks in turns, so that what else the machine does meets all of them.
+    """Time tasks in turns, so that other load on the machine affects all of them.
 
     Args:
-        tasks: By name.
-        repeats: Turns; one more comes first and does not count.
-        calls: Calls per turn; a turn's time is their mean.
-        warm: Calls before those, untimed: for short tasks, so that they find caches and memory as they leave them
-            themselves, not as the task before did.
+        tasks: Name -> task.
+        repeats: Timed turns; an untimed one comes first.
+        calls: Calls per turn; the time of a turn is their mean.
+        warm: Untimed calls at the start of each turn, so that a short task finds the caches as it leaves them itself,
+            not as the task before did.
 
     Returns:
-        By name `seconds`, the median of the turns, and `seconds_min` and `seconds_max`.
+        Name -> `seconds`, the median of the turns, `seconds_min` and `seconds_max`.
     """
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in tqdm(range(repeats + 1), desc='measure', unit='turn'):
@@ -37,7 +37,7 @@ def interleaved(
 
 
 def in_ms(times: Mapping[str, float]) -> dict[str, float]:
-    """Seconds, under names with 'seconds' -> milliseconds, under names with 'ms'."""
+    """Convert seconds to milliseconds, with 'seconds' in the names replaced by 'ms'."""
     return {name.replace('seconds', 'ms'): 1000 * value for name, value in times.items()}
 
 

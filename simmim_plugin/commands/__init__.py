@@ -1,1 +1,1 @@
-"""Commands of `simmim` that are no tool of tools/."""
+"""The commands of `simmim`, one module each; cli.py lists them."""

@@ -1,4 +1,4 @@
-"""Compare pretraining configs: each is pretrained, fine-tuned and judged by k-NN the same way, with several seeds."""
+"""Compare pretraining configs: pretrain each with several seeds, then fine-tune it and evaluate it with k-NN."""
 
 import argparse
 from pathlib import Path
@@ -12,8 +12,8 @@ EXAMPLE = """example, on two CPU cores:
   {program} configs/ablations/mask_{{simmim,local,global,simultaneous}}.py --scratch --seeds 0 1 2 \\
       --data-root /path/to/clothing --out work_dirs/ablation_masks --amp --jobs 2
 
-DATA_ROOT has train/ and val/, each with a folder per class; labels are used for the evaluation alone. Called again
-with the same --out, it continues where it was stopped."""
+DATA_ROOT has train/ and val/, each with a folder per class; labels are used for evaluation only. Run it again
+with the same --out to resume."""
 BASE = CONFIGS / 'ablations' / '_base_'
 
 
@@ -24,19 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--size',
         default=str(BASE / 'small.py'),
-        help="config laid over every leaf (configs/ablations/_base_/small.py); 'none' leaves them as they are",
+        help="config merged into every leaf (configs/ablations/_base_/small.py); 'none' keeps them unchanged",
     )
     parser.add_argument(
         '--finetune',
         default=str(BASE / 'finetune_small.py'),
-        help='config of the fine-tuning, whose backbone fits the size (configs/ablations/_base_/finetune_small.py)',
+        help='fine-tuning config with a backbone of the same size (configs/ablations/_base_/finetune_small.py)',
     )
     parser.add_argument('--scratch', action='store_true', help='also fine-tune without pretraining')
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run, and write table and plot."""
+    """Run the comparison and write its table and plot."""
     from simmim_plugin.experiments import ablation, report, runs
 
     out = runs.check_arguments(args)

@@ -1,6 +1,6 @@
-"""Mean and standard deviation per channel of a folder of images, printed as the lines of a leaf config.
+"""Compute the mean and standard deviation per channel of a folder of images, and print them as config lines.
 
-Put them below `_base_ = '.../configs/simmim_vit-b_folder.py'` (or another one) and `data_root = ...`.
+Put the lines below `_base_ = '.../configs/simmim_vit-b_folder.py'` (or another one) and `data_root = ...`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('folder', help='folder of images, searched recursively')
     parser.add_argument('--channels', type=int, default=3, help='as in LoadImage (3)')
     parser.add_argument('--dtype', choices=('uint8', 'float32'), default='uint8', help='as in LoadImage (uint8)')
-    parser.add_argument('--max-images', type=int, help='take this many, drawn at random (all)')
+    parser.add_argument('--max-images', type=int, help='use this many, drawn at random (all)')
     parser.add_argument('--workers', type=int, default=2, help='threads that read files (2)')
 
 

@@ -1,6 +1,6 @@
-"""Convert a checkpoint of SimMIM for ViT between this package, the official code, timm, Hugging Face and MMPretrain.
+"""Convert SimMIM checkpoints of ViTs between this package, the official code, timm, Hugging Face and MMPretrain.
 
-The kind of the source is recognised. Nothing in it is run: tensors and plain values are read, no objects.
+The format of the source is detected. No code in it is run: only tensors and plain values are read.
 """
 
 import argparse
@@ -13,7 +13,7 @@ EXAMPLE = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('source', metavar='SRC', help='.pth or .safetensors file, or a folder of Hugging Face')
+    parser.add_argument('source', metavar='SRC', help='.pth or .safetensors file, or a Hugging Face folder')
     parser.add_argument('target', metavar='DST', help='.pth or .safetensors file; a folder for --to hf')
     kinds = ('plugin', 'official', 'timm', 'hf', 'mmpretrain', 'backbone')
     parser.add_argument(
@@ -22,16 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--ignore-objects',
         action='store_true',
-        help='read the tensors of a file that holds Python objects; none is run',
+        help='read the tensors of a file that also holds Python objects; no object is loaded',
     )
     parser.add_argument(
         '--img-size',
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the model in pixels (square, by its tables)',
+        help='image size of the model in pixels (square, from its bias tables)',
     )
-    parser.add_argument('--num-heads', type=int, help='of a model without bias tables (one per 64 channels)')
+    parser.add_argument('--num-heads', type=int, help='heads of a model without bias tables (one per 64 channels)')
     parser.add_argument('--mean', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
     parser.add_argument('--std', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
 

@@ -1,4 +1,4 @@
-"""The page of `simmim demo`, in Gradio: every picture on it is made by `Explorer`."""
+"""Gradio page of `simmim demo`; `Explorer` makes every picture on it."""
 
 import base64
 import io
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from simmim_plugin.apis.explorer import Explorer
 from simmim_plugin.datasets.images import SUFFIXES
+from simmim_plugin.utils.arguments import whole
 
 MAX_UPLOAD = 64  # MB
-HOSTS = ('127.0.0.1', 'localhost')  # names of this machine; localhost behind a forwarded port
-BEGIN = 'Upload an image to begin.'
+HOSTS = ('127.0.0.1', 'localhost')  # localhost: when the port is forwarded
+START = 'Upload an image to start.'
 SIMILARITY = 'similarity to the clicked patch'
 TITLE = '# What the model makes of an image\n{name}: {height} x {width} px, patches of {patch} px. {more}'
-# A brush over the patches: Gradio's ImageEditor stays empty (6.17) when its picture is set while the page loads.
-# value: picture, a URL; cells, a string of 0 and 1, one per patch, row by row, or empty.
-BRUSH_HTML = '<span>or paint over what shall be hidden</span> <button>clear</button><canvas></canvas>'
+# A brush over the patches, since Gradio 6.17's ImageEditor stays empty when its picture is set while the page loads.
+# Its value has `picture`, a URL, and `cells`, a string of 0 and 1 with one character per patch in row order, or empty.
+BRUSH_HTML = '<span>or paint over the parts to hide</span> <button>clear</button><canvas></canvas>'
 BRUSH_CSS = """
 canvas { width: 100%; cursor: crosshair; touch-action: none; }
 button { float: right; padding: 0 .5em; font-size: small; }
@@ -84,12 +85,12 @@ Update = dict[Any, Any]
 
 
 class Page:
-    """Layout and events; `blocks` is what Gradio serves.
+    """Layout and events of the page; Gradio serves its `blocks`.
 
     Args:
-        explorer: The model.
-        name: What the page calls it.
-        first: The image that is there when the page opens; None: none.
+        explorer: The model to explore.
+        name: Name of the model on the page.
+        first: Image shown when the page opens; None shows none.
     """
 
     def __init__(self, explorer: Explorer, name: str, first: str | None = None) -> None:
@@ -102,7 +103,7 @@ class Page:
                 with gr.Column(scale=1, min_width=300):
                     self._add_controls(first)
                 with gr.Column(scale=3):
-                    self.told = gr.Markdown(BEGIN, elem_id='told')
+                    self.message = gr.Markdown(START, elem_id='message')
                     self.masked, self.predicted, self.composite = _pictures(
                         masked='masked',
                         reconstruction='reconstruction',
@@ -122,7 +123,7 @@ class Page:
         self.upload = gr.File(
             first, file_types=list(SUFFIXES), height=120, label=f'image file, up to {MAX_UPLOAD} MB', elem_id='upload'
         )
-        self.sliders = []  # ratio and unit of the local mask, of the global mask; seed
+        self.sliders = []  # local ratio and unit, global ratio and unit, seed
         for kind, part in self.explorer.training_masks().items():
             ratio, unit, largest = f'{kind} ratio', f'{kind} unit, px', max(height, width)
             self.sliders += [
@@ -139,11 +140,11 @@ class Page:
         quietly: dict[str, Any] = dict(show_progress='hidden', trigger_mode='always_last')
         loading: dict[str, Any] = dict(
             fn=self._load, inputs=self.upload,
-            outputs=[self.image, self.features, self.query, self.original, self.brush, self.told],
+            outputs=[self.image, self.features, self.query, self.original, self.brush, self.message],
         )  # fmt: skip
         hiding: dict[str, Any] = dict(
             fn=self._hide, inputs=[self.image, self.brush, *self.sliders],
-            outputs=[self.masked, self.predicted, self.composite, self.told], **quietly,
+            outputs=[self.masked, self.predicted, self.composite, self.message], **quietly,
         )  # fmt: skip
         looking: dict[str, Any] = dict(
             fn=self._look, inputs=[self.features, self.block, self.query], outputs=[self.pca, self.near], **quietly
@@ -160,11 +161,11 @@ class Page:
     def _load(self, path: str | None) -> Update:
         nothing = {self.image: None, self.features: None, self.original: None, self.brush: None}
         if path is None:
-            return {**nothing, self.told: BEGIN}
+            return {**nothing, self.message: START}
         try:
             image = self.explorer.read(path)
         except ValueError as error:
-            return {**nothing, self.told: _warned(error)}
+            return {**nothing, self.message: _warned(error)}
         features, picture = self.explorer.features(image), self.explorer.picture(image)
         centre = (features[-1].shape[0] // 2, features[-1].shape[1] // 2)
         brush = {'picture': _data_url(picture), 'cells': ''}
@@ -180,14 +181,15 @@ class Page:
             if '1' in cells:
                 masks = self.explorer.painted_mask(cells)
             else:
-                local, whole = (dict(ratio=sliders[i], unit=int(sliders[i + 1])) for i in (0, 2))
-                masks = self.explorer.random_masks(local, whole, int(sliders[4]))
+                local, global_ = (dict(ratio=sliders[i], unit=int(sliders[i + 1])) for i in (0, 2))
+                masks = self.explorer.random_masks(local, global_, int(sliders[4]))
         except ValueError as error:
-            return {self.masked: None, self.predicted: None, self.composite: None, self.told: _warned(error)}
+            return {self.masked: None, self.predicted: None, self.composite: None, self.message: _warned(error)}
         made = self.explorer.reconstruct(image, masks)
-        told = f'{made.hidden:.0%} of the patches hidden, masked-pixel loss {made.loss:.3f}'
+        message = f'{made.hidden:.0%} of the patches hidden, masked-pixel loss {made.loss:.3f}'
         return {
-            self.masked: made.masked, self.predicted: made.predicted, self.composite: made.composite, self.told: told
+            self.masked: made.masked, self.predicted: made.predicted, self.composite: made.composite,
+            self.message: message,
         }  # fmt: skip
 
     def _look(self, features: list[Tensor] | None, block: float, query: tuple[int, int] | None) -> Update:
@@ -203,42 +205,42 @@ class Page:
 
 
 class OwnPageOnly:
-    """Refuses what another website has the browser ask: requests that name it as their origin, or us by its name.
+    """Middleware that rejects requests from other websites: a foreign Origin or Host header.
 
     Args:
-        app: The application, by the rules of ASGI.
+        app: The ASGI application.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Pass a request on, or answer 403."""
+        """Forward a request, or answer it with 403."""
         headers = dict(scope.get('headers', ()))
-        asked = {b'//' + headers[b'host']} if b'host' in headers else set()
-        asked |= {headers[b'origin']} if b'origin' in headers else set()
-        if all(urlsplit(name.decode('latin-1')).hostname in HOSTS for name in asked):
+        sources = {b'//' + headers[b'host']} if b'host' in headers else set()
+        sources |= {headers[b'origin']} if b'origin' in headers else set()
+        if all(urlsplit(name.decode('latin-1')).hostname in HOSTS for name in sources):
             await self.app(scope, receive, send)
         else:
-            await PlainTextResponse('only the page itself is answered', status_code=403)(scope, receive, send)
+            await PlainTextResponse('requests from other websites are rejected', status_code=403)(scope, receive, send)
 
 
 def serve(page: Page, port: int | None, open_browser: bool) -> str:
-    """Serve a page in a thread, to this machine alone, without Gradio's statistics and foreign fonts.
+    """Serve a page in a thread, on 127.0.0.1 only, without Gradio's analytics and web fonts.
 
     Args:
-        page: The one to serve.
-        port: Of 127.0.0.1; None: the first free one from 7860.
-        open_browser: Also open it in the user's browser.
+        page: The page to serve.
+        port: Port on 127.0.0.1; None takes the first free one from 7860.
+        open_browser: Open the page in the user's browser.
 
     Returns:
         The address.
 
     Raises:
-        ValueError: The port is taken or none.
+        ValueError: The port is out of range or taken.
     """
-    if port is not None and not 1 <= port <= 65535:
-        raise ValueError(f'--port {port} is outside 1 ... 65535')
+    if port is not None:
+        whole('--port', port, 1, 65535)
     theme = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
     try:
         _, address, _ = page.blocks.launch(
@@ -247,13 +249,13 @@ def serve(page: Page, port: int | None, open_browser: bool) -> str:
             app_kwargs=dict(middleware=[Middleware(OwnPageOnly)]), prevent_thread_lock=True,
         )  # fmt: skip
     except OSError as error:
-        wanted = '' if port is None else f' {port}'
-        raise ValueError(f'--port{wanted}: no free port there ({error}); give another') from error
+        taken = '' if port is None else f' {port}'
+        raise ValueError(f'--port{taken}: no free port there ({error}); choose another') from error
     return address
 
 
 def _pictures(**labels: str) -> list[gr.Image]:
-    """A row of pictures; id -> label."""
+    """A row of pictures, given as id -> label."""
     with gr.Row():
         return [
             gr.Image(label=label, elem_id=key, interactive=False, buttons=['download', 'fullscreen'], format='png')
@@ -262,13 +264,13 @@ def _pictures(**labels: str) -> list[gr.Image]:
 
 
 def _warned(error: ValueError) -> str:
-    """Show what the user can mend, for a moment over the page, and return it to stay."""
+    """Show an error that the user can fix as a toast, and return it as text for the page."""
     gr.Warning(str(error))
     return f'**{error}**'
 
 
 def _data_url(picture: np.ndarray) -> str:
-    """A picture as a PNG inside a URL."""
+    """Encode a picture as a data URL of a PNG."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format='PNG')
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()

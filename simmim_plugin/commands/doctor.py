@@ -1,4 +1,4 @@
-"""Print what is installed, what the machine has, and the command that fixes what is wrong."""
+"""Print installed versions, the hardware, and the command that fixes each problem."""
 
 import argparse
 import importlib
@@ -11,8 +11,8 @@ from simmim_plugin import __version__
 
 EXAMPLE = 'example: {program}'
 MM = "pip install 'simmim_plugin[mm]'"
-ORIGINALS = "pip install 'simmim_plugin[openmmlab]'"  # where some are: the forks would overwrite them
-# Module -> distributions that may bring it, what it is for, and what installs it.
+ORIGINALS = "pip install 'simmim_plugin[openmmlab]'"  # where these are installed: the forks would overwrite them
+# Module -> distributions that may provide it, its purpose, and the command that installs it.
 PARTS = {
     'mmengine': (('onedl-mmengine', 'mmengine'), 'everything', MM),
     'mmcv': (('onedl-mmcv', 'mmcv', 'mmcv-lite'), 'MMPretrain, MMDetection, MMSegmentation', MM),
@@ -33,7 +33,7 @@ NEEDED = ('mmengine', 'mmcv', 'mmpretrain')
 
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those distributions that are installed."""
+    """Versions of the distributions that are installed, by name."""
     found = {}
     for name in names:
         try:
@@ -44,13 +44,13 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def parts() -> list[tuple[str, str, str, str]]:
-    """(module, what is installed or why it cannot be used, what for, the command that fixes it or '') of each part."""
+    """For each part: module, version or reason why it cannot be used, purpose, and the fixing command or ''."""
     lines = []
     originals = installed(('mmengine', 'mmcv-lite', 'mmcv', 'mmpretrain'))
     for module, (names, purpose, command) in PARTS.items():
         try:
             importlib.import_module(module)
-        except Exception as error:  # noqa: BLE001 (whatever a package raises while it is imported is told)
+        except Exception as error:  # noqa: BLE001 (any error that importing a package raises is reported)
             reason = 'not installed' if isinstance(error, ModuleNotFoundError) and not installed(names) else str(error)
             lines.append(
                 (
@@ -61,13 +61,13 @@ def parts() -> list[tuple[str, str, str, str]]:
                 )
             )
             continue
-        told = ', '.join(f'{name} {number}' for name, number in installed(names).items()) or 'there'
-        lines.append((module, told, purpose, ''))
+        versions = ', '.join(f'{name} {number}' for name, number in installed(names).items()) or 'installed'
+        lines.append((module, versions, purpose, ''))
     return lines
 
 
 def conflicts() -> list[tuple[str, str]]:
-    """(what does not go together, the command that fixes it) of the known ones."""
+    """Known conflicts between installed packages: description and the command that fixes it."""
     import torch
 
     found = []
@@ -77,7 +77,7 @@ def conflicts() -> list[tuple[str, str]]:
             keep = next(name for name in names if name in both)
             drop = [name for name in both if name != keep]
             found.append((
-                f'{" and ".join(both)} both bring {module} and overwrite each other',
+                f'{" and ".join(both)} both provide {module} and overwrite each other',
                 f'pip uninstall -y {" ".join(drop)}; pip install --force-reinstall --no-deps {keep}=={both[keep]}',
             ))  # fmt: skip
     numbers = installed(('transformers', 'onedl-mmpretrain', 'mmpretrain', 'torch', 'torchvision'))
@@ -86,9 +86,9 @@ def conflicts() -> list[tuple[str, str]]:
         try:
             importlib.import_module('mmpretrain.models')
         except Exception as error:  # noqa: BLE001 (it is a TypeError today)
-            mend = "pip install 'transformers<5'" if pretrain.startswith('onedl') else 'pip uninstall -y transformers'
-            told = f'{pretrain} {numbers[pretrain]} cannot be imported beside transformers {numbers["transformers"]}'
-            found.append((f'{told} ({error})', mend))
+            fix = "pip install 'transformers<5'" if pretrain.startswith('onedl') else 'pip uninstall -y transformers'
+            what = f'{pretrain} {numbers[pretrain]} cannot be imported with transformers {numbers["transformers"]}'
+            found.append((f'{what} ({error})', fix))
     if 'torchvision' not in numbers:
         found.append(('torchvision is missing', 'pip install torchvision'))
     else:
@@ -96,18 +96,18 @@ def conflicts() -> list[tuple[str, str]]:
             importlib.import_module('torchvision')
         except RuntimeError as error:
             found.append((
-                f'torchvision {numbers["torchvision"]} is of another PyTorch than {torch.__version__} ({error})',
+                f'torchvision {numbers["torchvision"]} is not built for PyTorch {torch.__version__} ({error})',
                 f'pip install --force-reinstall torch==={torch.__version__.split("+")[0]} torchvision',
             ))  # fmt: skip
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Add nothing: the command has no arguments."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print it; exit code 1 if something that is needed is missing or does not go together."""
+    """Print the report; exit code 1 if a required package is missing or packages conflict."""
     import torch
 
     from simmim_plugin.utils.hardware import default_workers, hardware, has_bfloat16
@@ -115,16 +115,14 @@ def run(args: argparse.Namespace) -> None:
     gpus = torch.cuda.device_count()
     print(f'simmim_plugin {__version__}, Python {platform.python_version()}, {hardware()}')
     print(f'GPUs: {", ".join(torch.cuda.get_device_name(i) for i in range(gpus)) if gpus else "none"}')
-    print(
-        f'bfloat16 on the processor: {"yes" if has_bfloat16() else "no"}; workers of a data loader: {default_workers()}'
-    )
-    print(f'C++ compiler (for --compile on processors): {shutil.which("c++") or "none; install g++"}')
+    print(f'bfloat16 on the CPU: {"yes" if has_bfloat16() else "no"}; data loader workers: {default_workers()}')
+    print(f'C++ compiler (for --compile on CPUs): {shutil.which("c++") or "none; install g++"}')
     lines, wrong = parts(), conflicts()
     width = max(len(module) for module, *_ in lines)
-    for module, told, purpose, command in lines:
-        print(f'  {module:{width}}  {told}  ({purpose})' + (f'\n  {"":{width}}  mend: {command}' if command else ''))
+    for module, status, purpose, command in lines:
+        print(f'  {module:{width}}  {status}  ({purpose})' + (f'\n  {"":{width}}  fix: {command}' if command else ''))
     for what, command in wrong:
-        print(f'conflict: {what}\n  mend: {command}')
+        print(f'conflict: {what}\n  fix: {command}')
     if not wrong and not any(command for *_, command in lines):
-        print('Nothing is missing. (MMPretrain prints "Could not import OneDL" for a package that is of no use here.)')
+        print('Nothing is missing. (MMPretrain prints "Could not import OneDL" for a package that is not needed here.)')
     sys.exit(1 if wrong or any(command and module in NEEDED for module, _, _, command in lines) else 0)

@@ -9,15 +9,17 @@ EXAMPLE = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='of this package; others: `simmim convert` first')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help='checkpoint of this package (others: `simmim convert`)'
+    )
     parser.add_argument('out', metavar='OUT.onnx', help='the file to write')
     parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="of the images in pixels (the training's)"
+        '--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="image size in pixels (the training's)"
     )
     parser.add_argument(
         '--out-type', choices=('avg_featmap', 'featmap', 'cls_token', 'raw'), help="see SimMIMViT (the training's)"
     )
-    parser.add_argument('--opset', type=int, help="version of ONNX's operators (the exporter's choice)")
+    parser.add_argument('--opset', type=int, help="ONNX opset version (the exporter's default)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Write the features of all images below a folder: pooled, class token, or per patch, of chosen blocks.
 
 Nothing is masked. Images are resized (bicubic) and centre-cropped as for testing a classifier: 256 -> 224.
-Interrupted, the same command goes on where it was. docs/features.md says what is in the file.
+If interrupted, the same command resumes. docs/features.md describes the file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--blocks', nargs='+', metavar='N', help="numbers of blocks, the first is 1, or 'all' (the last)"
     )
     parser.add_argument('--size', type=int, nargs='+', metavar='PX', help="side, or height and width (the model's)")
-    parser.add_argument('--batch-size', type=int, default=64, help='images at a time (64)')
+    parser.add_argument('--batch-size', type=int, default=64, help='images per batch (64)')
     parser.add_argument('--workers', type=int, default=2, help='processes that read images (2)')
     add_device(parser)
     parser.add_argument('--dtype', default='float32', help='float32 or float16, of the stored features (float32)')

@@ -1,4 +1,4 @@
-"""Fine-tune a checkpoint for classification without a config; the one that it stands for is written."""
+"""Fine-tune a checkpoint for classification without writing a config: the command writes it."""
 
 import argparse
 from pathlib import Path
@@ -9,15 +9,16 @@ from simmim_plugin.utils.resources import CONFIGS
 EXAMPLE = """example:
   {program} flowers/ --checkpoint runs/first/epoch_60.pth --out runs/flowers
 
-DATA has train/ and val/, each with a folder per class. The config is written to OUT/config.py. Few labels, other data,
-other recipes: edit a copy of it and use `simmim train`. Detection and segmentation: configs/detection, segmentation."""
-SMALL = 128  # px; below, crops and flips alone, as in vit-tiny_folder.py
-# Config that is inherited, epochs, and what its crop, resize and center_crop call their sizes.
+DATA has train/ and val/, each with a folder per class. The config is written to OUT/config.py. For few labels,
+other data or other recipes, edit a copy and use `simmim train`. Detection and segmentation: configs/detection and
+configs/segmentation."""
+SMALL = 128  # px; smaller images get crops and flips only, as in vit-tiny_folder.py
+# Is it small? -> inherited config, epochs, and the names of the size arguments of its crop, resize and center_crop.
 RECIPES = {
     True: ('finetune/vit-tiny_folder.py', 20, ('size', 'size', 'size')),
     False: ('finetune/vit-b_folder.py', 100, ('scale', 'scale', 'crop_size')),
 }
-EDGE = 256 / 224  # shorter side of a test image to the side of its crop
+EDGE = 256 / 224  # shorter side of a test image / side of its crop
 
 TEXT = '''"""Written by `simmim finetune`; everything else is inherited.
 
@@ -39,7 +40,7 @@ center_crop = dict({center_crop}={size})
 train_dataloader = dict(batch_size={batch}, num_workers=None)
 val_dataloader = dict(num_workers=None)
 test_dataloader = val_dataloader
-optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
+optim_wrapper = dict(on_cpu='auto')  # bfloat16 on CPUs that have it
 epochs, warmup = {epochs}, {warmup}
 param_scheduler = [
     dict(
@@ -54,16 +55,16 @@ custom_hooks = [dict(type='simmim_plugin.ProgressHook')]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument('data', metavar='DATA', help='folder with train/ and val/')
-    parser.add_argument('--checkpoint', required=True, help='of a pretraining; its architecture is read from it')
+    parser.add_argument('--checkpoint', required=True, help='pretraining checkpoint; its architecture is read from it')
     parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
     add_recipe(parser, f'100; below {SMALL} px: 20')
 
 
 def run(args: argparse.Namespace) -> None:
-    """Choose what was not given, print it, write the config, and train.
+    """Choose the settings that were not given, print them, write the config, and train.
 
     Raises:
-        FileNotFoundError: No such checkpoint or data.
+        FileNotFoundError: The checkpoint or the data does not exist.
         ValueError: A number is out of range, or the checkpoint is not of this package.
     """
     from simmim_plugin.checkpoints.loading import read
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.config import load_config
     from simmim_plugin.datasets.image_folder import ImageFolder
     from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
+    from simmim_plugin.utils.arguments import multiple
 
     recipes.check_arguments(args)
     out = Path(args.out or 'work_dirs/finetune').resolve()
@@ -84,8 +86,8 @@ def run(args: argparse.Namespace) -> None:
     backbone = read(args.checkpoint).backbone
     if backbone.get('in_channels', 3) != 3:
         raise ValueError(
-            f'checkpoint {args.checkpoint!r} is of images with {backbone["in_channels"]} channels, which '
-            '`simmim finetune` has no recipe for; write a config (docs/finetune.md)'
+            f'checkpoint {args.checkpoint!r} is for images of {backbone["in_channels"]} channels, for which '
+            '`simmim finetune` has no recipe; write a config (docs/finetune.md)'
         )
     arch = backbone.get('arch', 'base')
     arch = ARCHS[arch] if isinstance(arch, str) else {key: arch[key] for key in ARCH_KEYS}
@@ -100,9 +102,7 @@ def run(args: argparse.Namespace) -> None:
         use_abs_pos_embed=backbone.get('use_abs_pos_embed', False),
         use_rel_pos_bias=backbone.get('use_shared_rel_pos_bias', True) or backbone.get('use_rel_pos_bias', False),
     )  # fmt: skip
-    if size < patch or size % patch:
-        near = max(1, size // patch) * patch
-        raise ValueError(f"--img-size {size} must be a multiple of the checkpoint's patches of {patch} px, e.g. {near}")
+    multiple('--img-size', size, patch, 'whole patches of the checkpoint')
     recipe, epochs, (crop, resize, center_crop) = RECIPES[size < SMALL]
     epochs = args.epochs or epochs
     cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
@@ -120,5 +120,5 @@ def run(args: argparse.Namespace) -> None:
     path = recipes.write_config(text, out, args.resume)
     classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())
     print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
-    recipes.tell(cfg, images, fit, args.devices, epochs)
+    recipes.print_summary(cfg, images, fit, args.devices, epochs)
     recipes.start(path, args)

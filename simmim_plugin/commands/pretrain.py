@@ -1,4 +1,4 @@
-"""Pretrain on a folder of images without a config; the one that it stands for is written."""
+"""Pretrain on a folder of images without writing a config: the command writes it."""
 
 import argparse
 from pathlib import Path
@@ -7,16 +7,16 @@ from simmim_plugin.commands.options import add_recipe
 from simmim_plugin.utils.resources import CONFIGS
 
 EXAMPLE = """example:
-  {program} photos/ --arch tiny --out runs/first                        (a CPU)
+  {program} photos/ --arch tiny --out runs/first                        (one CPU)
   {program} photos/ --arch base --epochs 100 --devices 8 --out runs/b   (8 GPUs)
 
-The config is written to OUT/config.py: to change more than this command has, edit a copy and use `simmim train`."""
+The config is written to OUT/config.py. For settings that have no option here, edit a copy and use `simmim train`."""
 
 SIZES = ('tiny', 'small', 'base', 'large', 'huge')
-# Config that is inherited, side of images and of patches in pixels, epochs.
+# Inherited config, side of the images and of the patches in pixels, epochs.
 TINY = ('simmim_vit-tiny_folder.py', 64, 8, 60)
 OTHERS = ('simmim_vit-b_folder.py', 224, 16, 100)
-SMALL_BATCH = 16  # times smaller than the batch that the rate is stated for
+SMALL_BATCH = 16  # times smaller than the base batch size of the learning rate
 FEW_IMAGES = 100
 
 TEXT = '''"""Written by `simmim pretrain`; everything else is inherited.
@@ -32,7 +32,7 @@ model = dict(backbone=dict({arch}img_size={size}, patch_size={patch}))
 crop = dict(size={size})
 mask = dict(mask_patch_size={unit}, model_patch_size={patch})
 train_dataloader = dict(batch_size={batch}, num_workers=None)
-optim_wrapper = dict(on_cpu='auto')  # bfloat16 on processors that have it
+optim_wrapper = dict(on_cpu='auto')  # bfloat16 on CPUs that have it
 epochs, warmup = {epochs}, {warmup}
 param_scheduler = [
     dict(type='LinearWarmupLR', start_factor=0.005, end=warmup, convert_to_iter_based=True),
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Choose what was not given, print it, write the config, and train.
+    """Choose the settings that were not given, print them, write the config, and train.
 
     Raises:
-        FileNotFoundError: No images.
+        FileNotFoundError: There are no images.
         ValueError: A number is out of range.
     """
     import torch
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.commands import recipes
     from simmim_plugin.config import load_config
     from simmim_plugin.datasets.image_folder import ImageFolder
+    from simmim_plugin.utils.arguments import multiple, whole
 
     recipes.check_arguments(args)
     out = Path(args.out or f'work_dirs/pretrain_{args.arch}').resolve()
@@ -76,9 +77,8 @@ def run(args: argparse.Namespace) -> None:
     if args.img_size is not None:
         size = args.img_size
     epochs = args.epochs or epochs
-    if patch < 1 or size < patch or size % patch:
-        near = max(1, size // max(1, patch)) * patch
-        raise ValueError(f'--img-size {size} must be a multiple of --patch-size {patch}, e.g. {near}')
+    whole('--patch-size', patch, 1)
+    multiple('--img-size', size, patch, 'whole patches of --patch-size')
     if not Path(args.data).is_dir():
         raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     images = len(ImageFolder(args.data))
@@ -99,11 +99,12 @@ def run(args: argparse.Namespace) -> None:
         cfg.model.backbone.update(dict(img_size=size, patch_size=patch, **({} if tiny else {'arch': args.arch})))
         fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     path = recipes.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
-    recipes.tell(cfg, images, fit, args.devices, epochs)
-    total, stated = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
-    if total * SMALL_BATCH < stated:
-        wish = '' if torch.cuda.is_available() else '; without a GPU, --arch tiny is made for it'
-        print(f'note:    a rate stated for batches of {stated} is very low for {total}, little may be learned{wish}')
+    recipes.print_summary(cfg, images, fit, args.devices, epochs)
+    total, base_batch = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
+    if total * SMALL_BATCH < base_batch:
+        hint = '' if torch.cuda.is_available() else '; without a GPU, use --arch tiny'
+        note = f'a rate stated for batches of {base_batch} is very low for {total}, little may be learned'
+        print(f'note:    {note}{hint}')
     if images < FEW_IMAGES:
         print(f'note:    {images} images are few to pretrain on')
     recipes.start(path, args)

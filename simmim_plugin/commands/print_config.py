@@ -1,4 +1,4 @@
-"""Print a config with all that it inherits, as one Python file; without arguments, list the configs of the package."""
+"""Print a config with everything it inherits as one Python file, or list the configs of the package."""
 
 import argparse
 import ast
@@ -14,8 +14,8 @@ EXAMPLE = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('config', nargs='?', help='config file, or the name of one of the package (none: list them)')
-    parser.add_argument('--path', action='store_true', help='print where its file is instead, to inherit from')
+    parser.add_argument('config', nargs='?', help='config file, or name of a config of the package (none: list them)')
+    parser.add_argument('--path', action='store_true', help='print the path of its file instead, to inherit from')
     add_cfg_options(parser)
 
 

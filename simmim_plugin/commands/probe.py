@@ -1,4 +1,4 @@
-"""Evaluate frozen features on labelled images: linear probe and k-NN, block by block."""
+"""Evaluate frozen features on labelled images with a linear probe and k-NN, block by block."""
 
 import argparse
 import json
@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument('checkpoint', help='checkpoint of a pretraining or fine-tuning; its config is read from it')
     parser.add_argument('data_root', metavar='DATA_ROOT', help='folder with train/ and val/')
-    parser.add_argument('--blocks', nargs='+', metavar='N', help="numbers from 1 up, or 'all' (the last block)")
+    parser.add_argument('--blocks', nargs='+', metavar='N', help="block numbers from 1, or 'all' (the last)")
     parser.add_argument('--kinds', nargs='+', default=['pooled'], help="'pooled' (mean of the patch tokens) or 'cls'")
     parser.add_argument('--k', type=int, default=20, help='neighbours of k-NN (20)')
-    parser.add_argument('--temperature', type=float, default=0.07, help="of the neighbours' votes (0.07)")
+    parser.add_argument('--temperature', type=float, default=0.07, help="temperature of the neighbours' votes (0.07)")
     parser.add_argument('--fraction', type=float, default=1.0, help='share of the training images with a label (1.0)')
     parser.add_argument('--size', type=int, nargs='+', help="side, or height and width, in pixels (the training's)")
     parser.add_argument('--workers', type=int, default=2, help='processes that read images (2)')
@@ -28,15 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate, and print a table."""
+    """Evaluate the features and print a table."""
     from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
     from simmim_plugin.evaluation.probes import LabelledFolder, run_probes
     from simmim_plugin.models.layers.architecture import block_arguments
+    from simmim_plugin.utils.arguments import number
 
     if 'patches' in args.kinds:
         raise ValueError('--kinds patches: probes take one vector per image; choose pooled or cls')
-    if args.temperature <= 0:
-        raise ValueError(f'--temperature {args.temperature} must be positive')
+    number('--temperature', args.temperature, 0, ends='()')
     blocks = block_arguments(args.blocks)
     extractor = FeatureExtractor(args.checkpoint, args.device, args.size, blocks, args.kinds)
     folder = LabelledFolder(args.data_root, args.fraction)

@@ -1,4 +1,4 @@
-"""A first look: pretrain a small ViT on photos inside wheels, with a picture of what it reconstructs."""
+"""Pretrain a small ViT on photos from Python wheels, with a picture of its reconstructions: a first look."""
 
 import argparse
 

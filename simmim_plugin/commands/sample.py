@@ -1,4 +1,4 @@
-"""Write a small data set from what comes inside wheels, to try the rest with."""
+"""Write a small sample data set, made of images that come with Python packages or are drawn."""
 
 import argparse
 from pathlib import Path
@@ -14,13 +14,13 @@ KINDS = ('photos', 'digits', 'shapes', 'scans')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('kind', choices=KINDS, help='which')
-    parser.add_argument('out', metavar='OUT', type=Path, help='a new folder')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice of crops (0)')
+    parser.add_argument('kind', choices=KINDS, help='kind of data')
+    parser.add_argument('out', metavar='OUT', type=Path, help='new folder')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random choices (0)')
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the images."""
+    """Write the data set."""
     from simmim_plugin.datasets.preparation.sample_sets import make
 
     print(f'{args.out}: {make(args.kind, args.out, args.seed)}')

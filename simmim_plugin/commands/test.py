@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with a config; of a classifier, also draw the confusion matrix."""
+"""Evaluate a checkpoint with its config; for a classifier, also draw the confusion matrix."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ EXAMPLE = """example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint of that config')
+    parser.add_argument('checkpoint', help='checkpoint trained with that config')
     parser.add_argument('--work-dir', help='folder of logs and pictures (work_dirs/<config name>)')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on CPUs')
     add_cfg_options(parser)
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate."""
+    """Evaluate the checkpoint and print the metrics."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     from simmim_plugin.apis.test import run_test
     from simmim_plugin.apis.train import prepare

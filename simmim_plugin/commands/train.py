@@ -1,4 +1,4 @@
-"""Train a config: pretraining, and every other config of MMEngine, MMPretrain, MMDetection or MMSegmentation."""
+"""Train a config: pretraining, or any other config of MMEngine, MMPretrain, MMDetection or MMSegmentation."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from simmim_plugin.utils.errors import keep_traceback_in
 
 EXAMPLE = """example:
   {program} configs/simmim_vit-b_folder.py --cfg-options data_root=/path/to/images
-  tools/dist_train.sh configs/simmim_vit-b.py 8          (8 GPUs, or 8 processes where there is none)"""
+  tools/dist_train.sh configs/simmim_vit-b.py 8          (8 GPUs, or 8 processes without GPUs)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add all but the config."""
+    """Add all arguments except the config."""
     parser.add_argument('--work-dir', help='folder of logs, checkpoints and pictures (work_dirs/<config name>)')
     parser.add_argument(
         '--resume',
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train."""
+    """Train the config."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     from simmim_plugin.apis import train
     from simmim_plugin.config import load_config

@@ -1,4 +1,4 @@
-"""What pretraining is worth on your labelled images: fine-tuning pretrained and from scratch, tuned alike; probes."""
+"""Compare pretraining with training from scratch on your labelled images: fine-tuning with tuned rates, and probes."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,7 @@ from simmim_plugin.utils.resources import CONFIGS
 EXAMPLE = """example, on two CPU cores:
   {program} --data-root /path/to/clothing --out work_dirs/transfer --amp --jobs 2
 
-DATA_ROOT has train/ and val/, each with a folder per class. Called again with the same --out, it continues where it was
-stopped."""
+DATA_ROOT has train/ and val/, each with a folder per class. Run it again with the same --out to resume."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[str(CONFIGS / f'finetune/vit-tiny_folder{share}.py') for share in ('', '_10pct')],
         metavar='CONFIG',
-        help='fine-tuning configs for the same backbone, one for each share of the labels '
+        help='fine-tuning configs for the same backbone, one per share of the labels '
         '(configs/finetune/vit-tiny_folder.py and ..._10pct.py)',
     )
     parser.add_argument(
@@ -32,18 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs='+',
         default=[5e-4, 1.5e-3, 4e-3],
-        help='learning rates to choose from (5e-4 1.5e-3 4e-3)',
+        help='learning rates to try (5e-4 1.5e-3 4e-3)',
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run, and write table and plot."""
+    """Run the comparison and write its table and plot."""
     from simmim_plugin.experiments import report, runs, transfer
+    from simmim_plugin.utils.arguments import number
 
     out = runs.check_arguments(args)
     keep_traceback_in(args.out)
+    for rate in args.rates:
+        number('--rates', rate, 0, ends='()')
     if len(set(args.rates)) < len(args.rates):
-        raise ValueError(f'--rates {args.rates}: each only once')
+        raise ValueError(f'--rates={args.rates} must differ; give each once')
     configs = transfer.label_shares(args.finetune, args.data_root)
     images = Path(args.data_root) / 'train'
     settings = transfer.Settings(

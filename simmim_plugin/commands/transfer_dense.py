@@ -1,4 +1,4 @@
-"""What pretraining is worth for detection and segmentation: each config trained from scratch and pretrained."""
+"""Compare pretraining with training from scratch for detection and segmentation, config by config."""
 
 import argparse
 
@@ -9,8 +9,8 @@ EXAMPLE = """example, on two CPU cores:
   {program} configs/detection/mask-rcnn_vit-tiny_folder.py \\
       configs/segmentation/upernet_vit-tiny_folder.py --data-root /path/to/data --images /path/to/images --amp --jobs 2
 
-DATA_ROOT is laid out as the configs want it. IMAGES is a folder of images without labels; links in it are followed.
-Called again with the same --out, it continues where it was stopped."""
+DATA_ROOT has the layout that the configs expect. IMAGES is a folder of images without labels; links in it are
+followed. Run it again with the same --out to resume."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs of MMDetection or MMSegmentation')
     add_comparison(parser, 'work_dirs/transfer_dense', 'folder of the labelled data', (0, 1))
     parser.add_argument('--images', required=True, help='folder of the images to pretrain on')
-    options_for = 'values of the pretraining config alone; for the others write leaf configs'
+    options_for = 'values of the pretraining config only; write leaf configs for the others'
     add_pretraining(parser, 'simmim_vit-tiny_dense.py', options_for)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run, and write table, plot and pictures."""
+    """Run the comparison and write its table, plot and pictures."""
     from simmim_plugin.experiments import dense_transfer, report, runs
 
     out = runs.check_arguments(args)

@@ -1,8 +1,8 @@
-"""Draw what each block of a pretrained model makes of images: image and patch | PCA | similarity | attention.
+"""Draw the features of each block of a pretrained model: image and patch | PCA | similarity | attention.
 
-PCA: the first three principal components of the patch features as red, green, blue (each row has its own colours).
-Similarity: cosine of each patch's features and the marked patch's. Attention: of the marked patch to all patches, mean
-over the heads. The caption of a row says which values the darkest and the lightest colour stand for.
+PCA: the first three principal components of the patch features as red, green and blue, with a colour scale per row.
+Similarity: cosine similarity of each patch to the marked one. Attention: from the marked patch to all patches, mean
+over the heads. The caption of a row gives the values of the darkest and the lightest colour.
 """
 
 import argparse
@@ -24,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='features.png', help='the picture (features.png)')
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        '--point', type=int, nargs=2, metavar=('X', 'Y'), help='pixel of the image file in the patch (the centre)'
+        '--point',
+        type=int,
+        nargs=2,
+        metavar=('X', 'Y'),
+        help='pixel of the image file in the patch to mark (the centre)',
     )
-    where.add_argument('--click', action='store_true', help='show each image in a window and take the clicked point')
+    where.add_argument('--click', action='store_true', help='show each image in a window and mark the clicked patch')
     parser.add_argument(
         '--blocks',
         nargs='+',
@@ -35,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--size', type=int, nargs='+', metavar='PX',
-        help="shorter side, or height and width, that the model sees, rounded to whole patches (the training's shorter "
-        'side). Larger sizes give finer maps; memory grows with the square of the number of patches',
+        help="shorter side, or height and width, of the input, rounded to whole patches (the training's shorter side). "
+        'Larger sizes give finer maps; memory grows with the square of the number of patches',
     )  # fmt: skip
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw."""
+    """Draw the picture."""
     from simmim_plugin.apis.visualize_features import draw_features
     from simmim_plugin.models.layers.architecture import block_arguments
 
@@ -56,7 +60,7 @@ def ask_point(image: 'Tensor', name: str) -> tuple[int, int]:
     """Show an image in a window and wait for a click.
 
     Args:
-        image: (C, H, W) in the units of the stored values.
+        image: (C, H, W), values as stored in the file.
         name: Title of the window.
 
     Returns:
@@ -71,10 +75,10 @@ def ask_point(image: 'Tensor', name: str) -> tuple[int, int]:
         from matplotlib import pyplot as plt
 
         figure, axes = plt.subplots(layout='constrained')
-    except Exception as error:  # the GUI toolkits that $MPLBACKEND may name raise types of their own
-        raise ValueError(f'--click can open no window ({error}); give --point X Y instead') from error
-    if figure.canvas.required_interactive_framework is None:  # matplotlib's choice where no window can be opened
-        raise ValueError('--click can open no window: no display, or no GUI toolkit; give --point X Y instead')
+    except Exception as error:  # GUI toolkits named by $MPLBACKEND raise their own types
+        raise ValueError(f'--click cannot open a window ({error}); give --point X Y instead') from error
+    if figure.canvas.required_interactive_framework is None:  # matplotlib fell back to a backend without windows
+        raise ValueError('--click cannot open a window: no display, or no GUI toolkit; give --point X Y instead')
     axes.imshow(to_display(image[None].float(), image[None].float())[0].permute(1, 2, 0).numpy())
     axes.set_title(f'{name}: click a patch')
     clicks = figure.ginput(1, timeout=0)

@@ -1,4 +1,4 @@
-"""Draw the masks of a pretraining config over its own data, and measure them: see a recipe before paying for it."""
+"""Draw the masks of a pretraining config over its own data, and measure them, before you train."""
 
 import argparse
 
@@ -15,17 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument('config', help='pretraining config')
     parser.add_argument('--out', default='masks.png', help='the picture (masks.png)')
-    parser.add_argument('--rows', type=int, default=4, help='rows of the picture, two crops each (4)')
-    parser.add_argument('--masks', type=int, default=64, help='masks that are measured (64)')
-    parser.add_argument('--seed', type=int, default=0, help='of images, crops and masks (0)')
+    parser.add_argument('--rows', type=int, default=4, help='rows of the picture, with two crops each (4)')
+    parser.add_argument('--masks', type=int, default=64, help='masks to measure (64)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of images, crops and masks (0)')
     parser.add_argument(
-        '--photos', action='store_true', help='photos inside the scikit-image wheel instead of the data of the config'
+        '--photos', action='store_true', help='use photos of the scikit-image wheel, not the data of the config'
     )
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw, and print what was measured."""
+    """Draw the masks and print their statistics."""
     from simmim_plugin.config import load_config
     from simmim_plugin.visualization.mask_sheet import draw_masks
 

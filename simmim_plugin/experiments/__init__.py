@@ -1,1 +1,1 @@
-"""Many runs side by side, and their report."""
+"""Comparisons of many runs, and their reports."""

@@ -1,4 +1,4 @@
-"""Compare pretraining configs: each is pretrained, fine-tuned and evaluated the same way, with several seeds."""
+"""Compare pretraining configs: pretrain, fine-tune and evaluate each with several seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class Settings(runs.Settings):
     """A comparison of pretraining configs, on data with train/ and val/, each with a folder per class.
 
     Args:
-        leaves: Pretraining configs; a row of the table each, named after the file.
-        size: Config laid over the leaves; None leaves them as they are.
-        finetune: Config of the fine-tuning.
+        leaves: Pretraining configs; each is a row of the table, named after its file.
+        size: Config merged into the leaves; None keeps them unchanged.
+        finetune: Fine-tuning config.
         scratch: Also fine-tune without pretraining.
     """
 
@@ -41,14 +41,14 @@ class Settings(runs.Settings):
 
 
 def at_size(cfg: Config, size: Config) -> Config:
-    """Lay a config of another size over a leaf; lengths of crops and masks follow its `img_size` and `patch_size`.
+    """Merge a config of another size into a leaf, and adapt crops and masks to its `img_size` and `patch_size`.
 
-    What a mask states in pixels is scaled with the patch, so that a unit stays as many patches wide. What the size
-    states wins over the leaf.
+    Lengths of masks in pixels are scaled with the patch, so that a unit keeps its width in patches. Values of `size`
+    override those of the leaf.
 
     Args:
-        cfg: The leaf; it is changed.
-        size: Such as configs/ablations/_base_/small.py.
+        cfg: The leaf; changed in place.
+        size: For example configs/ablations/_base_/small.py.
     """
     patch = cfg.model.backbone.patch_size
     cfg.merge_from_dict(size.to_dict())
@@ -80,14 +80,14 @@ def at_size(cfg: Config, size: Config) -> Config:
 
 
 def compare(settings: Settings, stages: Stages) -> dict[str, list[dict[str, Any]]]:
-    """Run what is not done yet, and collect the results.
+    """Run everything that is not done yet, and collect the results.
 
     Returns:
         Row -> results by seed: `finetune` and `knn`, top-1 in percent on val, and `..._seconds` of each stage.
 
     Raises:
-        ValueError: Leaves of the same name, or results of other settings in `out`.
-        RuntimeError: A run failed; the message names its log. The results of the others are kept.
+        ValueError: Two leaves have the same name, or `out` has results of other settings.
+        RuntimeError: A run failed; the message names its log. The results of other runs are kept.
     """
     rows: dict[str, str | None] = {**runs.by_name(settings.leaves), **({SCRATCH: None} if settings.scratch else {})}
     tasks = {
@@ -100,10 +100,10 @@ def compare(settings: Settings, stages: Stages) -> dict[str, list[dict[str, Any]
 
 
 def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | None, Config]:
-    """Configs of pretraining (None: from scratch) and fine-tuning, checked before anything is run.
+    """Configs of pretraining (None: from scratch) and fine-tuning, checked before anything runs.
 
     Raises:
-        ValueError: They are no such configs, or their backbones differ in size.
+        ValueError: They are of another kind, or their backbones differ in size.
     """
     tuned = runs.finetune_config(settings.finetune, settings.data_root)
     tuned.randomness.seed = seed
@@ -122,7 +122,7 @@ def _configs(leaf: str | None, seed: int, settings: Settings) -> tuple[Config | 
 
 
 def _run(stages: Stages, pretrain: Config | None, tuned: Config, folder: Path) -> dict[str, Any]:
-    """One row with one seed: pretrain, k-NN, fine-tune; skip what is done."""
+    """Run one row with one seed (pretrain, k-NN, fine-tune), except for what is done."""
     done = read_json(folder / 'result.json')
     if pretrain is not None:
         done['pretrain_seconds'] = stages.train(pretrain, folder / 'pretrain')
@@ -138,17 +138,17 @@ def _run(stages: Stages, pretrain: Config | None, tuned: Config, folder: Path) -
 
 
 def _knn(checkpoint: Path, data_root: str) -> float:
-    """k-NN accuracy on val of the frozen features of the last block."""
+    """k-NN accuracy on val, in percent, of the frozen features of the last block."""
     extractor = FeatureExtractor(checkpoint, 'cuda' if torch.cuda.is_available() else 'cpu')
     return run_probes(extractor, LabelledFolder(data_root), linear=())['knn'].top1
 
 
 def table(results: Mapping[str, report.Runs]) -> str:
-    """Markdown table of what `compare` returns."""
+    """Markdown table of the results of `compare`."""
     rows = [report.Row((name, str(len(found))), found) for name, found in results.items()]
     return report.table(('leaf', 'seeds'), rows, METRICS, SECONDS)
 
 
 def plot(results: Mapping[str, report.Runs], out: Path) -> None:
-    """Draw what `compare` returns, see `report.plot`."""
+    """Plot the results of `compare`, see `report.plot`."""
     report.plot(results, METRICS, (12, 1.2 + 0.45 * len(results)), out)

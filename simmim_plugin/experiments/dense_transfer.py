@@ -1,4 +1,4 @@
-"""What pretraining is worth for detection and segmentation: the same training with and without the checkpoint."""
+"""Compare detection and segmentation with and without the weights of a pretraining."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Settings(runs.Settings):
     """A comparison for detection and segmentation.
 
     Args:
-        pretrain: Config of the pretraining.
-        configs: Configs of MMDetection or MMSegmentation, for a backbone of the same size.
+        pretrain: Pretraining config.
+        configs: Configs of MMDetection or MMSegmentation with a backbone of the same size.
     """
 
     pretrain: str
@@ -35,17 +35,17 @@ class Settings(runs.Settings):
 
 
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
-    """Pretrain, train every config from scratch and pretrained, and draw predictions; skip what is done.
+    """Pretrain, train every config from scratch and pretrained, and draw predictions, except for what is done.
 
-    The rows differ in `load_from` alone. The rate and the layer decay of the config are not tuned for either; they are
-    meant for pretrained layers.
+    The rows differ only in `load_from`. Learning rate and layer decay are those of the config, meant for pretrained
+    layers; neither row tunes them.
 
     Returns:
         `runs`: config -> row -> one dict per seed with the metrics in percent, `curve` (their values at each
         evaluation, with `step`), `loss` (pairs of iteration and loss) and `seconds`; `pretrain_seconds`.
 
     Raises:
-        ValueError: Configs of another kind, or results of other settings in `out`.
+        ValueError: A config is of another kind, or `out` has results of other settings.
         RuntimeError: A run failed; the message names its log.
     """
     out, seeds, configs = settings.out, settings.seeds, runs.by_name(settings.configs)
@@ -71,12 +71,12 @@ def _config(path: str, data_root: str, seed: int, checkpoint: Path | None) -> Co
     cfg = load_config(path, {'data_root': data_root})
     loaders = [cfg.get(f'{part}_dataloader') for part in ('train', 'val', 'test')]
     if cfg.get('default_scope') not in ('mmdet', 'mmseg') or not all(loaders):
-        raise ValueError(f'{path} is no config of MMDetection or MMSegmentation with data of training, val and test')
+        raise ValueError(f'{path} is no config of MMDetection or MMSegmentation with train, val and test data')
     for part in ('val', 'test'):
         metrics: Any = cfg[f'{part}_evaluator']
         for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
             if 'ann_file' in metric:
-                metric.ann_file = None  # that of the data
+                metric.ann_file = None  # None: that of the data
     fill_in_data(cfg)
     cfg.randomness = dict(seed=seed)
     cfg.load_from = None if checkpoint is None else str(checkpoint)
@@ -89,7 +89,7 @@ def _train(stages: Stages, cfg: Config, folder: Path) -> dict[str, Any]:
     found = {key: name for key, name in METRICS.items() if any(key in line for line in lines)}
     if not found:
         raise RuntimeError(f'{folder} has none of {", ".join(METRICS)} in its logs')
-    curve = {  # an interrupted run evaluates some steps again: the last one counts
+    curve = {  # a resumed run evaluates some steps again: the last one counts
         line['step']: {'step': line['step'], **{name: factor * line[key] for key, (name, factor) in found.items()}}
         for line in lines
         if set(found) <= set(line)
@@ -100,7 +100,7 @@ def _train(stages: Stages, cfg: Config, folder: Path) -> dict[str, Any]:
 
 
 def _draw(stages: Stages, cfg: Config, folder: Path) -> None:
-    """Have the framework's hook draw the truth next to the predictions for every validation image."""
+    """Draw ground truth and predictions of every validation image with the framework's visualization hook."""
     drawn, done = folder / 'drawn', folder / 'drawn.json'
     if not done.is_file():
         log = folder.with_name(f'{folder.name}_drawn.log')
@@ -110,7 +110,7 @@ def _draw(stages: Stages, cfg: Config, folder: Path) -> None:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown table of what `compare` returns, with the gain seed by seed."""
+    """Markdown table of the results of `compare`, with the gain per seed."""
     rows = []
     for config, by_row in results['runs'].items():
         rows += [report.Row((config, row), found) for row, found in by_row.items()]
@@ -119,7 +119,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def plot(results: Mapping[str, Any], out: Path) -> None:
-    """Draw training loss and metrics of every run over its length, a line of panels per config."""
+    """Plot training loss and metrics of every run over its iterations, one line of panels per config."""
     shown = {
         config: [n for n, _ in METRICS.values() if n in by_row['scratch'][0]]
         for config, by_row in results['runs'].items()
@@ -146,10 +146,10 @@ def plot(results: Mapping[str, Any], out: Path) -> None:
 
 
 def draw_sheets(settings: Settings) -> list[Path]:
-    """Put a few of the pictures of the first seed together: truth and prediction, from scratch and pretrained.
+    """Combine some pictures of the first seed per config: truth and prediction, from scratch and pretrained.
 
     Returns:
-        A picture per config, in `out`.
+        One picture per config, in `out`.
     """
     sheets = []
     for name in runs.by_name(settings.configs):

@@ -16,7 +16,7 @@ Runs = Sequence[Mapping[str, Any]]  # one per seed, with the metrics by name
 
 
 class Row(NamedTuple):
-    """One line of a table: its first cells, and its runs; with `minus`, what they gain over those, seed by seed."""
+    """A table row: its first cells and its runs; with `minus`, the gain over those runs, seed by seed."""
 
     labels: Sequence[str]
     runs: Runs
@@ -24,13 +24,13 @@ class Row(NamedTuple):
 
 
 def table(head: Sequence[str], rows: Iterable[Row], metrics: Mapping[str, str], seconds: Mapping[str, str]) -> str:
-    """Write a Markdown table with a line per row.
+    """Format a Markdown table with one line per row.
 
     Args:
-        head: Titles of the labels.
-        rows: The rows. What a run lacks is left out; a cell without values is empty.
-        metrics: Name in the runs -> title, for mean and range over the seeds.
-        seconds: Name in the runs -> title, for the mean in minutes.
+        head: Titles of the label columns.
+        rows: The rows. Metrics that a run lacks are left out; a cell without values is empty.
+        metrics: Name in the runs -> title of the column with mean and range over the seeds.
+        seconds: Name in the runs -> title of the column with the mean in minutes.
     """
     lines = []
     for labels, runs, minus in rows:
@@ -44,12 +44,12 @@ def table(head: Sequence[str], rows: Iterable[Row], metrics: Mapping[str, str], 
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Write a table of cells."""
+    """Format a Markdown table."""
     return '\n'.join([f'| {" | ".join(head)} |', '|---' * len(head) + '|', *(f'| {" | ".join(x)} |' for x in lines)])
 
 
 def mean_and_range(values: Sequence[float], sign: str = '') -> str:
-    """Cell of a table: mean (lowest to highest), with `sign` '+' also where positive; empty without values."""
+    """Format a cell as mean (lowest to highest); `sign` '+' also marks positive values; empty without values."""
     if not values:
         return ''
     mean, lowest, highest = (f'{x:{sign}.1f}' for x in (sum(values) / len(values), min(values), max(values)))
@@ -59,14 +59,14 @@ def mean_and_range(values: Sequence[float], sign: str = '') -> str:
 def plot(
     rows: Mapping[str, Runs], metrics: Mapping[str, str], size: tuple[float, float], out: Path, colors: int = 1
 ) -> None:
-    """Draw each run as a point and the mean of each row as a line, one panel per metric.
+    """Plot each run as a point and the mean of each row as a line, one panel per metric.
 
     Args:
         rows: Label -> runs.
         metrics: Name in the runs -> label of the axis.
-        size: Of the figure in inches.
+        size: Size of the figure in inches.
         out: The picture to write.
-        colors: The rows take this many colors in turn.
+        colors: Number of colors that the rows cycle through.
     """
     figure = Figure(figsize=size, layout='constrained')
     panels = figure.subplots(1, len(metrics), sharey=True)

@@ -1,4 +1,4 @@
-"""Run many trainings as subprocesses, in parallel and resumable, and what all comparisons share."""
+"""Run many trainings as subprocesses, in parallel and resumable; shared by all comparisons."""
 
 import argparse
 import os
@@ -16,6 +16,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from simmim_plugin.config import apply_options, load_config
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import training_data
 from simmim_plugin.utils.files import check_writable, read_json, write_json
 from simmim_plugin.utils.resources import TOOLS
@@ -24,13 +25,13 @@ from simmim_plugin.visualization.curves import read_scalars
 
 @dataclass(frozen=True)
 class Settings:
-    """What the runs of a comparison share.
+    """Settings shared by the runs of a comparison.
 
     Args:
-        out: Folder of all results.
+        out: Output folder.
         data_root: Folder of the labelled data.
-        images: Folder of the images to pretrain on; their labels are not used.
-        seeds: Of pretraining, training and the choice of few labels.
+        images: Folder of the images to pretrain on; labels are not used.
+        seeds: Seeds of pretraining, training and the choice of few labels.
         options: `--cfg-options` of the pretraining.
     """
 
@@ -41,16 +42,16 @@ class Settings:
     options: Mapping[str, Any]
 
     def pretrain_config(self, path: str, seed: int, resize: Callable[[Config], object] | None = None) -> Config:
-        """Read the config of a pretraining; `resize` changes it before the options are applied.
+        """Load a pretraining config; `resize` changes it before the options are applied.
 
         Raises:
-            ValueError: It is not a config of a SimMIM pretraining that counts epochs.
+            ValueError: It is not the config of a SimMIM pretraining with `max_epochs`.
         """
         cfg = load_config(path)
         kind = str(cfg.get('model', {}).get('type')).split('.')[-1]
         if kind != 'SimMIM' or 'max_epochs' not in cfg.get('train_cfg', {}):
             raise ValueError(
-                f'{path} is no config of a SimMIM pretraining that counts epochs, such as configs/simmim_vit-b.py'
+                f'{path} is no config of a SimMIM pretraining with max_epochs, such as configs/simmim_vit-b.py'
             )
         if resize:
             resize(cfg)
@@ -62,10 +63,10 @@ class Settings:
 
 @dataclass
 class Stages:
-    """Trainings that share the machine.
+    """Runs trainings and other tasks in parallel on one machine.
 
     Args:
-        jobs: Trainings at a time; the cores are shared out.
+        jobs: Number of tasks at a time; each gets its share of the cores.
         amp: bfloat16 autocast.
     """
 
@@ -77,12 +78,12 @@ class Stages:
         """Call `function(self, *arguments)` for the arguments of each task, `jobs` at a time.
 
         Args:
-            name: Shown with the progress.
-            function: What to call; it may be a method of this class.
+            name: Label of the progress bar.
+            function: Function, or method of this class, to call.
             tasks: Key -> arguments.
 
         Returns:
-            Key -> result, in the order of the tasks. When a call fails, all trainings are stopped.
+            Key -> result, in the order of the tasks. If a call fails, all subprocesses are stopped.
         """
         results = {}
         with tqdm(desc=name, total=len(tasks), unit='run') as progress, ThreadPoolExecutor(self.jobs) as pool:
@@ -99,35 +100,34 @@ class Stages:
         return {key: results[key] for key in tasks}
 
     def train(self, cfg: Config, folder: Path) -> float:
-        """Train a config in a subprocess, unless that is done; an interrupted training is resumed.
+        """Train a config in a subprocess unless it is done; an interrupted training is resumed.
 
         `<folder>.py` is the config, `<folder>.log` the output and `<folder>.json` the time, written at the end.
 
         Args:
-            cfg: What to train.
+            cfg: Config to train.
             folder: Its work dir.
 
         Returns:
-            Seconds of the last call; those before an interruption are not counted.
+            Seconds of the last call; time before an interruption is not counted.
 
         Raises:
-            ValueError: The folder is of another config, or its checkpoint hook would not fit `load_from` to the model.
-            RuntimeError: The training failed, or did not begin with the weights of `load_from`; the message names its
-                log.
+            ValueError: The folder belongs to another config, or the checkpoint hook cannot adapt `load_from`.
+            RuntimeError: The training failed, or did not load the weights of `load_from`; the message names its log.
         """
         path, done = folder.with_name(f'{folder.name}.py'), folder.with_name(f'{folder.name}.json')
         text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{cfg.pretty_text}'
         if path.is_file() and path.read_text(encoding='utf-8') != text:
             raise ValueError(
-                f'{path} holds other settings than asked for now; choose another --out, or remove {folder}*'
+                f'{path} has other settings than the current ones; choose another --out, or remove {folder}*'
             )
         if done.is_file():
             return read_json(done)['seconds']
         hook = str(cfg.get('default_hooks', {}).get('checkpoint', {}).get('type', 'CheckpointHook'))
         if cfg.get('load_from') and hook.rsplit('.', maxsplit=1)[-1] != 'SimMIMCheckpointHook':
             raise ValueError(
-                f"{path.stem}: default_hooks.checkpoint.type is {hook!r}, which loads a pretraining's weights in part "
-                "or not at all; set it to 'simmim_plugin.SimMIMCheckpointHook'"
+                f'{path.stem}: default_hooks.checkpoint.type is {hook!r}, which loads the weights of a pretraining '
+                "only in part or not at all; set it to 'simmim_plugin.SimMIMCheckpointHook'"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding='utf-8')
@@ -136,7 +136,7 @@ class Stages:
         log = path.with_suffix('.log')
         self.call([str(TOOLS / 'train.py'), str(path), *options], log)
         if cfg.get('load_from') and 'tensors of load_from' not in log.read_text(encoding='utf-8'):
-            raise RuntimeError(f'{path} says load_from={cfg.load_from}, but nothing of it was loaded (see {log})')
+            raise RuntimeError(f'{path} has load_from={cfg.load_from}, but no weights were loaded (see {log})')
         seconds = round(time.monotonic() - start, 1)
         write_json(done, {'seconds': seconds})
         return seconds
@@ -145,7 +145,7 @@ class Stages:
         """Run a Python program in a subprocess with its share of the cores; append its output to `log`.
 
         Raises:
-            RuntimeError: It failed; the message is that of the program and names the log.
+            RuntimeError: It failed; the message quotes the program's error and names the log.
         """
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
@@ -163,13 +163,13 @@ class Stages:
             raise RuntimeError(f'{command[1]} failed: {lines[-1][7:] if lines else "killed"} (its output: {log})')
 
     def test(self, config: Path, checkpoint: Path, work_dir: Path, log: Path, *options: str) -> None:
-        """Evaluate a checkpoint by tools/test.py, in an empty work dir."""
+        """Evaluate a checkpoint with tools/test.py in an empty work dir."""
         shutil.rmtree(work_dir, ignore_errors=True)  # left by an interrupted call
         self.call([str(TOOLS / 'test.py'), str(config), str(checkpoint), '--work-dir', str(work_dir), *options], log)
 
 
 def by_name(paths: Sequence[str]) -> dict[str, str]:
-    """Configs by file name without suffix, which names their rows and folders; ValueError if two are the same."""
+    """Configs by file name without suffix, the name of their rows and folders; ValueError if two are equal."""
     named = {Path(path).stem: path for path in paths}
     if len(named) < len(paths):
         raise ValueError(f'configs must differ in their file names, got {", ".join(paths)}')
@@ -177,7 +177,7 @@ def by_name(paths: Sequence[str]) -> dict[str, str]:
 
 
 def finetune_config(path: str, data_root: str) -> Config:
-    """Read the config of a fine-tuning; ValueError if it is no such config."""
+    """Load a fine-tuning config; ValueError if it is of another kind."""
     cfg = load_config(path, {'data_root': data_root})
     if 'head' not in cfg.get('model', {}) or not cfg.get('train_dataloader') or not cfg.get('val_dataloader'):
         raise ValueError(f'--finetune {path} is no config of fine-tuning with a head and a val_dataloader')
@@ -185,14 +185,14 @@ def finetune_config(path: str, data_root: str) -> Config:
 
 
 def last_checkpoint(cfg: Config, folder: Path) -> Path:
-    """The checkpoint that a training leaves in its work dir."""
+    """The last checkpoint of a training in its work dir."""
     loop = cfg.train_cfg
     name = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
     return (folder / f'{name}.pth').resolve()
 
 
 def last_scalar(folder: Path, name: str) -> float:
-    """The last value of that name in the logs of a work dir."""
+    """The last value of a metric in the logs of a work dir."""
     values = [line[name] for line in read_scalars(folder) if name in line]
     if not values:
         raise RuntimeError(f'{folder} has no {name} in its logs; remove {folder}* to run it again')
@@ -200,10 +200,9 @@ def last_scalar(folder: Path, name: str) -> float:
 
 
 def check_arguments(args: argparse.Namespace) -> Path:
-    """Check them; returns the folder, which exists."""
+    """Check the arguments of a comparison; create and return its output folder."""
     check_writable(args.out)
-    if args.jobs < 1:
-        raise ValueError(f'--jobs {args.jobs} must be positive')
+    whole('--jobs', args.jobs, 1)
     if len(set(args.seeds)) < len(args.seeds):
-        raise ValueError(f'--seeds {args.seeds} must differ')
+        raise ValueError(f'--seeds={args.seeds} must differ; give each once')
     return Path(args.out)

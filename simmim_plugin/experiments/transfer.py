@@ -1,4 +1,4 @@
-"""What pretraining is worth: fine-tuning from a pretrained checkpoint against training from scratch, tuned alike."""
+"""Compare fine-tuning of a pretrained checkpoint with training from scratch, each at its best learning rate."""
 
 import copy
 import itertools
@@ -16,14 +16,15 @@ from simmim_plugin.evaluation.probes import LabelledFolder
 from simmim_plugin.experiments import report, runs
 from simmim_plugin.experiments.runs import TOOLS, Stages, last_checkpoint, last_scalar
 from simmim_plugin.registry import build_part
+from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.configs import innermost, training_data
 from simmim_plugin.utils.files import read_json, write_json
 
-METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}  # name in the results -> in the log
+METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}  # name in the results -> name in the log
 ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
-PROBED = ('scratch', 'pretrained')  # the features of both kinds of scratch are the same
-HELD_OUT_SEED = 1  # of the fifth of the training images that learning rates are chosen on
-PART_TUNED = 0.8
+PROBED = ('scratch', 'pretrained')  # both kinds of scratch have the same features
+HELD_OUT_SEED = 1  # chooses the fifth of the training images that learning rates are chosen on
+PART_TUNED = 0.8  # of the training images, on which the trials train
 PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}
 
 
@@ -31,13 +32,13 @@ PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}
 class Settings(runs.Settings):
     """A comparison for classification, on data with train/ and val/, each with a folder per class.
 
-    The options are for pretraining and fine-tuning; the training data is named without its `FewLabels`.
+    The options apply to pretraining and fine-tuning, there to the training data without its `FewLabels`.
 
     Args:
-        pretrain: Config of the pretraining.
-        finetune: Share of the training labels -> config of the fine-tuning with them, see `label_shares`.
-        rates: Learning rates that all rows choose from.
-        tuning_share: Share of the epochs that a trial of a learning rate trains for.
+        pretrain: Pretraining config.
+        finetune: Share of the training labels -> config that fine-tunes with them, see `label_shares`.
+        rates: Learning rates that each row chooses from.
+        tuning_share: Length of the trial of a learning rate, as a share of the epochs.
     """
 
     pretrain: str
@@ -47,14 +48,14 @@ class Settings(runs.Settings):
 
 
 def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
-    """Share of the training labels of each fine-tuning config: its `FewLabels` says it, and without one it is all.
+    """Share of the training labels that each fine-tuning config uses: that of its `FewLabels`, or 1 without one.
 
     Args:
         paths: The configs.
         data_root: As in `Settings`.
 
     Raises:
-        ValueError: A config of another kind, or two of the same share.
+        ValueError: A config is of another kind, or two have the same share.
     """
     shares: dict[float, str] = {}
     for path in paths:
@@ -68,9 +69,7 @@ def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
             raise ValueError(f'{name}: its training data may be reduced by a FewLabels, not by {data.type}')
         if 'data_prefix' not in innermost(data) or 'data_prefix' not in innermost(cfg.val_dataloader.dataset):
             raise ValueError(f'{name}: its data must be a CustomDataset with data_prefix, a folder per class')
-        share = float(data.get('fraction', 1.0))
-        if not 0 < share <= 1:
-            raise ValueError(f'{name}: fraction={share:g} of its FewLabels is outside (0, 1]')
+        share = float(number(f'{name}: fraction', data.get('fraction', 1.0), 0, 1, 'see FewLabels', ends='(]'))
         if share in shares:
             raise ValueError(f'{name} and {shares[share]} have the same share of labels, {share:g}')
         shares[share] = path
@@ -78,22 +77,22 @@ def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
 
 
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
-    """Pretrain, choose learning rates, fine-tune and probe; skip what is done.
+    """Pretrain, choose learning rates, fine-tune and probe, except for what is done.
 
-    From scratch there are two rows, without and with the layer decay of the pretrained one: it is made for pretrained
-    layers, but with a short budget it may help without them, and would then look like a gain of the pretraining.
+    Two rows train from scratch, without and with the layer decay of the pretrained row: layer decay is meant for
+    pretrained layers, but in a short training it may help without them, which would look like a gain of pretraining.
 
     Each row chooses its rate, for each share of labels, by the top-1 accuracy on a fifth of the training images that
-    the trials do not train on, with the first seed and fewer epochs. The validation images take no part in it.
+    the trials do not train on, with the first seed and fewer epochs. The validation images are not used for it.
 
     Returns:
         `rates`: row -> share -> rate -> accuracy of the trial; `runs`: row -> share -> one dict per seed with `top1`,
         `balanced`, `rate` and `seconds`, and with few labels `rest`, the metrics on the training images that the run
-        did not train on: more images than for validation, so less noise; `probes`: row -> one dict per seed, names as
+        did not train on (more images than for validation, so less noise); `probes`: row -> one dict per seed, names as
         `run_probes` has them, twice (`..._balanced`); `pretrain_seconds`.
 
     Raises:
-        ValueError: The configs do not go together, or results of other settings in `out`.
+        ValueError: The configs do not fit together, or `out` has results of other settings.
         RuntimeError: A run failed; the message names its log.
     """
     seeds, shares = settings.seeds, settings.finetune
@@ -101,7 +100,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
     trials = {
         key: _task(settings, *key, seeds[0], trial=True) for key in itertools.product(ROWS, shares, settings.rates)
     }
-    LabelledFolder(settings.data_root)  # raises for a folder of another kind
+    LabelledFolder(settings.data_root)  # checks the folder before anything runs
     seconds = stages.run_all('pretraining', Stages.train, pretrain)
     top1 = {key: trial['top1'] for key, trial in stages.run_all('learning rates', _finetune, trials).items()}
     rates = {
@@ -125,7 +124,7 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
 
 
 def _pretraining(settings: Settings, seed: int) -> tuple[Config, Path]:
-    """Config and work dir of the pretraining with a seed."""
+    """Config and work dir of the pretraining with one seed."""
     return settings.pretrain_config(settings.pretrain, seed), settings.out / 'pretrain' / f'seed_{seed}'
 
 
@@ -141,7 +140,7 @@ def _task(
 def _finetune_config(settings: Settings, row: str, share: float, rate: float, seed: int, trial: bool = False) -> Config:
     """Config of one fine-tuning; a trial trains on four fifths of the training images and validates on the rest."""
     cfg = load_config(settings.finetune[share], {'data_root': settings.data_root})
-    cfg.train_dataloader.dataset = innermost(cfg.train_dataloader.dataset)  # few labels are chosen below, by the seed
+    cfg.train_dataloader.dataset = innermost(cfg.train_dataloader.dataset)  # the few labels are chosen below, by seed
     apply_options(cfg, settings.options)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     cfg.randomness.seed = seed
@@ -173,12 +172,12 @@ def _finetune(stages: Stages, cfg: Config, folder: Path, rest: bool = False) -> 
     seconds = stages.train(cfg, folder)
     found: dict[str, Any] = {name: last_scalar(folder, key) for name, key in METRICS.items()}
     if rest:
-        found['rest'] = _judge_rest(stages, cfg, folder)
+        found['rest'] = _evaluate_rest(stages, cfg, folder)
     return {**found, 'seconds': seconds}
 
 
-def _judge_rest(stages: Stages, cfg: Config, folder: Path) -> dict[str, float]:
-    """Metrics on the images that FewLabels left out of the training data."""
+def _evaluate_rest(stages: Stages, cfg: Config, folder: Path) -> dict[str, float]:
+    """Metrics on the training images that FewLabels left out."""
     done = folder / 'rest.json'
     if not done.is_file():
         cfg = copy.deepcopy(cfg)
@@ -196,7 +195,7 @@ def _judge_rest(stages: Stages, cfg: Config, folder: Path) -> dict[str, float]:
 
 
 def _probe(stages: Stages, settings: Settings, row: str, seed: int) -> dict[str, float]:
-    """Probe every block; from scratch it is the model as initialised, to show what the architecture gives by itself."""
+    """Probe every block; 'scratch' is the untrained model, to show what the architecture achieves alone."""
     path = settings.out / 'probes' / f'{row}_seed_{seed}.json'
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,19 +214,19 @@ def _probe(stages: Stages, settings: Settings, row: str, seed: int) -> dict[str,
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown tables of what `compare` returns: fine-tuning by row and share of labels, probes by block, and trials.
+    """Markdown tables of the results of `compare`: fine-tuning by row and share of labels, probes by block, and trials.
 
     Runs of one seed share images, their order and the choice of few labels, so the gain of pretraining is also given
-    seed by seed: against the row from scratch that is better on the same validation images.
+    seed by seed, over the row from scratch that is better on the same validation images.
     """
     by_row, rows = results['runs'], []
     for share in next(iter(by_row.values())):
-        judged = {_percent(share): {row: found[share] for row, found in by_row.items()}}
+        evaluated = {_percent(share): {row: found[share] for row, found in by_row.items()}}
         if 'rest' in by_row['pretrained'][share][0]:
-            judged[f'{_percent(share)}, judged on the other training images'] = {
+            evaluated[f'{_percent(share)}, evaluated on the other training images'] = {
                 row: [{**run, **run['rest']} for run in found[share]] for row, found in by_row.items()
             }
-        for labels, found in judged.items():
+        for labels, found in evaluated.items():
             rows += [report.Row((row, labels, f'{tests[0]["rate"]:g}'), tests) for row, tests in found.items()]
             top1 = {row: sum(run['top1'] for run in tests) for row, tests in found.items() if row != 'pretrained'}
             best = max(top1, key=top1.__getitem__)
@@ -239,13 +238,13 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float | str) -> str:
-    return f'{100 * float(share):g} %'  # read from JSON it is text
+    return f'{100 * float(share):g} %'  # JSON turns the keys into text
 
 
 def _probe_table(by_row: Mapping[str, report.Runs]) -> str:
     names = [n for n in next(iter(by_row.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
     lines = []
-    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # blocks stay in their order: 2 before 10
+    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # stable: block 2 stays before 10
         keys = [(found, f'{name}{end}') for found in by_row.values() for end in PROBE_ENDS.values()]
         lines.append([name.replace('_pooled_', ', '), *(report.mean_and_range([r[k] for r in f]) for f, k in keys)])
     head = [title for row in by_row for title in (f'{row}: top-1, %', 'balanced, %')]
@@ -253,7 +252,7 @@ def _probe_table(by_row: Mapping[str, report.Runs]) -> str:
 
 
 def _trial_table(by_row: Mapping[str, Mapping[Any, Mapping[Any, float]]]) -> str:
-    """How the learning rates were chosen; report a choice at an end of the grid: a better one may lie beyond."""
+    """Table of the trials; names choices at an end of the grid, where a better rate may lie beyond."""
     grid = sorted({rate for shares in by_row.values() for found in shares.values() for rate in found}, key=float)
     trials = [(row, _percent(share), found) for row, shares in by_row.items() for share, found in shares.items()]
     lines = [[row, labels, *(f'{found[rate]:.1f}' for rate in grid)] for row, labels, found in trials]
@@ -264,7 +263,7 @@ def _trial_table(by_row: Mapping[str, Mapping[Any, Mapping[Any, float]]]) -> str
 
 
 def plot(results: Mapping[str, Any], out: Path) -> None:
-    """Draw top-1 and balanced accuracy by share of labels, a color per row, see `report.plot`."""
+    """Plot top-1 and balanced accuracy by share of labels, one color per row, see `report.plot`."""
     by_row = results['runs']
     shares = next(iter(by_row.values()))
     places = {f'{row}, {_percent(share)} of labels': by_row[row][share] for share in shares for row in by_row}

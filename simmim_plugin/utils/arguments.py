@@ -24,7 +24,16 @@ def whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf,
     return _checked(name, value, Integral, 'a whole number', low, high, hint, '[]')
 
 
-def choice(name: str, value: T, options: Collection[T], hint: str = '') -> T:
+def multiple(name: str, value: Any, of: int, hint: str = '') -> Any:
+    """A positive multiple of a whole number."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or value < 1 or value % of:
+        near = max(1, value // of if is_whole else 1) * of
+        raise ValueError(f'{name}={value!r} must be a positive multiple of {of}, e.g. {near}{_more(hint)}')
+    return value
+
+
+def choice(name: str, value: T, options: Collection[T]) -> T:
     """One of the options."""
     if not isinstance(value, str | int | float | None) or value not in options:
         raise ValueError(f'{name}={value!r} is unknown; choose one of {", ".join(map(repr, options))}{_more(hint)}')

@@ -1,12 +1,12 @@
-"""Train two processes for half an hour with faults at random, and compare with a training that had none.
+"""Train with two ranks for half an hour under random faults, and compare with an undisturbed training.
 
     PYTHONPATH=tests python tests/end_to_end/soak.py IMAGES OUT --minutes 30 --seed 0
 
-Every image is slowed down, so that memory can be watched over a long time at little load. Some files are broken and
-some images hold a NaN all the time. In the first third nothing else happens; then, at random moments, a process or
-everything is killed, a process stopped, a worker killed, a signal sent, or a bit of the newest checkpoint flipped.
-Writes soak.json and soak.png: what happened, memory over time, and how many tensors of weights and optimiser were
-compared with those of the undisturbed training: any difference is an error.
+Loading is slowed down, so that memory can be watched over a long time at little load. Some files are broken and some
+images have a NaN. The first third has no other faults; then, at random moments, a rank or everything is killed, a rank
+stopped, a worker killed, a signal sent, or a bit of the newest checkpoint flipped. Writes soak.json and soak.png: the
+faults, memory over time, and the number of tensors of weights and optimiser that equal those of the undisturbed
+training; any difference is an error.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.utils.hardware import hardware
 
 IMAGES, BROKEN, POISONED_EACH = 800, 8, 97
-SAMPLE_SECONDS = 5  # between two looks at memory
+SAMPLE_SECONDS = 5  # between two samples of memory
 FAULTS = ('kill a process', 'kill all', 'stop a process', 'kill a worker', 'SIGTERM', 'SIGUSR1', 'damage a checkpoint')
 CONFIG = """
 _base_ = {base!r}
@@ -69,7 +69,7 @@ class Poison:
 
 
 def prepare(images: Path, out: Path) -> None:
-    """A folder of numbered links to images, some of them to broken ones, and the data set's module."""
+    """Write a folder of numbered links to images, some broken files, and the module of the data set."""
     found = sorted(path for path in images.rglob('*') if path.suffix in ('.jpg', '.jpeg', '.png'))
     chosen = random.Random(0).sample(found, IMAGES)
     (out / 'images').mkdir(parents=True)
@@ -84,7 +84,7 @@ def prepare(images: Path, out: Path) -> None:
 
 
 def start(out: Path, name: str, epochs: int, seconds: float) -> subprocess.Popen:
-    """Train in a group of its own; goes on where the work dir `name` is."""
+    """Train in an own process group; resumes from the work dir `name`."""
     config = out / f'{name}.py'
     base = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
     config.write_text(CONFIG.format(base=base, data=str(out / 'images'), epochs=epochs))
@@ -117,12 +117,12 @@ def below(pid: int) -> list[int]:
 
 
 def lines_of_training(out: Path) -> int:
-    """Lines of the log with a loss, of all starts."""
+    """Number of log lines with a loss, over all starts."""
     return (out / 'soak.log').read_text(errors='replace').count('Epoch(train)')
 
 
 def do(fault: str, process: subprocess.Popen, out: Path, moments: random.Random) -> None:
-    """Make a fault happen."""
+    """Cause a fault."""
     ranks = below(process.pid)
     if fault == 'kill a process':
         os.kill(moments.choice(ranks), signal.SIGKILL)
@@ -142,10 +142,10 @@ def do(fault: str, process: subprocess.Popen, out: Path, moments: random.Random)
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """The launcher, its processes (each in a session of its own) and their workers."""
-    everybody = [process.pid, *below(process.pid)]
-    everybody += [pid for rank in everybody[1:] for pid in below(rank)]
-    for pid in everybody:
+    """Kill the launcher, its ranks (each in its own session) and their workers."""
+    everything = [process.pid, *below(process.pid)]
+    everything += [pid for rank in everything[1:] for pid in below(rank)]
+    for pid in everything:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -154,7 +154,7 @@ def kill_all(process: subprocess.Popen) -> None:
 
 
 def soak(out: Path, minutes: float, seed: int) -> dict:
-    """Train, disturb and watch; returns what happened."""
+    """Train and cause faults; returns faults and memory over time."""
     moments = random.Random(seed)
     begin = time.monotonic()
     end, now = begin + minutes * 60, 0.0
@@ -175,12 +175,12 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
             )  # fmt: skip
         if waiting is not None and now > waiting[1] + 300:
             kill_all(process)
-            raise SystemExit(f'it did not train again within 300 s after {faults[-1]}, see {out}/soak.log')
+            raise SystemExit(f'training did not resume within 300 s after {faults[-1]}, see {out}/soak.log')
         if waiting is not None and lines_of_training(out) > waiting[0] + 1:
             faults[-1]['seconds_until_it_trains_again'] = round(now - waiting[1])
             waiting, next_fault = None, now + moments.uniform(20, 90)
         if process.poll() is not None and not faults:
-            raise SystemExit(f'it ended ({process.returncode}) before any fault, see {out}/soak.log')
+            raise SystemExit(f'training ended ({process.returncode}) before any fault, see {out}/soak.log')
         if process.poll() is not None:
             faults[-1]['exit_code'] = process.returncode
             process, starts = start(out, 'soak', 100_000, 0.05), starts + 1
@@ -201,7 +201,7 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
 
 
 def compare(out: Path) -> dict:
-    """Train to the last whole epoch without a fault of a process, and compare the checkpoints."""
+    """Train to the same epoch without faults, and compare the checkpoints."""
     last = max((out / 'soak').glob('epoch_*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     epochs = int(last.stem.split('_')[1])
     code = start(out, 'undisturbed', epochs, 0.0).wait()
@@ -216,7 +216,7 @@ def compare(out: Path) -> dict:
 
 
 def draw(result: dict, path: Path) -> None:
-    """Memory over time."""
+    """Plot memory over time."""
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     panel = figure.subplots()
     for name, color in (('processes', 'C0'), ('workers', 'C1')):

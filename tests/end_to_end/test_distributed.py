@@ -1,4 +1,4 @@
-"""Two gloo processes on one machine through tools/dist_train.sh, against one process on the joint batch."""
+"""Several gloo ranks through tools/dist_train.sh, against one process on the joint batch."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ from helpers.paths import ROOT
 from helpers.processes import gloo_environment
 from simmim_plugin.checkpoints.files import load_file
 
-# One step of plain SGD at rate 1 without decay, so that the change of a weight is its (averaged) gradient. Crops, masks
-# depend on the number of the sample among all that are drawn, so that all runs see the same joint batch.
+# One step of plain SGD at rate 1 without decay, so the change of a weight is its (averaged) gradient. Crops and masks
+# depend on the index of the sample among all samples, so all runs see the same joint batch.
 CONFIG = """
 _base_ = {base!r}
 model = dict(backbone=dict(arch=dict(embed_dims=32, num_layers=2, num_heads=2), drop_path_rate=0.0))
@@ -25,7 +25,7 @@ default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
 
 
 def assert_same_gradients(still, one, many):
-    """Of three checkpoints: without a step, and after a step of plain SGD at rate 1 in two ways."""
+    """Compare the gradients of two runs with one step of SGD at rate 1; `still` is the state without a step."""
     assert many.keys() == one.keys()
     for name in one:
         gradients = [(still[name] - state[name]).double() for state in (one, many)]
@@ -83,7 +83,7 @@ def test_averaged_gradient_of_processes_is_that_of_the_joint_batch(image_folder,
 
 
 @pytest.mark.slow
-def test_an_error_of_a_process_ends_in_its_message(tmp_path):
+def test_an_error_of_a_rank_is_printed_by_the_launcher(tmp_path):
     environment = gloo_environment()
     command = ['bash', ROOT / 'tools/dist_train.sh', ROOT / 'configs/simmim_vit-tiny_folder.py', 2]
     command = [str(word) for word in (*command, '--work-dir', tmp_path, '--cfg-options', 'data_root=/nowhere')]

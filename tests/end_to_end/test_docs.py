@@ -1,4 +1,4 @@
-"""What README and guides point at is there."""
+"""Links, files and tests named in README and guides exist."""
 
 import re
 
@@ -6,13 +6,13 @@ import pytest
 
 from helpers.paths import ROOT
 
-# Not of this project: a name to be replaced, and a file of MMSegmentation.
+# A placeholder, and a file of MMSegmentation.
 OTHERS = ('configs/ablations/LEAF.py', 'configs/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py')
 PAGES = [ROOT / 'README.md', ROOT / 'README.zh.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_pictures_exist(page):
     text = page.read_text(encoding='utf-8')
     targets = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(r'src="([^"]+)"', text)
     for target in targets:

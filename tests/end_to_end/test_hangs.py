@@ -1,4 +1,4 @@
-"""A process or worker that dies or hangs ends the job, with its own message, within the time that the config states."""
+"""A rank or worker that dies or hangs ends the job with its message, within the timeout of the config."""
 
 import os
 import signal
@@ -42,12 +42,12 @@ class SlowImages(ImageFolder):
         time.sleep(1000 if os.path.exists(self.file) else 0.02)
         return super().prepare_data(idx)
 """
-SECONDS = 60  # of which torchrun gives 30 to a process that does not answer
+SECONDS = 60  # of which torchrun waits 30 for a rank that does not respond
 
 
 @pytest.fixture
 def job(image_folder, tmp_path):
-    """Start a training of two processes, wait for its second checkpoint; gives the launcher and its processes."""
+    """Start a training with two ranks and wait for its second checkpoint; returns the launcher and the ranks."""
     (tmp_path / 'slow_images.py').write_text(DATASET)
     config = tmp_path / 'job.py'
     started = []
@@ -72,7 +72,7 @@ def job(image_folder, tmp_path):
     yield start
     for process in started:
         if process.poll() is None:
-            process.terminate()  # killed, it would leave its processes behind
+            process.terminate()  # not kill(), which would leave its processes behind
             process.wait(60)
 
 
@@ -96,7 +96,7 @@ def ranks_of(launcher):
 
 
 def ends(process, tmp_path):
-    """Wait for the end; what was printed."""
+    """Wait for the end; returns the log."""
     start = time.monotonic()
     assert process.wait(timeout=SECONDS + 20) == 1
     assert time.monotonic() - start < SECONDS
@@ -105,8 +105,8 @@ def ends(process, tmp_path):
 
 def test_nothing_listens_beyond_loopback(job):
     process, ranks = job()
-    everybody = [process.pid, *ranks, *(worker for rank in ranks for worker in children_of(rank))]
-    sockets = {os.readlink(link) for pid in everybody for link in Path(f'/proc/{pid}/fd').iterdir() if link.exists()}
+    processes = [process.pid, *ranks, *(worker for rank in ranks for worker in children_of(rank))]
+    sockets = {os.readlink(link) for pid in processes for link in Path(f'/proc/{pid}/fd').iterdir() if link.exists()}
     listening = []
     for table in ('tcp', 'tcp6'):
         for line in Path(f'/proc/net/{table}').read_text().splitlines()[1:]:
@@ -124,7 +124,7 @@ def test_a_process_that_is_killed(job, tmp_path):
     assert 'Signal 9 (SIGKILL)' in log and 'rank      : 1' in log[log.index('Root Cause') :]
 
 
-def test_a_process_that_stands_still(job, tmp_path):
+def test_a_process_that_hangs(job, tmp_path):
     process, ranks = job()
     os.kill(ranks[1], signal.SIGSTOP)
     ends(process, tmp_path)
@@ -140,14 +140,14 @@ def test_a_worker_that_is_killed(job, tmp_path):
     assert f'DataLoader worker (pid {worker}) is killed by signal: Killed' in log or 'exited unexpectedly' in log
 
 
-def test_a_worker_that_stands_still(job, tmp_path):
+def test_a_worker_that_hangs(job, tmp_path):
     process, _ = job()
     (tmp_path / 'hang').touch()
     log = ends(process, tmp_path)
     assert 'DataLoader timed out after 6 seconds' in log
 
 
-def test_torchrun_starts_again_where_it_was(job, tmp_path):
+def test_torchrun_restarts_and_resumes(job, tmp_path):
     process, ranks = job('--resume', epochs=8, MAX_RESTARTS='1')
     os.kill(ranks[0], signal.SIGKILL)
     assert process.wait(timeout=120) == 0, (tmp_path / 'log').read_text()[-3000:]

@@ -29,11 +29,11 @@ def test_it_fine_tunes(image_folder, tmp_path):
     (tmp_path / 'labelled').mkdir()
     for part in ('train', 'val'):
         (tmp_path / 'labelled' / part).symlink_to(image_folder)
-    told = run(
+    output = run(
         *SIMMIM, 'finetune', tmp_path / 'labelled', '--checkpoint', OLD / 'epoch_1.pth', '--epochs', 1,
         '--batch-size', 4, '--out', tmp_path / 'work',
     )  # fmt: skip
-    assert 'accuracy/top1' in told
+    assert 'accuracy/top1' in output
     # Per block: 13 weights and biases, 2 of LayerScale and its bias table. Patch embedding: 2; class and mask token.
     expected = 'Loaded 36 tensors of load_from; new ones, as initialised: backbone.fc_norm.weight, '
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
@@ -41,7 +41,7 @@ def test_it_fine_tunes(image_folder, tmp_path):
 
 
 def test_init_cfg_takes_every_weight():
-    """The shared bias table goes to every block, the final norm and the decoder nowhere."""
+    """The shared bias table goes to every block; the final norm and the decoder are not loaded."""
     saved = torch.load(OLD / 'epoch_1.pth', weights_only=True)['state_dict']
     init_cfg = dict(type='Pretrained', checkpoint=str(OLD / 'epoch_1.pth'))
     vit = SimMIMViT(

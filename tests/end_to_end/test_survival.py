@@ -1,4 +1,4 @@
-"""A training that is killed again and again ends where one that was never stopped does, bit by bit."""
+"""A training that is killed many times ends bit for bit like one that was never interrupted."""
 
 import json
 import os
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 EPOCHS, LINES = 40, 1  # lines of the log in an epoch of six iterations: at the fourth
 KILLS = 20
-# Everything that draws or remembers: drop path, crops, masks, a ramp of their ratio, an average of the weights, workers
-# that stay, histories, schedules.
+# Everything with randomness or state: drop path, crops, masks, a ramp of their ratio, an average of the weights,
+# persistent workers, histories, schedules.
 CONFIG = """
 _base_ = {base!r}
 data_root = {data!r}
@@ -62,19 +62,19 @@ def finish(process, code=0):
 
 
 def losses(work_dir):
-    """Iteration -> what its line of the log says, of all runs in a work dir; those seen twice must agree."""
+    """Iteration -> values of its log line, over all runs in a work dir; lines that occur twice must be equal."""
     found = {}
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in file.read_text().splitlines():
-            values = json.loads(line) if line.endswith('}') else {}  # the last one of a killed run may be cut
+            values = json.loads(line) if line.endswith('}') else {}  # the last line of a killed run may be incomplete
             if 'loss' in values:
-                told = {name: values[name] for name in ('loss', 'grad_norm', 'lr', 'mask_ratio')}
-                assert found.setdefault(values['iter'], told) == told, values
+                line_values = {name: values[name] for name in ('loss', 'grad_norm', 'lr', 'mask_ratio')}
+                assert found.setdefault(values['iter'], line_values) == line_values, values
     return found
 
 
 def same_end(straight, stopped):
-    """Two work dirs hold the same last checkpoint, and the same lines for every iteration."""
+    """Assert that two work dirs have the same last checkpoint and the same log lines."""
     assert losses(stopped) == losses(straight) and len(losses(straight)) == EPOCHS * LINES
     ends = [load_file(folder / f'epoch_{EPOCHS}.pth') for folder in (straight, stopped)]
     for part in ('state_dict', 'ema_state_dict', 'optimizer'):
@@ -95,11 +95,10 @@ def test_twenty_kills_at_random_moments(config, straight, tmp_path):
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told['killed'] == KILLS
+    assert json.loads(done.stdout.splitlines()[-1])['killed'] == KILLS
     same_end(straight, work_dir)
     assert {path.name for path in work_dir.glob('*.pth')} == {f'epoch_{EPOCHS - 1}.pth', f'epoch_{EPOCHS}.pth'}
-    assert not list(work_dir.glob('.*.part'))  # what was half written is gone
+    assert not list(work_dir.glob('.*.part'))  # partly written files are removed
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])

@@ -1,4 +1,4 @@
-"""The tools as a user runs them: training, resuming, several processes, bad input, from another folder."""
+"""The tools as a user runs them: training, resuming, bad input, other folders."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
         assert sheet.shape[1] == 4 * (192 + 4) + 4 and sheet.std() > 10
     assert list(straight.glob('*/vis_data/vis_image/reconstruction_*.png'))
 
-    # One epoch, then --resume into the second: the learning rate and the iteration go on where they were.
+    # One epoch, then --resume into the second: learning rate and iteration continue.
     first_log = train(image_folder, stopped, 'train_cfg.max_epochs=1')
     log = train(image_folder, stopped, 'train_cfg.max_epochs=2', flags=['--resume'])
     assert 'resumed epoch: 1, iter: 3' in log
@@ -47,7 +47,7 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     assert [line['lr'] for line in again] == pytest.approx([line['lr'] for line in logged])
 
     start = [line for line in log.splitlines() if 'at the start ->' in line][-1]
-    assert start.split('images: ')[1].split(' at')[0] in first_log  # not the loss where it was resumed
+    assert start.split('images: ')[1].split(' at')[0] in first_log  # not the loss at the resume
     log = train(image_folder, stopped, 'train_cfg.max_epochs=2', flags=['--resume', stopped / 'epoch_1.pth'])
     assert 'resumed epoch: 1, iter: 3' in log
 
@@ -66,19 +66,19 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     assert run(*reconstruct) == printed and out.read_bytes() == first  # fixed seed
     run(*reconstruct, '--size', 32, 64, '--mask-ratio', 0.25, '--seed', 1)
     assert 'no picture format has this ending' in run(*reconstruct[:-1], 'a.xyz', ok=False)
-    assert '--size takes a side' in run(*reconstruct, '--size', 1, 2, 3, ok=False)
+    assert '--size=[1, 2, 3] must be one side or (height, width)' in run(*reconstruct, '--size', 1, 2, 3, ok=False)
     assert 'mask_ratio=1.5 is outside [0, 1]' in run(*reconstruct, '--mask-ratio', 1.5, ok=False)
     message = run(*reconstruct[:3], image_folder / 'nothing.jpg', ok=False)
     assert message.startswith(f'error: {image_folder}/nothing.jpg: ') and 'no such file' in message
 
-    # A checkpoint that would run code is refused, not run; a damaged one is named.
+    # A checkpoint that would run code is rejected; a damaged one is named.
     torch.save({'state_dict': Evil()}, tmp_path / 'evil.pth')
     (tmp_path / 'half.pth').write_bytes((straight / 'epoch_2.pth').read_bytes()[:5000])
     for name, reason in (('evil.pth', 'it holds Python objects'), ('half.pth', 'it is damaged')):
         message = train(image_folder, tmp_path / 'x', flags=['--resume', tmp_path / name], ok=False)
         assert f"{name}' cannot be read: {reason}" in message and 'code from a checkpoint' not in message
 
-    # Another architecture is refused, and what is there stays.
+    # Another architecture is rejected, and the checkpoints stay.
     message = train(image_folder, stopped, 'model.backbone.arch.num_layers=1', flags=['--resume'], ok=False)
     assert 'another architecture: backbone.blocks.1.gamma_1 is not in the model' in message
     message = train(
@@ -154,7 +154,7 @@ def test_many_channels_of_sixteen_bits(suffix, tmp_path):
     assert preprocessor['mean'] == pytest.approx(pixels.mean(0).tolist(), rel=1e-5)
     assert preprocessor['std'] == pytest.approx(pixels.std(0).tolist(), rel=1e-5)
 
-    # What was printed, as it is, makes the leaf config of a user; another leaf makes it small.
+    # The printed lines are the leaf config of a user; another leaf makes it small.
     mine, leaf = tmp_path / 'scenes.py', tmp_path / 'small.py'
     base = ROOT / 'configs/simmim_vit-b_multichannel.py'
     mine.write_text(f'_base_ = {str(base)!r}\ndata_root = {str(folder)!r}\n{lines}')
@@ -201,7 +201,7 @@ def test_grey_sixteen_bits_stay_one_channel(tmp_path):
     assert load_pretrained(tmp_path / 'work/epoch_1.pth')[0].backbone.in_channels == 1
 
 
-def test_amp_on_a_processor(image_folder, tmp_path):
+def test_amp_on_a_cpu(image_folder, tmp_path):
     train(image_folder, tmp_path / 'bf16', 'train_cfg.max_epochs=1', flags=['--amp'])
     train(image_folder, tmp_path / 'fp32', 'train_cfg.max_epochs=1')
     losses = [[line['loss'] for line in scalars(tmp_path / name)] for name in ('bf16', 'fp32')]
@@ -251,7 +251,7 @@ def test_too_many_bad_images_stop_with_their_list(image_folder, tmp_path):
 def test_bad_input_gives_one_line(options, message, image_folder, tmp_path):
     output = train(image_folder, tmp_path / 'work', *options, ok=False)
     lines = [line for line in output.splitlines() if line.strip()]
-    if 'did you mean' in message:  # before there is a work dir the line says all
+    if 'did you mean' in message:  # before there is a work dir, no traceback file is written
         assert lines[-1].startswith('error: ') and message in lines[-1], output[-2000:]
         return
     assert lines[-2].startswith('error: ') and message in lines[-2], output[-2000:]

@@ -13,7 +13,7 @@ import pytest
 from helpers.paths import ROOT
 
 TIMEOUT = 1100  # seconds
-# What a page says that one sees.
+# Output that each page promises.
 CLAIMS = {
     'dense': [r'tensors of load_from', r'coco/bbox_mAP', r'mIoU: '],
     'cluster': [
@@ -29,7 +29,7 @@ PAGES = sorted(path for path in (ROOT / 'docs/tutorials').glob('*.md') if path.s
 
 
 def commands_of(page: Path) -> str:
-    """Its blocks of bash, one after the other."""
+    """The bash blocks of a page, joined."""
     return '\n'.join(re.findall(r'^```bash\n(.*?)^```$', page.read_text(encoding='utf-8'), re.M | re.S))
 
 
@@ -52,13 +52,15 @@ def test_commands_work_as_printed(page, tmp_path):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    told = (tmp_path / 'log').read_text()
-    assert code == 0, told[-4000:]
+    output = (tmp_path / 'log').read_text()
+    assert code == 0, output[-4000:]
     for name in re.findall(r'--out (\S+\.png)', commands_of(page)):
         assert (tmp_path / name).stat().st_size > 1000
     for claim in CLAIMS.get(page.stem, ()):
-        assert re.search(claim, told, re.M), claim
+        assert re.search(claim, output, re.M), claim
     if page.stem == 'pretrain':
-        assert float(re.search(r'-> (\S+) at the end', told)[1]) < float(re.search(r'visible mean: ([\d.]+)', told)[1])
+        assert float(re.search(r'-> (\S+) at the end', output)[1]) < float(
+            re.search(r'visible mean: ([\d.]+)', output)[1]
+        )
     if page.stem == 'few_labels':
-        assert float(re.findall(r'^accuracy/top1: (\S+)', told, re.M)[-1]) > 20  # of ten classes
+        assert float(re.findall(r'^accuracy/top1: (\S+)', output, re.M)[-1]) > 20  # of ten classes

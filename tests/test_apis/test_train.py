@@ -112,7 +112,7 @@ def test_an_option_without_a_value_is_named(capsys):
     assert parser.parse_args(['--cfg-options', 'a.b=1']).cfg_options == {'a.b': 1}
     with pytest.raises(SystemExit):
         parser.parse_args(['--cfg-options', 'data_root', 'images'])
-    assert "--cfg-options wants KEY=VALUE, got 'data_root'" in capsys.readouterr().err
+    assert "--cfg-options needs KEY=VALUE, got 'data_root'" in capsys.readouterr().err
 
 
 def test_missing_config_suggests_near_ones():

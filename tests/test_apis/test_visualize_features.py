@@ -145,7 +145,7 @@ def test_the_point_is_one_of_the_image_file(checkpoint, photos, tmp_path, monkey
 def test_a_click_gives_the_point(monkeypatch):
     matplotlib.use('Agg')
     image = torch.zeros(3, 60, 150, dtype=torch.uint8)
-    with pytest.raises(ValueError, match='--click can open no window: no display, or no GUI toolkit; give --point'):
+    with pytest.raises(ValueError, match='--click cannot open a window: no display, or no GUI toolkit; give --point'):
         ask_point(image, 'photo.png')
     monkeypatch.setattr(FigureCanvasAgg, 'required_interactive_framework', 'a screen')
     for click, point in (((40.2, 7.6), (40, 8)), ((-0.5, 59.49), (0, 59)), ((149.5, 10), (149, 10))):

@@ -1,4 +1,4 @@
-"""The benchmark: its yardstick computes the same loss, its counts are right, its command line works."""
+"""The benchmark: its baseline computes the same loss, its counts are right, its command line works."""
 
 import functools
 import gc
@@ -31,14 +31,14 @@ SLOW = 0.5  # seconds
 
 @TRANSFORMS.register_module()
 class SlowSample:
-    """A transform that takes its time."""
+    """A slow transform."""
 
     def __call__(self, results):
         time.sleep(SLOW)
         return results
 
 
-NAMES = [  # of the plain version -> ours
+NAMES = [  # names of the plain version -> ours
     (r'^patch_embed', 'backbone.patch_embed.proj'),
     (r'^table', 'backbone.rel_pos_bias.relative_position_bias_table'),
     (r'^decoder\.0', 'head.decoder'),
@@ -50,7 +50,7 @@ NAMES = [  # of the plain version -> ours
 
 
 def same_weights(plain, ours):
-    """Give our model the plain one's weights."""
+    """Copy the plain model's weights to ours."""
     shapes = {name: value.shape for name, value in ours.model.state_dict().items()}
     state = {}
     for name, value in plain.state_dict().items():
@@ -59,7 +59,7 @@ def same_weights(plain, ours):
     ours.model.load_state_dict(state)
 
 
-def test_the_plain_version_computes_the_same():
+def test_the_plain_version_computes_the_same_loss():
     torch.manual_seed(0)
     plain, ours = PlainSimMIM(SMALL, 64, drop_path_rate=0.0), OurSimMIM(SMALL, 64, drop_path_rate=0.0)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_flops_by_hand():
     ours = count_flops(lambda: OurSimMIM(ARCHS['base'], 224), images, mask)
     width, tokens, blocks = 768, 197, 12
     forward = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width) + 4 * 196 * width**2
-    # Three times the forward pass, but for the gradient of the image, which nobody wants.
+    # Three times the forward pass, without the gradient of the image.
     assert plain == pytest.approx(3 * forward - 2 * 196 * width**2, rel=1e-3)
     assert plain / 1e9 == pytest.approx(105.8, rel=0.01)
     assert ours == plain
@@ -106,24 +106,24 @@ def test_operators_and_bytes_against_the_plain_version(dtype):
             kept.append(saved_bytes(step.model, images, mask))
     assert counts[1][0] <= 0.6 * counts[0][0]
     assert counts[1][1] <= 1.1 * counts[0][1]  # forward and backward pass alone
-    index = 197 * 200 * 8  # bytes; cached for good, but counted here: the plain version has it as a buffer
+    index = 197 * 200 * 8  # bytes; cached, but counted here: the plain version has it as a buffer
     assert kept[1] <= kept[0] + index
 
 
 def test_saved_bytes_by_hand():
     class Square(torch.nn.Module):
         def forward(self, images, mask):
-            doubled = images * 2  # keeps nothing: 2 is a number
-            return (doubled * doubled).exp().sum()  # keeps doubled, and what exp gives
+            doubled = images * 2  # saves nothing: 2 is a number
+            return (doubled * doubled).exp().sum()  # saves doubled and the result of exp
 
     images = torch.zeros(1, 3, 4, 4, requires_grad=True)
     assert saved_bytes(Square(), images, torch.zeros(1)) == 2 * 4 * 48
 
 
-def test_saved_bytes_gives_the_memory_back():
+def test_saved_bytes_frees_its_memory():
     class Exponential(torch.nn.Module):
         def forward(self, images, mask):
-            result = images.exp()  # which exp itself keeps
+            result = images.exp()  # saved by exp itself
             self.result = weakref.ref(result)
             return result.sum()
 
@@ -159,7 +159,15 @@ def learns(subject, size):
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
-    [(dict(img_size=100), 'img_size=100'), (dict(batch=0), 'batch=0'), (dict(only=['nobody']), 'plain eager')],
+    [
+        (dict(img_size=100), 'img_size=100 must be a positive multiple of 32, e.g. 96; whole mask units'),
+        (dict(img_size=64.0), 'img_size=64.0 must be a positive multiple of 32, e.g. 32'),
+        (dict(batch=0), 'batch=0 must be a whole number of at least 1'),
+        (dict(only=['nobody']), "only='nobody' is unknown; choose one of 'plain eager', "),
+        (dict(arch='giant'), "arch='giant' is unknown; choose one of "),
+        (dict(dtypes=['float64']), "dtypes='float64' is unknown; choose one of 'float32', 'bfloat16'"),
+        (dict(device='tpu'), "device='tpu' is unknown; choose one of 'cpu', 'cuda'"),
+    ],
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -214,17 +222,19 @@ def test_a_run_that_waits_for_its_images_has_a_small_share_of_the_step(tmp_path)
     assert not multiprocessing.active_children()  # the turns' workers
 
 
-def test_a_part_that_fails_keeps_the_ones_before(tmp_path):
+def test_a_failing_part_keeps_the_results_before(tmp_path):
     command = [
         sys.executable, ROOT / 'tools/benchmark.py', 'attention', 'end-to-end', '--img-size', '32', '--batch', '2',
         '--repeats', '1', '--workers', '4', '--iterations', '9', '--out', tmp_path,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and 'error: iterations=9: 4 workers read 8 batches ahead; give 32' in done.stderr
+    assert (
+        done.returncode == 1 and 'error: iterations=9 must be a whole number of at least 32; 4 workers' in done.stderr
+    )
     assert list(json.loads((tmp_path / 'results.json').read_text())['parts']) == ['attention']
 
 
-def test_models_without_memory_are_named(monkeypatch):
+def test_models_out_of_memory_are_reported(monkeypatch):
     calls = []
 
     def measured(step, steps):
@@ -240,6 +250,8 @@ def test_models_without_memory_are_named(monkeypatch):
     assert calls.count('bfloat16') == 1 and calls.count('float32') == 2
 
 
-def test_too_few_iterations_for_the_queue_are_refused():
-    with pytest.raises(ValueError, match='iterations=20: 16 workers read 32 batches ahead; give 128'):
+def test_too_few_iterations_for_the_queue_are_rejected():
+    with pytest.raises(
+        ValueError, match='iterations=20 must be a whole number of at least 128; 16 workers read 32 batches'
+    ):
         measure_end_to_end('config.py', 1, 1, workers=16, iterations=20, repeats=1, amp=False, compiled=False)

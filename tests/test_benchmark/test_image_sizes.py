@@ -1,4 +1,4 @@
-"""tools/measure_image_sizes.py: the table, and a limit that is too low."""
+"""tools/measure_image_sizes.py: the table, and a memory limit."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ TOOL = [sys.executable, ROOT / 'tools/measure_image_sizes.py', '--arch', 'small'
 
 @pytest.mark.slow
 def test_table_and_limit():
-    """Global attention of 24 x 24 tokens needs more than the windows; a limit between the two stops it alone."""
+    """Global attention of 24 x 24 tokens needs more memory than windows; a limit stops what exceeds it."""
     printed = run(*TOOL, '--sizes', 384, '--memory-limit', 2)
     rows = re.findall(r'^\| 384 \| (.+) \| (\d+\.\d\d) \| (\d+\.\d\d) \|$', printed, re.MULTILINE)
     assert [row[0] for row in rows] == ['windows', 'windows, recomputing', 'global', 'global, recomputing']
@@ -28,12 +28,14 @@ def test_table_and_limit():
 
 
 def test_sizes_are_multiples_of_the_patch():
-    assert '--sizes [100] multiples of 16' in run(*TOOL, '--sizes', 100, ok=False)
-    assert '--memory-limit 2 is for processors' in run(*TOOL, '--memory-limit', 2, '--device', 'cuda', ok=False)
+    assert '--sizes=100 must be a positive multiple of 16, e.g. 96' in run(*TOOL, '--sizes', 100, ok=False)
+    assert '--memory-limit=2 needs --device=cpu, got cuda' in run(
+        *TOOL, '--memory-limit', 2, '--device', 'cuda', ok=False
+    )
 
 
 @pytest.mark.slow
-def test_measuring_ends_with_the_tool():
+def test_terminating_the_tool_ends_its_processes():
     """A tool that is terminated leaves no process behind."""
     with subprocess.Popen([str(part) for part in (*TOOL, '--sizes', 1024)]) as tool:
         listed = Path(f'/proc/{tool.pid}/task/{tool.pid}/children')
@@ -42,7 +44,7 @@ def test_measuring_ends_with_the_tool():
             if processes:
                 break
             time.sleep(0.1)
-        time.sleep(5)  # it is at work
+        time.sleep(5)  # measuring
         tool.terminate()
         tool.wait(timeout=30)
     assert len(processes) == 1 and not command_of(processes[0])

@@ -1,4 +1,4 @@
-"""The command line `simmim`: what it writes, says and starts; the wheel that carries it."""
+"""The `simmim` command line: its files, messages and processes; the wheel that contains it."""
 
 import importlib
 import re
@@ -37,12 +37,12 @@ def test_every_command_has_a_help_with_its_own_name(capsys):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as end:
             cli.main([name, '--help'])
-        told = capsys.readouterr().out
-        assert end.value.code == 0 and f'usage: simmim {name} ' in told
-        assert 'python tools/' not in told and re.search(rf'^(  |example: )simmim {name}\b', told, re.M)
+        output = capsys.readouterr().out
+        assert end.value.code == 0 and f'usage: simmim {name} ' in output
+        assert 'python tools/' not in output and re.search(rf'^(  |example: )simmim {name}\b', output, re.M)
     cli.main([])
-    told = capsys.readouterr().out
-    assert all(f'simmim {name} ' in told for name in cli.COMMANDS)
+    output = capsys.readouterr().out
+    assert all(f'simmim {name} ' in output for name in cli.COMMANDS)
     with pytest.raises(SystemExit, match="no command 'pretrian'; did you mean 'pretrain'\\? It has: quickstart"):
         cli.main(['pretrian'])
 
@@ -66,23 +66,23 @@ def test_a_help_text_imports_nothing_heavy(words, tmp_path):
 
 
 def test_a_tool_imports_nothing_heavy_for_its_help_text(tmp_path):
-    """From another folder, and with the folder of the tools first on the path, as `python tools/probe.py` has it."""
+    """From another folder, with tools/ first on the path as in `python tools/probe.py`."""
     start = f'import sys; sys.path[0] = {str(ROOT / "tools")!r}\n{PARSE}'
-    told = run(sys.executable, '-c', start, ROOT / 'tools/probe.py', '--help', cwd=tmp_path)
-    assert told.startswith('usage: python tools/probe.py ') and told.endswith('\nheavy: []\n')
+    output = run(sys.executable, '-c', start, ROOT / 'tools/probe.py', '--help', cwd=tmp_path)
+    assert output.startswith('usage: python tools/probe.py ') and output.endswith('\nheavy: []\n')
 
 
-def test_choices_that_are_written_down_are_those_there_are():
+def test_choices_of_the_parsers_match_the_package():
     assert ('tiny', *ARCHS) == pretrain.SIZES and tuple(KINDS) == sample.KINDS
 
 
-def test_configs_that_come_with_the_package_are_found_by_name(tmp_path, monkeypatch):
+def test_configs_of_the_package_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('configs/simmim_vit-b.py', 'simmim_vit-b.py', 'finetune/vit-b_in1k.py'):
         assert Path(resources.find_config(name)).is_file()
         assert load_config(name).filename.startswith(str(resources.CONFIGS))
     Path('simmim_vit-b.py').write_text('a = 1')
-    assert resources.find_config('simmim_vit-b.py') == 'simmim_vit-b.py'  # one's own comes first
+    assert resources.find_config('simmim_vit-b.py') == 'simmim_vit-b.py'  # the user's file comes first
     for name in ('setup.py', '../setup.py', 'configs/../setup.py'):
         with pytest.raises(FileNotFoundError, match=re.escape(f'config {name!r} does not exist')):
             resources.find_config(name)
@@ -91,10 +91,10 @@ def test_configs_that_come_with_the_package_are_found_by_name(tmp_path, monkeypa
 @pytest.mark.slow
 def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path):
     common = ('--epochs', 2, '--batch-size', 4)
-    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a', cwd=tmp_path)
-    assert 'batch:   1 x 4 = 4 images\nrate:    0.000188 = 0.0015 x 4 / 32\nlength:  2 epochs of 3 iterations' in told
-    assert f'{resources.TOOLS}/dist_train.sh {tmp_path}/a/config.py 1 --work-dir {tmp_path}/a' in told
-    assert 'at the start ->' in told and (tmp_path / 'a/reconstructions/epoch_2.png').exists()
+    output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a', cwd=tmp_path)
+    assert 'batch:   1 x 4 = 4 images\nrate:    0.000188 = 0.0015 x 4 / 32\nlength:  2 epochs of 3 iterations' in output
+    assert f'{resources.TOOLS}/dist_train.sh {tmp_path}/a/config.py 1 --work-dir {tmp_path}/a' in output
+    assert 'at the start ->' in output and (tmp_path / 'a/reconstructions/epoch_2.png').exists()
 
     (events,) = (tmp_path / 'a').rglob('events.out.tfevents.*')
     curves = EventAccumulator(str(events)).Reload().Tags()
@@ -103,20 +103,20 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
     ]
 
     checkpoint = tmp_path / 'a/epoch_2.pth'
-    told = run(*SIMMIM, 'finetune', labelled, '--checkpoint', checkpoint, *common, '--out', tmp_path / 'b')
-    assert 'classes: 2, the folders of' in told and 'accuracy/top1' in told
+    output = run(*SIMMIM, 'finetune', labelled, '--checkpoint', checkpoint, *common, '--out', tmp_path / 'b')
+    assert 'classes: 2, the folders of' in output and 'accuracy/top1' in output
     log = next((tmp_path / 'b').glob('*/*.log')).read_text()
     assert 'tensors of load_from' in log
     assert load_file(tmp_path / 'b/epoch_2.pth')['state_dict']['head.fc.weight'].shape == (2, 192)
 
-    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', '--epochs', 3, '--out', tmp_path / 'a', ok=False)
-    assert 'holds checkpoints of a training: go on with it by --resume' in told
+    output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', '--epochs', 3, '--out', tmp_path / 'a', ok=False)
+    assert 'holds checkpoints of a training: continue it with --resume' in output
     other = ('--epochs', 3, '--resume', '--out', tmp_path / 'a')
-    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *other, ok=False)
-    assert "other settings: 'epochs, warmup = 2, 1' there, 'epochs, warmup = 3, 1' now" in told
-    common = ('--epochs', 2, '--resume')  # the batch is that of the first start
-    told = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
-    assert 'resumed epoch: 2' in told
+    output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *other, ok=False)
+    assert "other settings: 'epochs, warmup = 2, 1' there, 'epochs, warmup = 3, 1' now" in output
+    common = ('--epochs', 2, '--resume')  # the batch size is that of the first start
+    output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
+    assert 'resumed epoch: 2' in output
 
 
 def test_fine_tuning_takes_the_architecture_of_the_checkpoint(labelled, tmp_path):
@@ -154,17 +154,17 @@ def test_written_config_of_each_size(image_folder, tmp_path, capsys, arch, size,
     assert (backbone.img_size, backbone.patch_size, crop.size) == (size, patch, size)
     assert (generator.mask_patch_size, generator.model_patch_size) == (unit, patch)
     assert cfg.train_dataloader.batch_size == (2 if arch == 'huge' else 1)  # of 12 images, ten iterations
-    told = capsys.readouterr().out
-    assert 'dist_train.sh' in told
-    assert ('(few images: 10 iterations per epoch at least)' in told) == (arch != 'huge')
+    output = capsys.readouterr().out
+    assert 'dist_train.sh' in output
+    assert ('(few images: 10 iterations per epoch at least)' in output) == (arch != 'huge')
 
 
-def test_the_way_to_a_config_is_printed(capsys):
+def test_the_path_of_a_config_is_printed(capsys):
     cli.main(['print-config', 'simmim_vit-b.py', '--path'])
     assert capsys.readouterr().out == f'{ROOT}/configs/simmim_vit-b.py\n'
 
 
-def test_configs_that_come_along_are_listed(capsys):
+def test_configs_of_the_package_are_listed(capsys):
     cli.main(['print-config'])
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert len(listed) == len([path for path in (ROOT / 'configs').rglob('*.py') if path.parent.name != '_base_'])
@@ -175,21 +175,23 @@ def test_without_mmengine_the_command_line_says_what_to_install(tmp_path):
     (tmp_path / 'simmim').write_text(
         'import sys\nsys.modules["mmengine"] = None\nfrom simmim_plugin.cli import main\nmain()\n'
     )
-    told = run(sys.executable, tmp_path / 'simmim', 'sample', 'photos', 'photos', ok=False)
-    assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
+    output = run(sys.executable, tmp_path / 'simmim', 'sample', 'photos', 'photos', ok=False)
+    assert output.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in output
     assert 'simmim doctor' in run(sys.executable, tmp_path / 'simmim', '--help')
     for words in (('sample', '--help'), ('train', 'x.py', '--help')):
         assert 'usage: simmim' in run(sys.executable, tmp_path / 'simmim', *words)
-    told = run(sys.executable, tmp_path / 'simmim', 'train', 'x.py', '--cfg-options', 'a=1', ok=False)
-    assert told.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in told
-    told = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
-    assert '(everything)\n' in told and "mend: pip install 'simmim_plugin[" in told and 'Traceback' not in told
+    output = run(sys.executable, tmp_path / 'simmim', 'train', 'x.py', '--cfg-options', 'a=1', ok=False)
+    assert output.startswith('error: simmim_plugin needs MMEngine') and 'Traceback' not in output
+    output = run(sys.executable, tmp_path / 'simmim', 'doctor', ok=False)
+    assert '(everything)\n' in output and "fix: pip install 'simmim_plugin[" in output and 'Traceback' not in output
 
 
 @pytest.mark.parametrize('line', ['from simmim_plugin import SimMIMViT', 'import simmim_plugin.registry'])
 def test_without_mmengine_a_component_says_what_to_install(line):
-    told = run(sys.executable, '-c', f'import sys\nsys.modules["mmengine"] = None\n{line}', ok=False)
-    assert told.splitlines()[-1].startswith('ModuleNotFoundError: simmim_plugin needs MMEngine, which is not installed')
+    output = run(sys.executable, '-c', f'import sys\nsys.modules["mmengine"] = None\n{line}', ok=False)
+    assert output.splitlines()[-1].startswith(
+        'ModuleNotFoundError: simmim_plugin needs MMEngine, which is not installed'
+    )
 
 
 def test_batch_that_fits(monkeypatch):
@@ -207,40 +209,44 @@ def test_batch_that_fits(monkeypatch):
         recipes.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
 
 
-def test_a_config_of_somebody_else_is_left_alone(image_folder, tmp_path):
+def test_a_config_of_the_user_is_not_overwritten(image_folder, tmp_path):
     (tmp_path / 'config.py').write_text('mine = 1')
-    with pytest.raises(SystemExit, match='was not written by simmim and is left alone'):
+    with pytest.raises(SystemExit, match='was not written by simmim, so it is not overwritten'):
         cli.main(['pretrain', str(image_folder), '--arch', 'tiny', '--out', str(tmp_path)])
     assert (tmp_path / 'config.py').read_text() == 'mine = 1'
 
 
-def test_a_run_that_was_moved_goes_on_and_one_of_other_settings_does_not(image_folder, tmp_path):
+def test_a_moved_run_resumes_and_one_with_other_settings_does_not(image_folder, tmp_path):
     words = ['pretrain', str(image_folder), '--arch', 'tiny', '--dry-run', '--resume']
     cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'here')])
-    (tmp_path / 'here/epoch_1.pth').touch()  # there has been a training
+    (tmp_path / 'here/epoch_1.pth').touch()  # as if trained
     (tmp_path / 'here').rename(tmp_path / 'there')
     cli.main([*words, '--epochs', '3', '--out', str(tmp_path / 'there')])
     with pytest.raises(SystemExit, match="other settings: 'epochs, warmup = 3, 1' there, 'epochs, warmup = 4, 1' now"):
         cli.main([*words, '--epochs', '4', '--out', str(tmp_path / 'there')])
 
 
-def test_few_images_and_a_rate_for_large_batches_are_told(image_folder, tmp_path, capsys):
+def test_few_images_and_a_rate_for_large_batches_are_reported(image_folder, tmp_path, capsys):
     for arch, low in (('tiny', False), ('base', True)):
         words = ['--arch', arch, '--batch-size', '4', '--dry-run', '--out', str(tmp_path / arch)]
         cli.main(['pretrain', str(image_folder), *words])
-        told = capsys.readouterr().out
-        assert 'note:    12 images are few' in told
-        assert ('a rate stated for batches of 2048' in told) == low
+        output = capsys.readouterr().out
+        assert 'note:    12 images are few' in output
+        assert ('a rate stated for batches of 2048' in output) == low
 
 
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--img-size', '225'], '--img-size 225 must be a multiple of --patch-size 16, e.g. 224'),
-        (['--img-size', '0'], '--img-size 0 must be a multiple of --patch-size 16, e.g. 16'),
-        (['--epochs', '0'], '--epochs 0 must be positive'),
-        (['--batch-size', '-1'], '--batch-size -1 must be positive'),
-        (['--batch-size', '13'], '--batch-size 13 on 1 devices is more than the 12 images; at most 12'),
+        (
+            ['--img-size', '225'],
+            '--img-size=225 must be a positive multiple of 16, e.g. 224; whole patches',
+        ),
+        (['--img-size', '0'], '--img-size=0 must be a positive multiple of 16, e.g. 16; whole patches'),
+        (['--patch-size', '0'], '--patch-size=0 must be a whole number of at least 1'),
+        (['--epochs', '0'], '--epochs=0 must be a whole number of at least 1'),
+        (['--batch-size', '-1'], '--batch-size=-1 must be a whole number of at least 1'),
+        (['--batch-size', '13'], '--batch-size=13 must be a whole number from 1 to 12; 12 images for --devices=1'),
     ],
 )
 def test_bad_numbers_are_named(image_folder, tmp_path, words, message):
@@ -249,7 +255,7 @@ def test_bad_numbers_are_named(image_folder, tmp_path, words, message):
     assert not (tmp_path / 'x/config.py').exists()
 
 
-def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
+def test_doctor_names_each_problem_and_its_fix(monkeypatch, capsys):
     assert doctor.conflicts() == []
     versions = {'onedl-mmengine': '0.10.12', 'mmengine': '0.10.7', 'transformers': '5.1', 'onedl-mmpretrain': '1.3.6'}
     monkeypatch.setattr(doctor, 'installed', lambda names: {n: versions[n] for n in names if n in versions})
@@ -262,22 +268,22 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(doctor.importlib, 'import_module', refuse)
-        told = dict(doctor.conflicts())
-    assert told['onedl-mmengine and mmengine both bring mmengine and overwrite each other'].startswith(
+        output = dict(doctor.conflicts())
+    assert output['onedl-mmengine and mmengine both provide mmengine and overwrite each other'].startswith(
         'pip uninstall -y mmengine;'
     )
-    assert "pip install 'transformers<5'" in told.values() and 'pip install torchvision' in told.values()
+    assert "pip install 'transformers<5'" in output.values() and 'pip install torchvision' in output.values()
     monkeypatch.setitem(doctor.PARTS, 'no_such_module', ((), 'nothing', 'pip install it'))
     assert ('no_such_module', 'not installed', 'nothing', 'pip install it') in doctor.parts()
     with pytest.raises(SystemExit) as end:
         cli.main(['doctor'])
-    assert end.value.code == 1 and 'mend: pip install it' in capsys.readouterr().out
+    assert end.value.code == 1 and 'fix: pip install it' in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_wheel_works_from_an_empty_folder(image_folder, tmp_path):
-    """Unpacked, with nothing of the checkout in reach, as `pip install` would leave it."""
-    source = tmp_path / 'source'  # a copy: a build in the checkout would pack what an earlier one left in build/
+    """Unpacked as by `pip install`, out of reach of the checkout."""
+    source = tmp_path / 'source'  # a copy: the checkout may have a build/ from before, which would be packed
     ignored = shutil.ignore_patterns('.*', 'build', '*.egg-info', 'work_dirs', 'docs', 'tests')
     shutil.copytree(ROOT, source, ignore=ignored)
     build = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, source]
@@ -292,10 +298,12 @@ def test_wheel_works_from_an_empty_folder(image_folder, tmp_path):
     (tmp_path / 'empty').mkdir()
     start = f'import sys; sys.path.insert(0, {str(site)!r}); from simmim_plugin.cli import main; main()'
     common = ('--arch', 'tiny', '--epochs', 1, '--batch-size', 4, '--out', 'out')
-    told = run(sys.executable, '-c', start, 'pretrain', image_folder, *common, cwd=tmp_path / 'empty')
-    assert 'at the start ->' in told and str(site / 'simmim_plugin/.mim/tools/dist_train.sh') in told
-    told = run(sys.executable, '-c', start, 'print-config', 'simmim_vit-b.py', cwd=tmp_path / 'empty')
-    assert "arch='base'" in told
+    output = run(sys.executable, '-c', start, 'pretrain', image_folder, *common, cwd=tmp_path / 'empty')
+    assert 'at the start ->' in output and str(site / 'simmim_plugin/.mim/tools/dist_train.sh') in output
+    output = run(sys.executable, '-c', start, 'print-config', 'simmim_vit-b.py', cwd=tmp_path / 'empty')
+    assert "arch='base'" in output
     script = site / 'simmim_plugin/.mim/tools/print_config.py'
-    told = run('env', f'PYTHONPATH={site}', sys.executable, script, 'simmim_vit-b.py', '--path', cwd=tmp_path / 'empty')
-    assert told == f'{site}/simmim_plugin/.mim/configs/simmim_vit-b.py\n'
+    output = run(
+        'env', f'PYTHONPATH={site}', sys.executable, script, 'simmim_vit-b.py', '--path', cwd=tmp_path / 'empty'
+    )
+    assert output == f'{site}/simmim_plugin/.mim/configs/simmim_vit-b.py\n'

@@ -25,7 +25,7 @@ QUIET = ('background-networking', 'component-update', 'sync', 'quic')
 
 @contextmanager
 def served(log: Path, *arguments: object) -> Iterator[str]:
-    """The address of a page."""
+    """Serve a page; yields its address."""
     with log.open('w') as output:
         process = subprocess.Popen([*SIMMIM, 'demo', *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -42,7 +42,7 @@ def served(log: Path, *arguments: object) -> Iterator[str]:
 
 @contextmanager
 def opened(address: str, faults: list[str]) -> Iterator:
-    """The page in a browser; what goes wrong in it, and what it asks other machines for, is added to `faults`."""
+    """Open the page in a browser; its errors and its requests to other machines are added to `faults`."""
     flags = ['--no-sandbox', '--no-first-run', *(f'--disable-{name}' for name in QUIET)]
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
@@ -53,13 +53,13 @@ def opened(address: str, faults: list[str]) -> Iterator:
         page.on('request', lambda request: faults.append(request.url) if is_foreign(request.url) else None)
         page.goto(address)
         page.wait_for_selector('#similarity img')
-        page.wait_for_function("document.querySelector('#told').innerText.includes('patches hidden')")
+        page.wait_for_function("document.querySelector('#message').innerText.includes('patches hidden')")
         yield page
         browser.close()
 
 
 def is_error(message) -> bool:
-    return message.type == 'error' and not message.text.startswith('AbortError')  # Gradio ends a stream of events
+    return message.type == 'error' and not message.text.startswith('AbortError')  # Gradio closing a stream of events
 
 
 def is_foreign(url: str) -> bool:
@@ -67,14 +67,14 @@ def is_foreign(url: str) -> bool:
 
 
 def changes(page, picture: str, action) -> None:
-    """Do something, and wait until a picture is another one."""
+    """Perform an action, and wait until a picture has changed."""
     before = page.get_attribute(f'#{picture} img', 'src')
     action()
     page.wait_for_function('([id, old]) => document.querySelector(id).src !== old', arg=[f'#{picture} img', before])
 
 
-def told(page) -> str:
-    return page.inner_text('#told')
+def message(page) -> str:
+    return page.inner_text('#message')
 
 
 @pytest.mark.slow
@@ -88,10 +88,10 @@ def test_the_page_in_a_browser(image_folder, tmp_path):
     photos, faults = sorted(image_folder.rglob('*.jpg')), []
     with served(tmp_path / 'log', checkpoint, photos[0]) as address, opened(address, faults) as page:
         # A slider changes masks and reconstruction: 3 of 4 units of 32 px, then of 16 units of 16 px 0.6, which is 10.
-        assert told(page).startswith('75% of the patches hidden')
+        assert message(page).startswith('75% of the patches hidden')
         slider = page.locator('#local-unit input[type=range]')
         changes(page, 'composite', lambda: (slider.focus(), slider.press('ArrowLeft')))
-        page.wait_for_function("document.querySelector('#told').innerText.startsWith('62%')")
+        page.wait_for_function("document.querySelector('#message').innerText.startsWith('62%')")
         changes(page, 'masked', lambda: page.fill('#seed input[type=number]', '5'))
 
         # A click on the image: the patch in the first row, second column.
@@ -105,7 +105,7 @@ def test_the_page_in_a_browser(image_folder, tmp_path):
         block = page.locator('#block input[type=range]')
         changes(page, 'pca', lambda: (block.focus(), block.press('ArrowLeft')))
 
-        # The brush: along the first row of four patches; then all of it off again.
+        # The brush: paint the first row of four patches, then clear it.
         canvas = page.locator('#brush canvas')
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
@@ -113,15 +113,15 @@ def test_the_page_in_a_browser(image_folder, tmp_path):
         page.mouse.down()
         page.mouse.move(box['x'] + box['width'] - 3, box['y'] + 3, steps=20)
         changes(page, 'masked', page.mouse.up)
-        page.wait_for_function("document.querySelector('#told').innerText.startsWith('25%')")
+        page.wait_for_function("document.querySelector('#message').innerText.startsWith('25%')")
         changes(page, 'masked', page.locator('#brush button').click)
-        page.wait_for_function("document.querySelector('#told').innerText.startsWith('62%')")
+        page.wait_for_function("document.querySelector('#message').innerText.startsWith('62%')")
 
-        # Bad files are told on the page, and a good one mends it.
+        # Bad files are reported on the page, until a good one is uploaded.
         clear = page.locator("#upload button[aria-label='Clear']").first
         clear.click()
         page.set_input_files('#upload input[type=file]', words)
-        page.wait_for_function("document.querySelector('#told').innerText.includes('words.png: cannot identify')")
+        page.wait_for_function("document.querySelector('#message').innerText.includes('words.png: cannot identify')")
         page.wait_for_selector('#masked img', state='detached')
         assert page.evaluate("document.querySelector('#brush canvas').width") == 0
         assert faults == []
@@ -130,12 +130,12 @@ def test_the_page_in_a_browser(image_folder, tmp_path):
         page.wait_for_selector('text=exceed the maximum allowed size of 64')
         page.set_input_files('#upload input[type=file]', photos[1])
         page.wait_for_selector('#similarity img')
-        page.wait_for_function("document.querySelector('#told').innerText.startsWith('62%')")
+        page.wait_for_function("document.querySelector('#message').innerText.startsWith('62%')")
     assert all('exceed' in fault or '404' in fault or fault == 'Response' for fault in faults)  # of the large file
 
 
 @pytest.mark.slow
-def test_other_websites_are_refused_and_nothing_is_left(image_folder, tmp_path):
+def test_other_websites_are_rejected_and_nothing_is_left_behind(image_folder, tmp_path):
     checkpoint = write_checkpoint(tmp_path / 'tiny.pth')
     photo = next(image_folder.rglob('*.jpg'))
     before = set(Path(tempfile.gettempdir()).glob('simmim_demo_*'))
@@ -150,15 +150,15 @@ def test_other_websites_are_refused_and_nothing_is_left(image_folder, tmp_path):
             assert client.post('/gradio_api/upload', files=files, headers=headers).status_code == 403
         assert set(Path(tempfile.gettempdir()).glob('simmim_demo_*')) > before
         port = re.search(r':(\d+)/', address)[1]
-        told = run(*SIMMIM, 'demo', checkpoint, '--port', port, ok=False)
-        assert f'error: --port {port}: no free port there' in told
+        output = run(*SIMMIM, 'demo', checkpoint, '--port', port, ok=False)
+        assert f'error: --port {port}: no free port there' in output
     assert set(Path(tempfile.gettempdir()).glob('simmim_demo_*')) == before
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='no chromium; on Debian: apt-get install chromium')
 @pytest.mark.skipif('DEMO_CHECKPOINT' not in os.environ, reason='DEMO_CHECKPOINT names no checkpoint')
 def test_with_a_checkpoint_of_yours(tmp_path):
-    """Of the quickstart, in continuous integration; DEMO_SCREENSHOT is where the picture in docs/demo.md comes from."""
+    """With the quickstart's checkpoint in CI; DEMO_SCREENSHOT writes the picture in docs/demo.md."""
     faults = []
     with served(tmp_path / 'log', os.environ['DEMO_CHECKPOINT']) as address, opened(address, faults) as page:
         for slider, value in {'local-ratio': 0.4, 'global-ratio': 0.1, 'global-unit': 32}.items():
@@ -173,12 +173,12 @@ def test_with_a_checkpoint_of_yours(tmp_path):
     assert faults == []
 
 
-def test_what_the_command_line_refuses(tmp_path, image_folder):
+def test_the_command_line_rejects_bad_arguments(tmp_path, image_folder):
     checkpoint = write_checkpoint(tmp_path / 'tiny.pth')
     (tmp_path / 'words.png').write_text('words')
-    told = run(*SIMMIM, 'demo', checkpoint, tmp_path / 'words.png', ok=False)
-    assert 'error: words.png: cannot identify image file' in told
-    told = run(*SIMMIM, 'demo', tmp_path / 'none.pth', ok=False)
-    assert 'error: ' in told and 'none.pth' in told
-    told = run(*SIMMIM, 'demo', checkpoint, '--port', 99999, ok=False)
-    assert 'error: --port 99999 is outside 1 ... 65535' in told
+    output = run(*SIMMIM, 'demo', checkpoint, tmp_path / 'words.png', ok=False)
+    assert 'error: words.png: cannot identify image file' in output
+    output = run(*SIMMIM, 'demo', tmp_path / 'none.pth', ok=False)
+    assert 'error: ' in output and 'none.pth' in output
+    output = run(*SIMMIM, 'demo', checkpoint, '--port', 99999, ok=False)
+    assert 'error: --port=99999 must be a whole number from 1 to 65535' in output

@@ -1,4 +1,4 @@
-"""The detector and the segmenter that no other test trains, through the tools: training and evaluation."""
+"""Train and evaluate the detector and the segmenter that no other test covers, with the tools."""
 
 import subprocess
 import sys

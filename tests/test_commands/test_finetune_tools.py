@@ -64,7 +64,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tool(capsys):
-    """Run a command in this process; what it printed, or its last words."""
+    """Run a command in this process; returns its output, or the message of its exit."""
     threads = torch.get_num_threads()
 
     def call(name: str, *arguments: object) -> str:
@@ -91,7 +91,7 @@ def last_validation(work_dir: Path) -> dict[str, float]:
     return {name: value for name, value in last.items() if name.startswith('accuracy/')}
 
 
-def test_a_finished_run_that_is_resumed_is_evaluated_again(place, tmp_path):
+def test_resuming_a_finished_run_evaluates_it_again(place, tmp_path):
     """It may have been stopped between its last checkpoint and its last evaluation."""
     work = tmp_path / 'work'
     shutil.copytree(place / 'work', work)
@@ -108,22 +108,24 @@ def test_a_finished_run_that_is_resumed_is_evaluated_again(place, tmp_path):
     assert json.loads(scalars.read_text().splitlines()[-1])['step'] == 3
 
 
-def test_report_and_what_the_folders_say(place):
+def test_loading_report_and_classes_from_the_folders(place):
     log = (place / 'output.txt').read_text()
     state = load_file(place / 'pretrained.pth')['state_dict']
     tuned = load_file(place / 'work/epoch_3.pth')
     # Not loaded: the decoder and the norm of single tokens.
     skipped = [name for name in state if name not in tuned['state_dict'] and 'rel_pos_bias.' not in name]
-    told = {line.split(' ')[0]: line for line in log.splitlines() if line.startswith(('Loaded ', 'Skipped', 'Resized'))}
+    report = {
+        line.split(' ')[0]: line for line in log.splitlines() if line.startswith(('Loaded ', 'Skipped', 'Resized'))
+    }
     loaded = next(line for line in log.splitlines() if 'Loaded ' in line)
     common = [name for name in state if name in tuned['state_dict']]
     assert f'Loaded {len(common) + 2} tensors of load_from; new ones, as initialised: ' in loaded  # a table per block
     for name in ('backbone.fc_norm.weight', 'head.fc.weight', 'head.fc.bias'):
         assert name in loaded
     assert {'head.decoder.weight', 'backbone.norm.weight'} <= set(skipped)
-    assert set(told['Skipped,'].split(': ')[1].split(', ')) == set(skipped)
+    assert set(report['Skipped,'].split(': ')[1].split(', ')) == set(skipped)
     tables = [f'backbone.blocks.{i}.attn.relative_position_bias_table 4x4 -> 8x8' for i in (0, 1)]
-    assert [name.removeprefix('backbone.') for name in told['Resized'].split(': ')[1].split(', ')] == [
+    assert [name.removeprefix('backbone.') for name in report['Resized'].split(': ')[1].split(', ')] == [
         name.removeprefix('backbone.') for name in tables
     ]
     assert tuned['simmim_plugin']['model']['head']['num_classes'] == 3
@@ -140,7 +142,7 @@ def test_evaluation_gives_the_accuracy_of_the_last_validation(place):
     expected = last_validation(place / 'work')
     assert numbers(printed) == {name: pytest.approx(value, abs=0.006) for name, value in expected.items()}
 
-    # By hand: what the classifier sees are the pooled features of the last block.
+    # By hand: the input of the classifier is the pooled features of the last block.
     extractor = FeatureExtractor(place / 'work/epoch_3.pth')
     val = LabelledFolder(place / 'data').features(extractor, 'val')
     head = load_file(place / 'work/epoch_3.pth')['state_dict']
@@ -153,7 +155,7 @@ def test_evaluation_gives_the_accuracy_of_the_last_validation(place):
     assert f'picture: {place / "test/confusion_matrix.png"}' in printed
     assert np.asarray(Image.open(place / 'test/confusion_matrix.png')).std() > 10
 
-    # 11 images for two processes in batches of 4: MMEngine's sampler takes one twice, which must not count.
+    # 11 images for two processes in batches of 4: MMEngine's sampler repeats one, which must not count.
     environment = gloo_environment()
     command = ['bash', ROOT / 'tools/dist_test.sh', CONFIG, place / 'work/epoch_3.pth', 2, '--work-dir', place / 'two']
     command += ['--cfg-options', *SMALL, f'data_root={place / "data"}']
@@ -214,7 +216,7 @@ def test_errors_of_the_tools(place, tool, tmp_path):
         ([tmp_path / 'gone.pth', place / 'data'], "gone.pth' does not exist"),
         ([checkpoint, other], "needs the folders train and val, with the same folders of classes in both; found ['a'"),
         ([checkpoint, place / 'data', '--kinds', 'patches'], '--kinds patches: probes take one vector per image'),
-        ([checkpoint, place / 'data', '--temperature', 0], '--temperature 0.0 must be positive'),
+        ([checkpoint, place / 'data', '--temperature', 0], '--temperature=0.0 must be a number above 0'),
         ([checkpoint, place / 'data', '--k', 0], 'k=0 of k-NN is outside 1 ... 21'),
         ([checkpoint, place / 'data', '--blocks', 3], 'the model has blocks 1 ... 2'),
     ):

@@ -1,4 +1,4 @@
-"""The scripts for clusters: what they hand to Slurm, and when a job is put back into the queue."""
+"""The Slurm script: what it submits, and when a job is requeued."""
 
 import os
 import subprocess
@@ -31,26 +31,27 @@ def submit(tmp_path):
     return call
 
 
-def test_a_job_that_was_stopped_goes_back_into_the_queue(submit, tmp_path):
+def test_a_preempted_job_is_requeued(submit, tmp_path):
     words = ['gpu', 'vit', 'my config.py', '--cfg-options', "data_root=/a folder/it's", 'model.backbone.arch=large']
     done = submit(75, *words, GPUS='16', SBATCH_ARGS='--time=24:00:00 --exclusive', NOTICE='300')
     assert done.returncode == 75, done.stderr
     assert (tmp_path / 'scontrol.txt').read_text().split() == ['requeue', '42']
-    asked = (tmp_path / 'sbatch.txt').read_text().splitlines()
-    assert asked[:4] == ['--partition', 'gpu', '--job-name', 'vit'] and asked[-2:] == ['--time=24:00:00', '--exclusive']
-    assert asked[asked.index('--signal') + 1] == 'USR1@300' and '--requeue' in asked
-    assert asked[asked.index('--ntasks') + 1] == '16' and asked[asked.index('--ntasks-per-node') + 1] == '8'
+    submitted = (tmp_path / 'sbatch.txt').read_text().splitlines()
+    assert submitted[:4] == ['--partition', 'gpu', '--job-name', 'vit']
+    assert submitted[-2:] == ['--time=24:00:00', '--exclusive'] and '--requeue' in submitted
+    for name, value in (('--signal', 'USR1@300'), ('--ntasks', '16'), ('--ntasks-per-node', '8')):
+        assert submitted[submitted.index(name) + 1] == value
     started = (tmp_path / 'srun.txt').read_text().splitlines()
     assert started[:3] == ['--kill-on-bad-exit=1', 'python3', '-u'] and started[3].endswith('tools/train.py')
     assert started[4:] == [words[2], '--launcher', 'slurm', '--resume', *words[3:]]
 
 
 @pytest.mark.parametrize('code', [0, 1])
-def test_a_job_that_ended_stays_out(submit, code, tmp_path):
+def test_a_finished_job_is_not_requeued(submit, code, tmp_path):
     assert submit(code, 'gpu', 'vit', 'config.py').returncode == code
     assert (tmp_path / 'srun.txt').exists() and not (tmp_path / 'scontrol.txt').exists()
 
 
-def test_words_that_lack_are_told(submit):
+def test_missing_arguments_print_the_usage(submit):
     done = submit(0, 'gpu')
     assert done.returncode == 2 and 'slurm_train.sh PARTITION JOB_NAME CONFIG' in done.stderr

@@ -27,7 +27,7 @@ def test_every_leaf_states_one_difference_to_vit_b():
         masks_differ = cfg.train_dataloader.dataset.pipeline[3] != base.train_dataloader.dataset.pipeline[3]
         backbones_differ = cfg.model.backbone != base.model.backbone
         same_as_published = path.stem in ('ratio_06', 'mask_simmim')
-        # The document's reading differs in mask and head.
+        # That of the document differs in mask and head.
         expected = {'simultaneous': 2}.get(path.stem, 0 if same_as_published else 1)
         assert heads_differ + masks_differ + backbones_differ == expected, path
         cfg.model.head, cfg.model.backbone, cfg.train_dataloader.dataset.pipeline[3] = {}, {}, {}
@@ -66,7 +66,7 @@ def test_table_has_mean_and_range():
     assert rows[3] == '| scratch | 1 | 35.0 (35.0 to 35.0) |  |  | 1.5 |'
 
 
-def test_a_leaf_that_is_no_pretraining_is_refused(labelled, tmp_path):
+def test_a_leaf_of_another_kind_is_rejected(labelled, tmp_path):
     leaf, finetune = str(ROOT / 'configs/finetune/vit-tiny_folder.py'), str(LEAVES / '_base_' / 'finetune_small.py')
     settings = ablation.Settings(
         tmp_path, str(labelled), labelled / 'train', [0], {}, [leaf], str(SMALL), finetune, scratch=False
@@ -92,7 +92,7 @@ def labelled(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
+def test_runs_evaluates_and_resumes(labelled, tmp_path):
     arch = 'arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)'
     (tmp_path / 'size.py').write_text(
         f'model = dict(backbone=dict({arch}, img_size=40, patch_size=8))\n'
@@ -115,7 +115,7 @@ def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
     results = json.loads((out / 'results.json').read_text())
     assert list(results) == ['mask_simultaneous', 'ratio_03', 'scratch']
     for name, (only,) in results.items():
-        assert only['finetune'] == 100  # red and blue are told apart
+        assert only['finetune'] == 100  # red and blue are easy to separate
         assert name == 'scratch' or only['knn'] == 100
     table = (out / 'table.md').read_text()
     assert '| ratio_03 | 1 | 100.0 (100.0 to 100.0) | 100.0 (100.0 to 100.0) |' in table and table in printed
@@ -123,7 +123,7 @@ def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
     assert Image.open(out / 'plot.png').size[0] > 500
     assert 'local 1.' in (out / 'mask_simultaneous/seed_0/pretrain.log').read_text()  # its loss on the fixed images
 
-    # Called again, only what is missing is run: the pretraining's time and weights stay.
+    # Called again, only the missing part runs; time and weights of the pretraining stay.
     stage = out / 'ratio_03' / 'seed_0'
     before = json.loads((stage / 'result.json').read_text())
     weights = (stage / 'pretrain' / 'epoch_1.pth').stat().st_mtime_ns
@@ -134,9 +134,9 @@ def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
     assert (again['knn'], again['finetune']) == (before['knn'], before['finetune'])
     assert (stage / 'pretrain' / 'epoch_1.pth').stat().st_mtime_ns == weights
 
-    # Other settings in the same folder are not mixed with the old ones; what cannot be is said in one line.
+    # Other settings in the same folder are not mixed with the old ones; errors are one line.
     message = run(*command, *leaves, '--seeds', 0, '--cfg-options', 'train_cfg.max_epochs=2', ok=False)
-    assert 'holds other settings than asked for now; choose another --out' in message
+    assert 'has other settings than the current ones; choose another --out' in message
     message = run(*command, leaves[0], leaves[0], ok=False)
     assert 'configs must differ in their file names' in message
     message = run(*command, leaves[0], '--data-root', tmp_path, ok=False)
@@ -149,7 +149,7 @@ def test_runs_evaluates_and_goes_on_where_it_was_stopped(labelled, tmp_path):
     message = run(*command, leaves[0], '--finetune', leaves[0], ok=False)
     assert 'is no config of fine-tuning' in message
     message = run(*command, *leaves, '--seeds', 0, '--amp', ok=False)
-    assert 'holds other settings' in message
+    assert 'has other settings' in message
     message = run(*command, LEAVES / 'ratio_09.py', ok=False)
     assert "ratio_09.py' does not exist" in message
     message = run(

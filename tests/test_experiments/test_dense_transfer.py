@@ -1,4 +1,4 @@
-"""The comparison for detection and segmentation: what its runs see, the table, and a whole comparison at tiny size."""
+"""The comparison for detection and segmentation: configs of its runs, tables, and a complete tiny comparison."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def place(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize('name', ['det', 'seg'])
-def test_rows_differ_in_the_checkpoint_alone(place, name):
+def test_rows_differ_only_in_the_checkpoint(place, name):
     path, data = str(place / f'{name}.py'), str(place / 'data')
     scratch = dense_transfer._config(path, data, 1, None)
     pretrained = dense_transfer._config(path, data, 1, place / 'epoch_1.pth')
@@ -47,7 +47,7 @@ def test_rows_differ_in_the_checkpoint_alone(place, name):
         assert scratch.val_evaluator.ann_file == f'{data}/annotations/valid.json'
 
 
-def test_a_config_of_another_kind_is_refused(place):
+def test_a_config_of_another_kind_is_rejected(place):
     with pytest.raises(ValueError, match='is no config of MMDetection or MMSegmentation'):
         dense_transfer._config(str(ROOT / 'configs/simmim_vit-tiny_folder.py'), str(place), 0, None)
 
@@ -62,7 +62,7 @@ def test_table_by_hand():
     assert lines[4] == '| seg | difference, by seed |  |  | +2.0 (+1.0 to +3.0) |  |'
 
 
-def test_the_data_root_given_wins_over_that_of_a_leaf(place):
+def test_the_given_data_root_overrides_that_of_a_leaf(place):
     make_dense(place / 'other', dict(train=1, valid=1))
     annotations = place / 'other/annotations/train.json'
     annotations.write_text(annotations.read_text().replace('square', 'triangle'))
@@ -91,7 +91,7 @@ def test_pictures_of_an_interrupted_call_are_drawn_again(place):
 
 
 @pytest.mark.slow
-def test_a_whole_comparison_and_going_on(place):
+def test_a_complete_comparison_and_resuming(place):
     out = place / 'out'
     command = [sys.executable, ROOT / 'tools/transfer_dense.py', place / 'det.py', place / 'seg.py', '--seeds', 0]
     command += ['--data-root', place / 'data', '--images', place / 'data/images/train', '--out', out, '--jobs', 2]
@@ -111,7 +111,7 @@ def test_a_whole_comparison_and_going_on(place):
                 assert only[metric] == only['curve'][-1][metric] == pytest.approx(logged)
             loaded = 'tensors of load_from' in (out / name / f'{row}_seed_0.log').read_text()
             assert loaded == (row == 'pretrained')
-            assert len(list(folder.glob('drawn/*/vis_data/vis_image/*.png'))) == 2  # an image each
+            assert len(list(folder.glob('drawn/*/vis_data/vis_image/*.png'))) == 2  # one per image
         sheet = np.asarray(Image.open(out / f'{name}.png').convert('RGB'))
         assert sheet.std() > 20 and f'predictions: {out / name}.png' in printed
     assert '| seg | difference, by seed |' in printed and Image.open(out / 'plot.png').size[0] > 500
@@ -119,4 +119,4 @@ def test_a_whole_comparison_and_going_on(place):
     run(*command, '--pretrain', place / 'pretrain.py', '--amp')
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob('*.pth')} and written
     message = run(*command, '--pretrain', place / 'seg.py', '--amp', ok=False)
-    assert 'is no config of a SimMIM pretraining that counts epochs' in message
+    assert 'is no config of a SimMIM pretraining with max_epochs' in message

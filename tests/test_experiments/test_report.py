@@ -1,4 +1,4 @@
-"""The tables of docs/results.md come from the figures in docs/data."""
+"""The tables in docs/results.md are computed from the results in docs/data."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_probes_and_trials_are_those_of_the_docs():
     assert len(rows) == 6 and all(f'\n{row}\n' in docs for row in rows)
 
 
-def test_what_runs_lack_is_left_out():
+def test_missing_metrics_are_left_out():
     rows = [
         report.Row(['a'], [dict(x=1.0), dict(x=2.0, seconds=90)]),
         report.Row(['b'], [dict(x=1.0), dict()], [dict(x=0.5), dict(x=3.0)]),

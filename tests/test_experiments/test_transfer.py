@@ -1,4 +1,4 @@
-"""The comparison with training from scratch: what each run sees, the table, and a whole comparison at tiny size."""
+"""The comparison with training from scratch: configs of its runs, tables, and a complete tiny comparison."""
 
 import json
 import re
@@ -44,22 +44,22 @@ def images(loader) -> set[str]:
     return {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
 
 
-def test_trials_are_judged_on_images_that_none_trains_on(data, tmp_path):
+def test_trials_are_evaluated_on_images_that_none_trains_on(data, tmp_path):
     given = settings(data, tmp_path / 'out')
     held_out = set()
     for share, count in ((1.0, 16 + 10), (0.25, 4 + 3)):  # 0.8 of 20 and 12, and a quarter of these, rounded up
         cfg = transfer._finetune_config(given, 'scratch', share, 1e-3, 0, trial=True)
-        train, judged = images(cfg.train_dataloader), images(cfg.val_dataloader)
-        assert len(train) == count and len(judged) == 4 + 2 and not train & judged
-        assert all('/train/' in path for path in train | judged)
-        held_out |= judged
+        train, evaluated = images(cfg.train_dataloader), images(cfg.val_dataloader)
+        assert len(train) == count and len(evaluated) == 4 + 2 and not train & evaluated
+        assert all('/train/' in path for path in train | evaluated)
+        held_out |= evaluated
         final = transfer._finetune_config(given, 'scratch', share, 1e-3, 0)
         assert len(images(final.train_dataloader)) == (32 if share == 1 else 5 + 3)
         assert all('/val/' in path for path in images(final.val_dataloader)) and len(images(final.val_dataloader)) == 7
     assert len(held_out) == 6  # the same ones for both shares
 
 
-def test_rows_differ_in_start_and_layer_decay_alone(data, tmp_path):
+def test_rows_differ_only_in_start_and_layer_decay(data, tmp_path):
     given = settings(data, tmp_path / 'out')
     scratch = transfer._finetune_config(given, 'scratch', 1.0, 3e-3, 1)
     tuned = transfer._finetune_config(given, 'pretrained', 1.0, 3e-3, 1)
@@ -90,12 +90,16 @@ def test_shares_of_labels_are_those_of_the_configs(data):
         (PRETRAIN, '', 'is no config of fine-tuning'),
         (FINETUNE, "data = dict(type='RepeatDataset', times=2)", 'may be reduced by a FewLabels, not by RepeatDataset'),
         (FINETUNE, "data = dict(type='FewLabels', fraction=0.5, rest=True)", 'may be reduced by a FewLabels, not by'),
-        (FINETUNE, "data = dict(type='FewLabels', fraction=10)", 'fraction=10 of its FewLabels is outside'),
+        (
+            FINETUNE,
+            "data = dict(type='FewLabels', fraction=10)",
+            r'fraction=10 must be a number in \(0, 1\]',
+        ),
         (FINETUNE, "param_scheduler = [dict(type='CosineAnnealingLR')]", 'must be a WarmupCosineLR, in a list'),
         (FINETUNE, 'param_scheduler = None', 'must be a WarmupCosineLR, in a list'),
     ],
 )
-def test_configs_that_do_not_go_are_named(data, tmp_path, base, changes, message):
+def test_unsuitable_configs_are_named(data, tmp_path, base, changes, message):
     leaf = tmp_path / 'leaf.py'
     text = f'_base_ = {str(base)!r}\n{changes}\n'
     if changes.startswith('data'):
@@ -107,7 +111,7 @@ def test_configs_that_do_not_go_are_named(data, tmp_path, base, changes, message
     assert str(found.value).startswith(f'--finetune {leaf}')
 
 
-def test_the_data_root_given_wins_over_that_of_a_leaf(data, tmp_path):
+def test_the_given_data_root_overrides_that_of_a_leaf(data, tmp_path):
     leaf = tmp_path / 'leaf.py'
     leaf.write_text(f"_base_ = {str(FINETUNE)!r}\ndata_root = '/nowhere'\n")
     configs = transfer.label_shares([str(leaf)], str(data))
@@ -147,7 +151,7 @@ def test_table_and_plot_by_hand(tmp_path):
         for run_ in few['runs'][row][0.1]:
             run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
     text_of_few = transfer.table(few)
-    rest = '10 %, judged on the other training images'
+    rest = '10 %, evaluated on the other training images'
     assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
     assert (
         f'| pretrained minus scratch, by seed | {rest} |  | +4.0 (+4.0 to +4.0) | +4.0 (+4.0 to +4.0) |' in text_of_few
@@ -170,7 +174,7 @@ def test_blocks_are_in_the_order_of_their_numbers():
 
 
 @pytest.mark.slow
-def test_a_whole_comparison_and_going_on(data, tmp_path):
+def test_a_complete_comparison_and_resuming(data, tmp_path):
     for name, base, more in (
         ('pretrain', PRETRAIN, "model['head'] = dict()\ntrain_cfg = dict(max_epochs=1)\n"),
         ('finetune', FINETUNE, 'head = dict(in_channels=16)\nmodel["head"] = head\n'),
@@ -191,7 +195,7 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     command, more = [*command, tmp_path / 'all.py', tmp_path / 'few.py'], command
     output = run(*command)
     assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
-    assert output.count('| 25 %, judged on the other training images |') == 4
+    assert output.count('| 25 %, evaluated on the other training images |') == 4
     for row in ('pretrained', 'scratch', 'scratch_layer_decay'):
         (folder,) = (tmp_path / 'out/finetune').glob(f'{row}_25pct_*_seed_0')
         rest, log = Config.fromfile(folder / 'rest.py'), (folder / 'rest.log').read_text()
@@ -211,7 +215,8 @@ def test_a_whole_comparison_and_going_on(data, tmp_path):
     run(*command)
     assert (tmp_path / 'out/table.md').read_text() == table
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
-    assert 'holds other settings than asked for now' in run(*more, tmp_path / 'longer.py', ok=False)
+    assert 'has other settings than the current ones' in run(*more, tmp_path / 'longer.py', ok=False)
     assert 'have the same share of labels' in run(*command, tmp_path / 'longer.py', ok=False)
-    assert 'each only once' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
-    assert '--jobs 0 must be positive' in run(*command, '--jobs', 0, ok=False)
+    assert '--rates=[0.001, 0.001] must differ' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
+    assert '--rates=nan must be a number above 0' in run(*command, '--rates', 'nan', ok=False)
+    assert '--jobs=0 must be a whole number of at least 1' in run(*command, '--jobs', 0, ok=False)

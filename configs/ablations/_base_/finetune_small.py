@@ -1,4 +1,4 @@
-"""Fine-tuning that judges ablations at the size of small.py: 12 epochs on `data_root`/train, judged on `data_root`/val.
+"""Fine-tuning of ablations at the size of small.py: 12 epochs on `data_root`/train, evaluated on `data_root`/val.
 
 tools/ablate.py sets data_root, the checkpoint and the seed; without a checkpoint it trains from scratch.
 """

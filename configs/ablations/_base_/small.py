@@ -1,6 +1,6 @@
-"""A size for two CPU cores, laid over the leaves by tools/ablate.py: a ViT of 0.8 M parameters, 80 px, patch 8.
+"""A size for two CPU cores that tools/ablate.py merges into the leaves: a ViT of 0.8 M parameters, 80 px, patch 8.
 
-10 x 10 tokens for the 14 x 14 of ViT-B at 224 px; what masks state in pixels is scaled with the patch.
+10 x 10 tokens instead of the 14 x 14 of ViT-B at 224 px; mask lengths in pixels are scaled with the patch.
 """
 
 model = dict(

@@ -1,4 +1,4 @@
-"""COCO at 1024 px with large-scale jitter, boxes and masks; a top-level `data_root` is where it lies."""
+"""COCO at 1024 px with large-scale jitter, boxes and masks; the top-level `data_root` is its folder."""
 
 image_size = (1024, 1024)
 data_root = 'data/coco'
@@ -13,7 +13,7 @@ crop = dict(
 filter_boxes = dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2))
 pad = dict(type='Pad', size=image_size, pad_val=dict(img=(114, 114, 114)))
 pack = dict(type='PackDetInputs')
-resize = dict(type='Resize', scale=image_size, keep_ratio=True)  # the model pads; boxes end where the image does
+resize = dict(type='Resize', scale=image_size, keep_ratio=True)  # the model pads; boxes are clipped to the image
 pack_test = dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 train_pipeline = [
     dict(_part_=name) for name in ('load', 'annotations', 'flip', 'jitter', 'crop', 'filter_boxes', 'pad', 'pack')

@@ -1,6 +1,6 @@
-"""What every detector here shares: a SimMIMViT with windows, its pyramid, and the schedule of ViTDet.
+"""Base of all detection configs: a SimMIMViT with windows, its feature pyramid, and the schedule of ViTDet.
 
-Give the checkpoint of the pretraining by `load_from`; without it, training starts from scratch.
+Set `load_from` to the pretraining checkpoint; without it, training starts from scratch.
 
 Source:   ViTDet (arXiv 2203.16527) and its public code: 1024 px, large-scale jitter, batch 64, AdamW with 1e-4 and
           weight decay 0.1, layer decay 0.7, drop path 0.1, 100 epochs with drops at 8/9 and 26/27 of the iterations,
@@ -14,7 +14,7 @@ custom_hooks = [dict(type='NumClassCheckHook')]
 vit = dict(
     type='simmim_plugin.SimMIMViT',
     arch='base',
-    img_size=224,  # tables of the pretraining's 14 x 14 patches, which the windows have, too
+    img_size=224,  # bias tables of 14 x 14 patches, as in pretraining and in each window
     drop_path_rate=0.1,
     use_shared_rel_pos_bias=False,
     use_rel_pos_bias=True,
@@ -24,8 +24,8 @@ vit = dict(
 )
 pyramid = dict(type='simmim_plugin.SimpleFeaturePyramid', in_channels=768)
 optim_wrapper = dict(
-    type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
-    parts=('backbone', 'neck'),  # MMCV's RoIAlign and NMS do not know bfloat16
+    type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on CPUs
+    parts=('backbone', 'neck'),  # MMCV's RoIAlign and NMS do not support bfloat16
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True),
     constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.7),

@@ -1,6 +1,6 @@
-"""What every fine-tuning here shares: a SimMIMViT with a linear classifier, layer decay, the schedule's shape.
+"""Base of all fine-tuning configs: a SimMIMViT with a linear classifier, layer decay, AdamW.
 
-Give the checkpoint of the pretraining by `load_from`; without it, training starts from scratch.
+Set `load_from` to the pretraining checkpoint; without it, training starts from scratch.
 """
 
 _base_ = '../../_base_/runtime.py'
@@ -15,13 +15,13 @@ model = dict(
         type='simmim_plugin.SimMIMViT',
         drop_path_rate=0.1,
         use_shared_rel_pos_bias=False,
-        use_rel_pos_bias=True,  # one table per block, each a copy of the pretrained shared one at first
-        out_type='avg_featmap',  # mean of the patch tokens through a new norm; the pretrained one is not loaded
+        use_rel_pos_bias=True,  # one table per block, initialised from the pretrained shared one
+        out_type='avg_featmap',  # mean of the patch tokens, then a new norm; the pretrained one is not loaded
         init_cut=2.0,
     ),
     head=dict(
         type='LinearClsHead',
-        num_classes=None,  # the number of folders in the training data
+        num_classes=None,  # the number of class folders in the training data
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),  # 0.02, times 0.001
     ),
@@ -39,7 +39,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
 )
-test_dataloader = val_dataloader  # a leaf's own line of this kind adds the leaf's part alone
+test_dataloader = val_dataloader  # a leaf repeats this line, which merges its own changes
 val_evaluator = [dict(type='Accuracy', topk=(1, 5)), dict(type='simmim_plugin.BalancedAccuracy')]
 test_evaluator = val_evaluator
 val_cfg = dict()

@@ -1,4 +1,4 @@
-"""ADE20K (150 classes) in crops of 512 px, as MMSegmentation has it; a top-level `data_root` is where it lies."""
+"""ADE20K (150 classes) in crops of 512 px, as in MMSegmentation; the top-level `data_root` is its folder."""
 
 data_root = 'data/ade/ADEChallengeData2016'
 
@@ -11,7 +11,7 @@ distort = dict(type='PhotoMetricDistortion')
 resize = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
 pack = dict(type='PackSegInputs')
 train_pipeline = [dict(_part_=name) for name in ('load', 'annotations', 'jitter', 'crop', 'flip', 'distort', 'pack')]
-# The annotations come after the resizing: judged at their own size.
+# Annotations are loaded after the resizing, so metrics are computed at their original size.
 test_pipeline = [dict(_part_=name) for name in ('load', 'resize', 'annotations', 'pack')]
 train_dataloader = dict(
     batch_size=2,

@@ -1,6 +1,6 @@
-"""What every segmentation here shares: MMSegmentation's scope, iterations instead of epochs, optimiser and schedule.
+"""Base of all segmentation configs: MMSegmentation's scope, iterations instead of epochs, optimiser and schedule.
 
-Give the checkpoint of the pretraining by `load_from`; without it, training starts from scratch.
+Set `load_from` to the pretraining checkpoint; without it, training starts from scratch.
 
 Source:   the recipe for ADE20K of BEiT (arXiv 2106.08254), with the rate and layer decay that MMSegmentation's config
           of MAE has: 160,000 iterations of 16 images, 1,500 of warm-up, a linear fall to 0, AdamW with 1e-4 and weight
@@ -13,7 +13,7 @@ default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
 )
-sync_bn = 'torch'  # batch-norm over all processes
+sync_bn = 'torch'  # batch-norm statistics over all ranks
 visualizer = dict(
     type='SegLocalVisualizer',
     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
@@ -32,7 +32,7 @@ default_hooks = dict(
 )
 custom_hooks = [dict(type='simmim_plugin.SegLabelHook')]
 optim_wrapper = dict(
-    type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on processors
+    type='simmim_plugin.AutocastOptimWrapper',  # bfloat16 on GPUs, float32 on CPUs
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     constructor='simmim_plugin.SimMIMOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.65),

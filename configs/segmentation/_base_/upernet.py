@@ -1,4 +1,4 @@
-"""UPerNet over the outputs of four blocks of a SimMIMViT, as MMSegmentation's configs of BEiT and MAE have it."""
+"""UPerNet on the outputs of four blocks of a SimMIMViT, as in MMSegmentation's configs of BEiT and MAE."""
 
 norm = dict(type='BN', requires_grad=True)
 loss = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
@@ -13,7 +13,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(512, 512),
-        test_cfg=dict(size_divisor=32),  # padded to whole patches; the result is cut back
+        test_cfg=dict(size_divisor=32),  # pads to whole patches; the output is cropped again
     ),
     backbone=dict(
         type='simmim_plugin.SimMIMViT',
