@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor, SizedImages
+from simmim_plugin.utils.arguments import choice, whole
 from simmim_plugin.utils.files import PART_SUFFIX, read_json, whole_file, write_json
 
 SUFFIXES = ('.npz', '.parquet')
@@ -118,12 +119,9 @@ def check_arguments(out: str, batch_size: int, workers: int, dtype: str) -> None
         raise FileExistsError(f'--out {out} exists already; remove it, or give another name')
     if suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
         raise ModuleNotFoundError(f"--out {out} needs pyarrow: pip install 'simmim_plugin[parquet]'", name='pyarrow')
-    if batch_size < 1:
-        raise ValueError(f'--batch-size {batch_size} must be positive')
-    if workers < 0:
-        raise ValueError(f'--workers {workers} must be 0 or more')
-    if dtype not in DTYPES:
-        raise ValueError(f'--dtype {dtype} is unknown; choose one of {", ".join(DTYPES)}')
+    whole('--batch-size', batch_size, 1)
+    whole('--workers', workers, 0)
+    choice('--dtype', dtype, DTYPES)
 
 
 def _relative(path: str, folder: str) -> str:

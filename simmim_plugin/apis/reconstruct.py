@@ -17,6 +17,7 @@ from simmim_plugin.datasets.transforms.masking import SimMIMMaskGenerator
 from simmim_plugin.models.losses import masked_loss
 from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import SCOPE
+from simmim_plugin.utils.arguments import grid_of, sides
 from simmim_plugin.utils.configs import reading_arguments, transform_arguments
 from simmim_plugin.utils.random_state import fixed_seed
 from simmim_plugin.visualization.sheets import check_picture_name, reconstruction_sheet
@@ -62,12 +63,8 @@ def reconstruct_files(
         raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
     model, pipeline = load_pretrained(checkpoint, device)
     reading = reading_arguments(pipeline)
-    size, patch = size or model.backbone.img_size, model.backbone.patch_size
-    if min(size) < 1 or size[0] % patch or size[1] % patch:
-        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in size)
-        raise ValueError(
-            f'--size {size[0]} {size[1]}: sides must be multiples of the patch, {patch} px; try --size {near}'
-        )
+    size, patch = sides('--size', model.backbone.img_size if size is None else size), model.backbone.patch_size
+    grid_of('--size', size, patch)
     if mask is not None:
         check_fills_holes(model, f'--mask {os.fspath(mask)}')
     generator = None if mask is not None else _generator(pipeline, patch, size, mask_ratio)

@@ -13,6 +13,7 @@ from simmim_plugin.checkpoints.loading import checked_backbone, load_pretrained
 from simmim_plugin.datasets.images import read_image
 from simmim_plugin.models.layers.architecture import block_numbers
 from simmim_plugin.models.vit import SimMIMViT
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 from simmim_plugin.visualization.features import feature_sheet
@@ -35,13 +36,12 @@ def input_size(image: Sequence[int], size: int | Sequence[int] | None, backbone:
     Raises:
         ValueError: A side is shorter than one patch, or `size` is not one or two numbers.
     """
-    sides = [min(backbone.img_size)] if size is None else [size] if isinstance(size, int) else list(size)
+    sides = [min(backbone.img_size)] if size is None else list(size) if isinstance(size, Sequence) else [size]
     if len(sides) not in (1, 2):
-        raise ValueError(f'--size takes the shorter side, or height and width, got {sides}')
+        raise ValueError(f'--size={size!r} must be the shorter side, or height and width')
     patch = backbone.patch_size
-    if min(sides) < patch:
-        words = ' '.join(map(str, sides))
-        raise ValueError(f'--size {words} is less than a patch of {patch} x {patch} px; give {patch} px or more')
+    for side in sides:
+        whole('--size', side, patch, hint=f'a patch has {patch} x {patch} px')
     height, width = (sides[0] * side / min(image) for side in image) if len(sides) == 1 else sides
     return round(height / patch) * patch, round(width / patch) * patch
 
@@ -114,12 +114,8 @@ def _checked_point(point: Point | PointChooser | None, image: Tensor, path: str)
     if point is None:
         return width // 2, height // 2
     x, y = point(image, os.path.basename(path)) if callable(point) else point
-    if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(
-            f'--point {x} {y} is outside {path} of {width} x {height} px (width x height); give x of '
-            f'0 ... {width - 1} and y of 0 ... {height - 1}'
-        )
-    return x, y
+    where = f'{path} has {width} x {height} px (width x height)'
+    return whole('x of --point', x, 0, width - 1, where), whole('y of --point', y, 0, height - 1, where)
 
 
 def _short_name(path: str | os.PathLike[str]) -> str:

@@ -8,6 +8,7 @@ from mmengine.optim.scheduler import _ParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 
 from simmim_plugin.registry import PARAM_SCHEDULERS
+from simmim_plugin.utils.arguments import number, whole
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -21,10 +22,13 @@ class LinearWarmupLR(LinearLR):
         args: See `mmengine.optim.LinearLR`.
         end: Length of the warm-up plus `begin`, in iterations, or in epochs with `convert_to_iter_based=True`.
         kwargs: See `mmengine.optim.LinearLR`.
+
+    Raises:
+        ValueError: `end` is not a whole number of at least 1.
     """
 
     def __init__(self, *args: Any, end: int, **kwargs: Any) -> None:
-        super().__init__(*args, end=end + 1, **kwargs)
+        super().__init__(*args, end=whole('LinearWarmupLR.end', end, 1) + 1, **kwargs)
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -43,13 +47,15 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
 
     Raises:
-        ValueError: The warm-up is longer than the schedule.
+        ValueError: An argument is out of range, or the warm-up is longer than the schedule.
     """
 
     def __init__(self, optimizer: Any, warmup: int, end: int, floor_ratio: float = 0.0, **kwargs: Any) -> None:
-        if not 0 <= warmup <= end:
-            raise ValueError(f'warmup={warmup} must lie between 0 and end={end}')
-        self.warmup, self.length, self.floor_ratio = warmup, end, floor_ratio
+        self.length = number('WarmupCosineLR.end', end, 0, ends='()')
+        self.warmup = number(
+            'WarmupCosineLR.warmup', warmup, 0, end, 'it is a part of the schedule, which ends at `end`'
+        )
+        self.floor_ratio = number('WarmupCosineLR.floor_ratio', floor_ratio, 0, 1)
         super().__init__(optimizer, end=end, **kwargs)
 
     @classmethod

@@ -15,6 +15,7 @@ from simmim_plugin.checkpoints.loading import build_backbone, build_data_preproc
 from simmim_plugin.datasets.images import ImageReadError, read_image
 from simmim_plugin.models.layers.architecture import block_numbers
 from simmim_plugin.models.vit import SimMIMViT
+from simmim_plugin.utils.arguments import choice, grid_of, names, sides
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 
@@ -109,13 +110,17 @@ class FeatureExtractor:
         self, size: int | Sequence[int] | None, blocks: int | Sequence[int] | str | None, kinds: Sequence[str]
     ) -> None:
         count = self.backbone.num_layers
-        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-        if not kinds or any(kind not in KINDS for kind in kinds):
-            raise ValueError(f'--kinds {" ".join(map(str, kinds))}: choose some of {" ".join(KINDS)}')
+        kinds = (kinds,) if isinstance(kinds, str) else names('--kinds', kinds, f'choose some of {", ".join(KINDS)}')
+        if not kinds:
+            raise ValueError(f'--kinds={kinds!r} must not be empty; choose some of {", ".join(KINDS)}')
+        for kind in kinds:
+            choice('--kinds', kind, KINDS)
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
         wanted = (blocks,) if isinstance(blocks, int) else (count,) if blocks is None else blocks
         self.blocks = tuple(block_numbers(wanted, count))
-        self.size = _checked_size(self.backbone.img_size if size is None else size, self.backbone.patch_size)
+        size = self.backbone.img_size if size is None else size
+        self.size = sides('--size', size[0] if isinstance(size, Sequence) and len(size) == 1 else size)
+        grid_of('--size', self.size, self.backbone.patch_size)
 
     @property
     def width(self) -> int:
@@ -221,18 +226,6 @@ def _reading(pipeline: Sequence[dict[str, Any]], backbone: SimMIMViT) -> dict[st
 
 def _name(block: int, kind: str, blocks: Sequence[int]) -> str:
     return kind if len(blocks) == 1 else f'block{block}_{kind}'
-
-
-def _checked_size(size: int | Sequence[int], patch: int) -> tuple[int, int]:
-    sides = [size] if isinstance(size, int) else list(size)
-    if len(sides) not in (1, 2):
-        raise ValueError(f'--size takes a side, or height and width, got {sides}')
-    if min(sides) < 1 or any(side % patch for side in sides):
-        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in sides)
-        raise ValueError(
-            f'--size {" ".join(map(str, sides))}: sides must be multiples of the patch, {patch} px; try --size {near}'
-        )
-    return sides[0], sides[-1]
 
 
 class SizedImages(Dataset):

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor
 from simmim_plugin.evaluation.probes import TEMPERATURE, K, LabelledFolder, run_probes
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import flag, number, whole
 from simmim_plugin.utils.configs import training_data
 from simmim_plugin.utils.distributed import whole_model
 from simmim_plugin.utils.runner_protocol import TrainingRunner
@@ -47,16 +48,13 @@ class ProbeHook(Hook):
         fraction: float = 1.0,
         workers: int = 2,
     ) -> None:
-        for name, value in (('interval', interval), ('k', k), ('temperature', temperature)):
-            if value <= 0:
-                raise ValueError(f'{name}={value} of ProbeHook must be positive')
-        self.folder = LabelledFolder(data_root, fraction)
-        self.interval = interval
+        self.interval = whole('ProbeHook.interval', interval, 1)
         self.blocks = blocks
-        self.linear = linear
-        self.k = k
-        self.temperature = temperature
-        self.workers = workers
+        self.linear = flag('ProbeHook.linear', linear)
+        self.k = whole('ProbeHook.k', k, 1, hint='e.g. 20')
+        self.temperature = number('ProbeHook.temperature', temperature, 0, hint='e.g. 0.07', ends='()')
+        self.workers = whole('ProbeHook.workers', workers, 0)
+        self.folder = LabelledFolder(data_root, fraction)
 
     def before_train(self, runner: TrainingRunner) -> None:
         """Check that the model has such blocks, before anything is trained."""

@@ -18,6 +18,7 @@ from simmim_plugin.datasets.class_names import class_folders
 from simmim_plugin.datasets.few_labels import stratified_subset
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor, SizedImages
+from simmim_plugin.utils.arguments import choice, number, whole
 
 K = 20
 TEMPERATURE = 0.07  # as in DINO (arXiv 2104.14294) and its forerunners
@@ -54,13 +55,13 @@ def knn_probe(train: Labelled, test: Labelled, name: str, k: int = K, temperatur
         temperature: The smaller, the more the nearest ones count.
 
     Raises:
-        ValueError: `k` is not in 1 ... number of training images.
+        ValueError: `k` is not from 1 to the number of training images, or the temperature is not above 0.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     count = len(train.labels)
-    if not 1 <= k <= count:
-        raise ValueError(f'k={k} of k-NN is outside 1 ... {count}, the number of training images')
+    whole('k', k, 1, count, f'there are {count} training images')
+    number('temperature', temperature, 0, hint='e.g. 0.07', ends='()')
     # exp(-distance / t) is exp(similarity / t) but for a factor that all neighbours share.
     classifier = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=partial(_votes, t=temperature))
     return _score(classifier.fit(train.features[name], train.labels), test, name)
@@ -121,8 +122,8 @@ class LabelledFolder:
                 f'data_root={os.fspath(data_root)!r} needs the folders train and val, with the same folders of classes '
                 f'in both; found {found[0]} and {found[1]}'
             )
-        if not 0 < fraction <= 1:
-            raise ValueError(f'fraction={fraction} is outside (0, 1]; 0.1 keeps 10 % of the labels')
+        number('fraction', fraction, 0, 1, '0.1 keeps 10 % of the labels', ends='(]')
+        whole('seed', seed, 0)
         self.classes = found[0]
         self.paths: dict[str, list[str]] = {}
         self.labels: dict[str, np.ndarray] = {}
@@ -152,6 +153,9 @@ class LabelledFolder:
             workers: Processes that read images.
             progress: Draw a progress bar.
         """
+        choice('split', split, SPLITS)
+        whole('batch_size', batch_size, 1)
+        whole('workers', workers, 0)
         rank, world = get_dist_info()
         mine = range(rank, len(self.paths[split]), world)
         images = Subset(SizedImages(self.paths[split], extractor.size, extractor.reading), mine)

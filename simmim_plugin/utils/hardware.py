@@ -60,7 +60,7 @@ def checked_device(device: str) -> str:
     """The name of a device; ValueError where it cannot be used."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+    except (RuntimeError, AssertionError, TypeError) as error:  # PyTorch's, for devices that are missing or none
         reason = str(error).split('\n')[0]
         raise ValueError(
             f'--device {device} cannot be used ({reason}); use cpu, or cuda on a machine with a GPU'

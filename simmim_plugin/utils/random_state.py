@@ -8,6 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from simmim_plugin.utils.arguments import whole
+
+LARGEST_SEED = 2**32 - 1  # of NumPy's
+
 
 def seed_everything(*key: int) -> None:
     """Seed Python, NumPy and PyTorch, GPUs included where they are in use, by numbers that are not negative.
@@ -28,7 +32,12 @@ def seed_everything(*key: int) -> None:
 
 @contextmanager
 def fixed_seed(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch (CPU) inside, and put their states back afterwards."""
+    """Seed Python, NumPy and PyTorch (CPU) within the context, and restore their states afterwards.
+
+    Raises:
+        ValueError: The seed is not a whole number of 32 bits.
+    """
+    whole('seed', seed, 0, LARGEST_SEED)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

@@ -272,9 +272,9 @@ def test_wrong_arguments_are_named_before_any_work(image_folder, checkpoint, tmp
         (ValueError, r'--out .*a.csv: features are written as .npz or .parquet', image_folder, 'a.csv', {}),
         (FileExistsError, r'--out .*old.npz exists already', image_folder, 'old.npz', {}),
         (FileNotFoundError, r'FOLDER .*gone. is not a folder', tmp_path / 'gone', 'a.npz', {}),
-        (ValueError, '--batch-size 0 must be positive', image_folder, 'a.npz', dict(batch_size=0)),
-        (ValueError, '--workers -1 must be 0 or more', image_folder, 'a.npz', dict(workers=-1)),
-        (ValueError, '--dtype int8 is unknown; choose one of float32', image_folder, 'a.npz', dict(dtype='int8')),
+        (ValueError, '--batch-size=0 must be a whole number of at least 1', image_folder, 'a.npz', dict(batch_size=0)),
+        (ValueError, '--workers=-1 must be a whole number of at least 0', image_folder, 'a.npz', dict(workers=-1)),
+        (ValueError, "--dtype='int8' is unknown; choose one of 'float32'", image_folder, 'a.npz', dict(dtype='int8')),
     ):
         with pytest.raises(error, match=message):
             extract_folder(extractor, folder, tmp_path / out, **kwargs)
@@ -308,7 +308,7 @@ def test_command_line(image_folder, checkpoint, tmp_path, monkeypatch, capsys):
         ((tmp_path / 'gone.pth', image_folder, '--out', 'b.npz'), r"error: checkpoint '.*gone.pth' does not exist"),
         ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', '0'), r'error: blocks=\[0\]: the model has blocks'),
         ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', 'x'), r"error: blocks=\['x'\]: the model has"),
-        ((checkpoint, image_folder, '--out', 'b.npz', '--size', '9'), 'error: --size 9: sides must be multiples'),
+        ((checkpoint, image_folder, '--out', 'b.npz', '--size', '9'), 'error: --size of 9 x 9 px: both sides must be'),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*words)

@@ -98,7 +98,7 @@ def test_bad_masks_are_named(save, photo, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'--mask .*nothing.png: no such file'):
         reconstruct_files(checkpoint, [photo], out, mask=tmp_path / 'nothing.png')
     with pytest.raises(
-        ValueError, match=r'--size 50 60: sides must be multiples of the patch, 16 px; try --size 48 64'
+        ValueError, match=r'--size of 50 x 60 px: both sides must be multiples of the patch, 16 px, e.g. 48 x 64'
     ):
         reconstruct_files(checkpoint, [photo], out, size=(50, 60))
     with pytest.raises(ValueError, match=r'--mask .*small.png and --mask-ratio 0.5 exclude each other'):

@@ -58,10 +58,11 @@ def test_sizes_keep_the_proportions_and_fit_the_patches():
     assert input_size((600, 400), 256, model) == (384, 256)
     assert input_size((400, 600), [250, 100], model) == (256, 96)
     assert input_size((3, 2), [100], model) == (144, 96)
-    for size in (15, -1, [64, 0]):
-        with pytest.raises(ValueError, match='is less than a patch of 16 x 16 px; give 16 px or more'):
+    for size, shown in ((15, '15'), (-1, '-1'), ([64, 0], '0'), (64.0, '64.0'), ('x', "'x'")):
+        words = f'--size={shown} must be a whole number of at least 16; a patch has 16 x 16 px'
+        with pytest.raises(ValueError, match=words):
             input_size((400, 600), size, model)
-    with pytest.raises(ValueError, match=r'--size takes the shorter side, or height and width, got \[1, 2, 3\]'):
+    with pytest.raises(ValueError, match=r'--size=\[1, 2, 3\] must be the shorter side, or height and width'):
         input_size((400, 600), [1, 2, 3], model)
 
 
@@ -159,14 +160,21 @@ def test_a_click_gives_the_point(monkeypatch):
 def test_bad_input_is_named(checkpoint, photos, tmp_path):
     out = tmp_path / 'x.png'
     (tmp_path / 'text.png').write_text('no image')
-    with pytest.raises(ValueError, match=r'--point 120 50 is outside .*long.*png of 40 x 40 px .*x of 0 ... 39 and y'):
-        draw_features(checkpoint, photos, out, (120, 50))
-    with pytest.raises(ValueError, match='--point -1 0 is outside'):
-        draw_features(checkpoint, photos, out, (-1, 0))
+    for point, words in (
+        (
+            (120, 50),
+            'x of --point=120 must be a whole number from 0 to 39; .*long.*png has 40 x 40 px .width x height.',
+        ),
+        ((-1, 0), 'x of --point=-1 must be a whole number from 0 to 149; .*wide.png has 150 x 60 px .width x height.'),
+        ((0, 60), 'y of --point=60 must be a whole number from 0 to 59; .*wide.png has 150 x 60 px .width x height.'),
+        ((0, 1.0), 'y of --point=1.0 must be a whole number from 0 to 59; .*'),
+    ):
+        with pytest.raises(ValueError, match=f'^{words}$'):
+            draw_features(checkpoint, photos, out, point)
     for blocks in ([4], [0], [1, 'x'], 'some', []):
         with pytest.raises(ValueError, match=r"blocks=.*: the model has blocks 1 ... 3; give numbers of these, or 'a"):
             draw_features(checkpoint, photos, out, blocks=blocks)
-    with pytest.raises(ValueError, match='--size 8 is less than a patch of 16 x 16 px'):
+    with pytest.raises(ValueError, match='--size=8 must be a whole number of at least 16; a patch has 16 x 16 px'):
         draw_features(checkpoint, photos, out, size=8)
     with pytest.raises(ValueError, match=r'text.png: cannot identify image file'):
         draw_features(checkpoint, [*photos, tmp_path / 'text.png'], out)

@@ -177,11 +177,14 @@ def test_errors_name_the_argument(tmp_path):
     for arguments, message in (
         (dict(blocks=[4]), r'blocks=\[4\]: the model has blocks 1 \.\.\. 3'),
         (dict(blocks=[]), r'blocks=\[\]: the model has'),
-        (dict(kinds=['pooled', 'mean']), '--kinds pooled mean: choose some of pooled cls patches'),
-        (dict(kinds=[]), '--kinds : choose some of'),
-        (dict(size=100), '--size 100: sides must be multiples of the patch, 16 px; try --size 96'),
-        (dict(size=(64, 0)), '--size 64 0: sides must be multiples of the patch, 16 px; try --size 64 16'),
-        (dict(size=(1, 2, 3)), r'--size takes a side, or height and width, got \[1, 2, 3\]'),
+        (dict(kinds=['pooled', 'mean']), "--kinds='mean' is unknown; choose one of 'pooled', 'cls', 'patches'"),
+        (dict(kinds=1), '--kinds=1 must be a list of names; choose some of pooled, cls, patches'),
+        (dict(kinds=[]), r'--kinds=\(\) must not be empty; choose some of pooled, cls, patches'),
+        (dict(size=100), '--size of 100 x 100 px: both sides must be multiples of the patch, 16 px, e.g. 96 x 96'),
+        (dict(size=(64, 0)), r'--size=\(64, 0\) must be one side or \(height, width\), in whole pixels'),
+        (dict(size=(1, 2, 3)), r'--size=\(1, 2, 3\) must be one side or \(height, width\), in whole pixels'),
+        (dict(size=64.0), '--size=64.0 must be one side or'),
+        (dict(device=1.0), r'--device 1.0 cannot be used \(.*\); use cpu, or cuda'),
         (dict(device='cuda:77'), '--device cuda:77 cannot be used'),
     ):
         with pytest.raises(ValueError, match=message):

@@ -119,10 +119,12 @@ def test_interval_blocks_and_shares(data, tmp_path):
 
 def test_errors_come_before_training(data, tmp_path):
     for arguments, message in (
-        (dict(interval=0), 'interval=0 of ProbeHook must be positive'),
-        (dict(fraction=0), r'fraction=0 is outside \(0, 1\]'),
-        (dict(k=0), 'k=0 of ProbeHook must be positive'),
-        (dict(temperature=0), 'temperature=0 of ProbeHook must be positive'),
+        (dict(interval=0), 'ProbeHook.interval=0 must be a whole number of at least 1'),
+        (dict(linear=None), 'ProbeHook.linear=None must be True or False'),
+        (dict(workers=-1), 'ProbeHook.workers=-1 must be a whole number of at least 0'),
+        (dict(fraction=0), r'fraction=0 must be a number in \(0, 1\]; 0.1 keeps 10 % of the labels'),
+        (dict(k=0), 'ProbeHook.k=0 must be a whole number of at least 1; e.g. 20'),
+        (dict(temperature=0), 'ProbeHook.temperature=0 must be a number above 0; e.g. 0.07'),
     ):
         with pytest.raises(ValueError, match=message):
             ProbeHook(str(data), **arguments)

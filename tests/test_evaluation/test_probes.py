@@ -63,9 +63,12 @@ def test_knn_against_votes_counted_by_hand():
     assert knn_probe(train, test, 'x', k=3, temperature=0.003) == (100, 100)
     assert knn_probe(train, test, 'x', k=3, temperature=10.0) == (pytest.approx(200 / 3), 50)
     assert knn_probe(train, test, 'x', k=1, temperature=10.0) == (100, 100)
-    for k in (0, 6):
-        with pytest.raises(ValueError, match=rf'k={k} of k-NN is outside 1 \.\.\. 5, the number of training images'):
+    for k in (0, 6, 2.0):
+        with pytest.raises(ValueError, match=f'k={k} must be a whole number from 1 to 5; there are 5 training images'):
             knn_probe(train, test, 'x', k=k)
+    for temperature in (0, np.nan):
+        with pytest.raises(ValueError, match=f'temperature={temperature} must be a number above 0; e.g. 0.07'):
+            knn_probe(train, test, 'x', k=3, temperature=temperature)
 
 
 def test_knn_of_random_features_against_plain_torch():
@@ -174,8 +177,8 @@ def test_errors_of_the_folder_name_it(tmp_path):
     with pytest.raises(ValueError, match=r"data_root='.*train' needs the folders train and val.*found \[\] and \[\]"):
         LabelledFolder(root / 'train')
     (root / 'val/c').rename(root / 'val/b')
-    for fraction in (0, 1.5):
-        with pytest.raises(ValueError, match=rf'fraction={fraction} is outside \(0, 1\]'):
+    for fraction in (0, 1.5, np.nan):
+        with pytest.raises(ValueError, match=rf'fraction={fraction} must be a number in \(0, 1\]; 0.1 keeps 10 %'):
             LabelledFolder(root, fraction)
     next((root / 'val/b').iterdir()).unlink()
     with pytest.raises(ValueError, match=r"val/b' holds no image; remove it, or fill it"):
@@ -212,6 +215,10 @@ def test_features_are_in_the_order_of_files_without_unreadable_ones(tmp_path, br
         path.write_bytes(b'no image')
     with pytest.raises(ValueError, match='no image of val could be read'):
         broken.features(extractor, 'val')
+    with pytest.raises(ValueError, match="split='test' is unknown; choose one of 'train', 'val'"):
+        broken.features(extractor, 'test')
+    with pytest.raises(ValueError, match='batch_size=0 must be a whole number of at least 1'):
+        broken.features(extractor, 'val', batch_size=0)
 
 
 def test_names_and_values_of_the_scores(tmp_path, broken):

@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import flag
 from simmim_plugin.utils.distributed import bare_model, is_sharded
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
@@ -26,7 +27,8 @@ class CompileHook(Hook):
     """
 
     def __init__(self, mode: str | None = None, backend: str = 'inductor', fullgraph: bool | None = None) -> None:
-        self.mode, self.backend, self.fullgraph = mode, backend, fullgraph
+        self.mode, self.backend = mode, backend
+        self.fullgraph = None if fullgraph is None else flag('CompileHook.fullgraph', fullgraph)
 
     def before_train(self, runner: TrainingRunner) -> None:
         """Compile; PyTorch does the work in the first iteration."""

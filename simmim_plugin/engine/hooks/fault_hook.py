@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from simmim_plugin.engine.hooks.runtime_info_hook import SimMIMRuntimeInfoHook
 from simmim_plugin.engine.step_records import SKIPPED, Step
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import number, whole
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 WRITTEN_DOWN = 10  # skipped steps whose images are listed
@@ -45,13 +46,10 @@ class FaultHook(Hook):
     def __init__(
         self, interval: int | None = None, max_in_a_row: int = 100, spike: float = 2.0, window: int = 1000
     ) -> None:
-        for name, value in (('interval', interval), ('max_in_a_row', max_in_a_row), ('window', window)):
-            if value is not None and value < 1:
-                raise ValueError(f'{name}={value} of FaultHook must be positive')
-        if spike <= 1:
-            raise ValueError(f'spike={spike} of FaultHook must be above 1, such as 2')
-        self.interval, self.max_in_a_row, self.spike = interval, max_in_a_row, spike
-        self.losses: deque[float] = deque(maxlen=window)
+        self.interval = None if interval is None else whole('FaultHook.interval', interval, 1)
+        self.max_in_a_row = whole('FaultHook.max_in_a_row', max_in_a_row, 1)
+        self.spike = number('FaultHook.spike', spike, 1, hint='e.g. 2', ends='()')
+        self.losses: deque[float] = deque(maxlen=whole('FaultHook.window', window, 1))
         self.in_a_row = 0
 
     def before_train(self, runner: TrainingRunner) -> None:

@@ -14,8 +14,11 @@ from mmengine.logging import print_log
 
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import choice, names
 from simmim_plugin.utils.errors import EXIT_CODE
 from simmim_plugin.utils.runner_protocol import TrainingRunner
+
+SIGNALS = sorted(signal.Signals.__members__.keys() - {'SIGKILL', 'SIGSTOP'})  # those two cannot be handled
 
 
 class PatientWorker:
@@ -59,7 +62,8 @@ class InterruptHook(Hook):
     priority = 'LOWEST'  # everything of the iteration is done
 
     def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')) -> None:
-        self.signals = [signal.Signals[name] for name in signals]
+        listed = names('InterruptHook.signals', signals, "e.g. ['SIGTERM', 'SIGUSR1']")
+        self.signals = [signal.Signals[choice('InterruptHook.signals', name, SIGNALS)] for name in listed]
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._workers: PatientWorker | None = None

@@ -14,8 +14,9 @@ from torch import Tensor
 from simmim_plugin.models.losses import masked_loss, visible_mean
 from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import flag, whole
 from simmim_plugin.utils.distributed import whole_model
-from simmim_plugin.utils.random_state import fixed_seed
+from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
 
@@ -42,7 +43,7 @@ class ReconstructionHook(Hook):
         seed: Of the crops and masks.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: An argument is out of range, or the images have no masks.
     """
 
     priority = 'LOWEST'  # after the checkpoint is written, so that the summary can name it
@@ -57,17 +58,13 @@ class ReconstructionHook(Hook):
         out_dir: str | None = None,
         seed: int = 0,
     ) -> None:
-        if interval < 1 or num_images < 1 or num_measured < 1:
-            raise ValueError(
-                f'interval={interval}, num_images={num_images}, num_measured={num_measured} must be positive'
-            )
-        self.interval = interval
-        self.by_epoch = by_epoch
-        self.num_images = num_images
-        self.num_measured = max(num_images, num_measured)
+        self.interval = whole('ReconstructionHook.interval', interval, 1)
+        self.by_epoch = flag('ReconstructionHook.by_epoch', by_epoch)
+        self.num_images = whole('ReconstructionHook.num_images', num_images, 1)
+        self.num_measured = max(num_images, whole('ReconstructionHook.num_measured', num_measured, 1))
         self.dataset = dataset
         self.out_dir = out_dir
-        self.seed = seed
+        self.seed = whole('ReconstructionHook.seed', seed, 0, LARGEST_SEED)
 
     def before_train(self, runner: TrainingRunner) -> None:
         """Draw the fixed images, and show the model as it is at the start."""

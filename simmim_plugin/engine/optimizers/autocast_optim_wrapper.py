@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from simmim_plugin.engine.runners.mmengine_internals import skips_steps_itself
 from simmim_plugin.engine.step_records import SKIPPED, StepRecords
 from simmim_plugin.registry import OPTIM_WRAPPERS
+from simmim_plugin.utils.arguments import choice, flag, names
 from simmim_plugin.utils.hardware import has_bfloat16
 
 
@@ -35,7 +36,7 @@ class AutocastOptimWrapper(OptimWrapper):
         kwargs: See `mmengine.optim.OptimWrapper`.
 
     Raises:
-        ValueError: `on_cpu` is unknown, or the model has no such part.
+        ValueError: An argument is of another kind, or the model has no such part.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class AutocastOptimWrapper(OptimWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if on_cpu not in (True, False, 'auto'):
-            raise ValueError(f"on_cpu={on_cpu!r} is unknown; choose True, False or 'auto'")
-        self.on_cpu, self.parts = has_bfloat16() if on_cpu == 'auto' else on_cpu, parts
-        self.skip_nonfinite = skip_nonfinite
+        choice('AutocastOptimWrapper.on_cpu', on_cpu, (True, False, 'auto'))
+        self.on_cpu = has_bfloat16() if on_cpu == 'auto' else on_cpu
+        self.parts = None if parts is None else names('AutocastOptimWrapper.parts', parts, "e.g. ['backbone', 'neck']")
+        self.skip_nonfinite = flag('AutocastOptimWrapper.skip_nonfinite', skip_nonfinite)
         self.records: StepRecords | None = None  # SimMIMRuntimeInfoHook's
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:

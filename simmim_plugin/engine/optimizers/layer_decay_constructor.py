@@ -9,6 +9,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from simmim_plugin.utils.arguments import keys, number
 
 # Parameters without weight decay whatever their shape, by the end of their name.
 NO_DECAY_NAMES = ('cls_token', 'pos_embed')
@@ -42,15 +43,10 @@ class SimMIMOptimWrapperConstructor:
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
-        wishes = dict(paramwise_cfg or {})
-        self.layer_decay_rate = wishes.pop('layer_decay_rate', 1.0)
-        if wishes:
-            raise ValueError(
-                f'paramwise_cfg={wishes}: this constructor knows layer_decay_rate only; for other wishes set '
-                "optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
-            )
-        if not 0 < self.layer_decay_rate <= 1:
-            raise ValueError(f'layer_decay_rate={self.layer_decay_rate} is outside (0, 1]; the published value is 0.65')
+        hint = "for MMEngine's other options set optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
+        given = {} if paramwise_cfg is None else keys('paramwise_cfg', paramwise_cfg, [], ['layer_decay_rate'], hint)
+        rate = given.get('layer_decay_rate', 1.0)
+        self.layer_decay_rate = number('layer_decay_rate', rate, 0, 1, 'the published value is 0.65', ends='(]')
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from simmim_plugin.registry import STRATEGIES
+from simmim_plugin.utils.arguments import names
 from simmim_plugin.utils.console import shorten
 from simmim_plugin.utils.distributed import _whole
 from simmim_plugin.utils.files import whole_file
@@ -47,7 +48,7 @@ class ShardedStrategy(DDPStrategy):
 
     def __init__(self, layers: Sequence[str] = ('Block',), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.layers = tuple(layers)
+        self.layers = names('ShardedStrategy.layers', layers, "e.g. ['Block']")
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger, with a short terminal; see `console.shorten`."""

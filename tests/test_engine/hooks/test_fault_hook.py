@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite: the step is skipped, counted, written down; too many end the training."""
 
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,7 +132,19 @@ def test_a_missing_reader_is_named():
         FaultHook().before_train(SimpleNamespace(hooks=[RuntimeInfoHook()]))
 
 
-@pytest.mark.parametrize(('argument', 'value'), [('interval', 0), ('spike', 1.0), ('max_in_a_row', 0), ('window', -1)])
-def test_wrong_arguments_are_named(argument, value):
-    with pytest.raises(ValueError, match=f'{argument}={value} of FaultHook'):
+@pytest.mark.parametrize(
+    ('argument', 'value', 'words'),
+    [
+        ('interval', 0, 'FaultHook.interval=0 must be a whole number of at least 1'),
+        ('interval', 2.0, 'FaultHook.interval=2.0 must be a whole number of at least 1'),
+        ('spike', 1.0, 'FaultHook.spike=1.0 must be a number above 1; e.g. 2'),
+        ('spike', float('nan'), 'FaultHook.spike=nan must be a number above 1; e.g. 2'),
+        ('max_in_a_row', 0, 'FaultHook.max_in_a_row=0 must be a whole number of at least 1'),
+        ('max_in_a_row', None, 'FaultHook.max_in_a_row=None must be a whole number of at least 1'),
+        ('window', -1, 'FaultHook.window=-1 must be a whole number of at least 1'),
+        ('window', '9', "FaultHook.window='9' must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(argument, value, words):
+    with pytest.raises(ValueError, match=f'^{re.escape(words)}$'):
         FaultHook(**{argument: value})

@@ -11,6 +11,21 @@ from helpers.paths import ROOT
 from helpers.processes import command_of
 from simmim_plugin.apis import train
 from simmim_plugin.config import load_config
+from simmim_plugin.engine.hooks.interrupt_hook import InterruptHook
+
+
+@pytest.mark.parametrize(
+    ('signals', 'words'),
+    [
+        (['SIGSOON'], r"InterruptHook.signals='SIGSOON' is unknown; choose one of 'SIGABRT', .*'SIGTERM', .*"),
+        (['SIGTERM', 'SIGKILL'], "InterruptHook.signals='SIGKILL' is unknown; choose one of .*"),
+        ('SIGTERM', r"InterruptHook.signals='SIGTERM' must be a list of names; e.g. \['SIGTERM', 'SIGUSR1'\]"),
+        ([15], r'InterruptHook.signals=\[15\] must be a list of names; .*'),
+    ],
+)
+def test_wrong_signals_are_named(signals, words):
+    with pytest.raises(ValueError, match=f'^{words}$'):
+        InterruptHook(signals)
 
 
 @pytest.mark.slow

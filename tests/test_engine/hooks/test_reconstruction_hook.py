@@ -61,8 +61,15 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match='interval=0'):
-        ReconstructionHook(interval=0)
+    for argument, value, words in (
+        ('interval', 0, 'interval=0 must be a whole number of at least 1'),
+        ('num_images', 1.0, 'num_images=1.0 must be a whole number of at least 1'),
+        ('num_measured', None, 'num_measured=None must be a whole number of at least 1'),
+        ('by_epoch', 'yes', "by_epoch='yes' must be True or False"),
+        ('seed', -1, 'seed=-1 must be a whole number from 0 to 4294967295'),
+    ):
+        with pytest.raises(ValueError, match=f'^ReconstructionHook.{words}$'):
+            ReconstructionHook(**{argument: value})
     dataset = [dict(inputs=torch.zeros(3, 64, 64))]
     runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset))
     with pytest.raises(ValueError, match='add SimMIMMaskGenerator'):
@@ -88,3 +95,6 @@ def test_fixed_seed_puts_the_random_states_back():
     with fixed_seed(3):
         assert draw() == inside
     assert draw() == first
+    for seed in (-1, 2**32, 1.0, None):
+        with pytest.raises(ValueError, match=f'^seed={seed} must be a whole number from 0 to 4294967295$'):
+            fixed_seed(seed).__enter__()

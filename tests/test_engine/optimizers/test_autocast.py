@@ -67,8 +67,13 @@ def test_auto_is_bfloat16_where_the_processor_has_it(avx512, amx, seen, monkeypa
     with wrapper.optim_context(model):
         model(torch.ones(2, 3))
     assert model.seen == [seen] * 3
-    with pytest.raises(ValueError, match="on_cpu='maybe' is unknown; choose True, False or 'auto'"):
-        AutocastOptimWrapper(optimizer=wrapper.optimizer, on_cpu='maybe')
+    for argument, value, words in (
+        ('on_cpu', 'maybe', "on_cpu='maybe' is unknown; choose one of True, False, 'auto'"),
+        ('parts', 'backbone', r"parts='backbone' must be a list of names; e.g. \['backbone', 'neck'\]"),
+        ('skip_nonfinite', 1, 'skip_nonfinite=1 must be True or False'),
+    ):
+        with pytest.raises(ValueError, match=f'^AutocastOptimWrapper.{words}$'):
+            AutocastOptimWrapper(optimizer=wrapper.optimizer, **{argument: value})
 
 
 def test_what_was_patched_before_stays():

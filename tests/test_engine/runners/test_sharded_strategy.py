@@ -1,6 +1,7 @@
 """Sharded training (FSDP) of two gloo processes: losses and checkpoints are those of data-parallel training."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from helpers.paths import ROOT
 from helpers.processes import gloo_environment
+from simmim_plugin import ShardedStrategy
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.checkpoints.loading import load_pretrained
 
@@ -92,6 +94,13 @@ def test_losses_and_checkpoints_are_those_of_data_parallel_training(train, tmp_p
     # And the other way round.
     losses, _ = train('from_ddp', True, 2, flags=('--resume', tmp_path / 'ddp/epoch_2.pth'))
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(ddp[6:]), rtol=1e-4, atol=0)
+
+
+def test_wrong_layers_are_named():
+    for layers in ('Block', None, [1]):
+        words = re.escape(f"ShardedStrategy.layers={layers!r} must be a list of names; e.g. ['Block']")
+        with pytest.raises(ValueError, match=f'^{words}$'):
+            ShardedStrategy(layers)
 
 
 def test_what_does_not_go_together(train):
