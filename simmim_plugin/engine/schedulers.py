@@ -1,4 +1,4 @@
-"""The reference's schedules of the learning rate, and what in a config's schedule is hardly meant."""
+"""Learning rate schedules of the SimMIM reference implementation."""
 
 import math
 from typing import Any
@@ -13,10 +13,10 @@ from simmim_plugin.utils.arguments import number, whole
 
 @PARAM_SCHEDULERS.register_module()
 class LinearWarmupLR(LinearLR):
-    """MMEngine's `LinearLR`, reaching the full rate at the first iteration after the warm-up, as the reference does.
+    """MMEngine's `LinearLR`, reaching the full rate at the first iteration after the warm-up, as in the reference.
 
-    At iteration t of a warm-up over T: `lr * (start_factor + (1 - start_factor) * t / T)`, t = 0 ... T. MMEngine's own
-    is there one iteration early, at T - 1.
+    At iteration t of a warm-up over T: `lr * (start_factor + (1 - start_factor) * t / T)`, t = 0 ... T. MMEngine's
+    scheduler reaches it one iteration early, at T - 1.
 
     Args:
         args: See `mmengine.optim.LinearLR`.
@@ -33,17 +33,17 @@ class LinearWarmupLR(LinearLR):
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """The reference's fine-tuning schedule: linear warm-up, then a cosine that is not shifted by it, above one floor.
+    """Fine-tuning schedule of the reference: linear warm-up, then a cosine that is not shifted by it, above one floor.
 
     At iteration t, with T iterations in all and W of warm-up, where floor is `floor_ratio` of the highest rate of all
     parameter groups: `floor + (lr - floor) * t / W` for t < W, then `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`.
-    So the rate falls a little at the end of the warm-up, and layers with a lower rate have the same floor.
+    So the rate drops slightly at the end of the warm-up, and layers with a lower rate have the same floor.
 
     Args:
         optimizer: Optimiser or wrapper.
         warmup: Length of the warm-up, in iterations, or in epochs with `convert_to_iter_based=True`.
-        end: Length of the schedule, likewise.
-        floor_ratio: Lowest rate, as a share of the highest group's; it so follows the scaling to the total batch.
+        end: Length of the schedule, in the same units.
+        floor_ratio: Lowest rate, as a fraction of the highest group's, so that it scales with the total batch.
         kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
 
     Raises:
@@ -68,7 +68,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     def _get_value(self) -> list[float]:
         step = self.last_step
         share = step / self.warmup if step < self.warmup else (1 + math.cos(math.pi * step / self.length)) / 2
-        # MMEngine's wrapper adds a group of its own behind the optimiser's, which is not scaled to the batch.
+        # MMEngine's wrapper appends a group to the optimiser's, which is not scaled to the batch.
         optimizer: Any = getattr(self.optimizer, 'optimizer', self.optimizer)
         floor = self.floor_ratio * max(self.base_values[: len(optimizer.param_groups)])
         return [floor + (base - floor) * share for base in self.base_values]

@@ -56,10 +56,6 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-def _whole() -> StateDictOptions:
-    return StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
 def bare_model(runner: TrainingRunner) -> Any:
     """The model in training, without the wrapper of data-parallel training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,4 +1,4 @@
-"""A training that is terminated ends its loader's processes, too."""
+"""A terminated training ends the worker processes of its data loader."""
 
 import subprocess
 import sys
@@ -60,8 +60,8 @@ def test_no_worker_outlives_a_terminated_training(image_folder, tmp_path):
     assert not left
 
 
-def test_after_the_training_its_workers_heed_the_signal(image_folder, tmp_path):
-    """As they must where the process goes on: the garbage collector ends them by it."""
+def test_after_the_training_the_signal_ends_the_workers(image_folder, tmp_path):
+    """Required where the process continues: the garbage collector ends the workers by SIGTERM."""
     options = {
         'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 1,
         'train_dataloader.persistent_workers': True, 'train_cfg.max_epochs': 1, 'log_level': 'ERROR',

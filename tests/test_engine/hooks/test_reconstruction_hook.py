@@ -44,7 +44,7 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
     assert random.getstate() == state[2] and model.training
 
-    # The hook compares whole pictures in three batches; the model's own loss one batch.
+    # The hook predicts in three batches; the model's own loss is computed in one.
     data = model.eval().data_preprocessor({k: v.clone() for k, v in hook.batch.items()})
     with torch.no_grad():
         expected = model(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
@@ -83,7 +83,7 @@ def test_visible_mean_by_hand():
     assert visible_mean(image, torch.ones_like(mask)).unique().tolist() == [0]
 
 
-def test_fixed_seed_puts_the_random_states_back():
+def test_fixed_seed_restores_the_random_states():
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
 

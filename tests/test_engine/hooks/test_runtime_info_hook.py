@@ -1,4 +1,4 @@
-"""What iterations leave for the log: the same values as MMEngine's own hook, read rarely, in histories that end."""
+"""Scalars for the log: the same values as MMEngine's own hook, read rarely, in histories of limited length."""
 
 import time
 from types import SimpleNamespace
@@ -90,12 +90,12 @@ def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
 )
 def test_a_line_averages_over_the_iterations_since_the_last_one(settings, intervals, windows, monkeypatch):
     """In an epoch of ten iterations with a line at its end, unless the config gives the window."""
-    processor, found = SimMIMLogProcessor(**settings), []
+    formatter, found = SimMIMLogProcessor(**settings), []
     runner = SimpleNamespace(hooks=[LoggerHook(interval, ignore_last=False) for interval in intervals])
     monkeypatch.setattr(LogProcessor, 'get_log_after_iter', lambda self, *_: found.append(self.window_size))
     for i in range(10):
         if i == 9 or any((i + 1) % interval == 0 for interval in intervals):
-            processor.get_log_after_iter(runner, i, 'train')
+            formatter.get_log_after_iter(runner, i, 'train')
     assert found == windows
 
 

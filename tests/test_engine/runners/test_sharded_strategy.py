@@ -1,4 +1,4 @@
-"""Sharded training (FSDP) of two gloo processes: losses and checkpoints are those of data-parallel training."""
+"""Sharded training (FSDP) on two gloo ranks: losses and checkpoints equal those of data-parallel training."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_losses_and_checkpoints_are_those_of_data_parallel_training(train, tmp_p
     model, _ = load_pretrained(tmp_path / 'sharded/epoch_4.pth')  # one process, without a process group
     assert model.reconstruct(torch.zeros(1, 3, 64, 64), torch.ones(1, 8, 8)).isfinite().all()
 
-    # From the sharded checkpoint a sharded training goes on as if nothing had been, and one process goes on likewise.
+    # A sharded run and a single process resume from the sharded checkpoint as if never interrupted.
     for name, as_sharded, processes, batch in (('again', True, 2, 2), ('alone', False, 1, 4)):
         start = tmp_path / 'sharded/epoch_2.pth'
         losses, _ = train(
@@ -103,8 +103,8 @@ def test_wrong_layers_are_named():
             ShardedStrategy(layers)
 
 
-def test_what_does_not_go_together(train):
+def test_combinations_that_are_rejected(train):
     _, output = train('compiled', True, flags=('--compile',), code=1)
-    assert '--compile (CompileHook) does not go with ShardedStrategy' in output
+    assert '--compile (CompileHook) cannot be combined with ShardedStrategy' in output
     _, output = train('other_layers', True, 2, "strategy.layers=['Layer']", code=1)
     assert "layers=('Layer',) of ShardedStrategy: SimMIM has no such modules" in output
