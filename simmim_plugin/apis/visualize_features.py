@@ -1,4 +1,4 @@
-"""What a pretrained backbone makes of an image: patch features as colours, similarity and attention of one patch."""
+"""Visualise a pretrained backbone: patch features as colours, similarity and attention of one patch."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,18 +19,18 @@ from simmim_plugin.utils.hardware import checked_device
 from simmim_plugin.visualization.features import feature_sheet
 from simmim_plugin.visualization.sheets import check_picture_name
 
-MAX_NAME = 40  # characters of a file's name in a caption
+MAX_NAME = 40  # characters of a file name in a caption
 Point = tuple[int, int]  # x and y in pixels
 PointChooser = Callable[[Tensor, str], Point]
 
 
 def input_size(image: Sequence[int], size: int | Sequence[int] | None, backbone: SimMIMViT) -> tuple[int, int]:
-    """Height and width in pixels at which the backbone sees an image: multiples of its patch size.
+    """Height and width in pixels of the backbone's input for an image: multiples of its patch size.
 
     Args:
         image: Height and width of the image.
-        size: Its shorter side, the other follows the image's proportions; or height and width. None: the shorter side
-            of the backbone's `img_size`.
+        size: Shorter side, the other follows the image's proportions; or height and width. None: the shorter side of
+            the backbone's `img_size`.
         backbone: The model.
 
     Raises:
@@ -58,22 +58,22 @@ def draw_features(
 ) -> None:
     """Draw features, similarity and attention: one row per image and block (see `feature_sheet`).
 
-    How images are read is taken from the checkpoint; they are resized whole (bilinear), see `input_size`. A model with
-    relative position bias needs memory for heads x patches x patches numbers, twice: large sizes are dear.
+    The checkpoint defines how images are read; they are resized without cropping (bilinear), see `input_size`. A model
+    with relative position bias needs memory for 2 x heads x patches x patches numbers, much at large sizes.
 
     Args:
-        checkpoint: Written by a pretraining run.
-        images: Files.
+        checkpoint: Checkpoint of a pretraining.
+        images: Image files.
         out: The picture to write.
         point: x and y, in pixels of the image as stored (upright), of the patch whose similarity and attention are
-            shown; or a function that gives them, of the image (C, H, W) and its name. None: the centre.
-        blocks: Numbers of blocks, from 1; 'all'; None: four, spread evenly, with the last.
+            shown; or a function of the image (C, H, W) and its name that returns them. None: the centre.
+        blocks: Numbers of blocks, from 1, or 'all'. None: four, evenly spaced, with the last.
         size: See `input_size`.
-        device: Where to run the model.
+        device: Device of the model.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
+        ValueError: A file is not an image or checkpoint of this kind, or an argument is out of range.
     """
     check_picture_name(out)
     model, pipeline = load_pretrained(checkpoint, checked_device(device))
@@ -96,7 +96,7 @@ def draw_features(
                 raise
             raise ValueError(
                 f'--size: the {h} x {w} patches of {os.fspath(path)} at {height} x {width} px need more memory than '
-                'there is; give a smaller --size'
+                'is available; use a smaller --size'
             ) from error
         maps = [(features[0].permute(1, 2, 0), attention[0]) for features, attention in outputs]
         if numbers[-1] == backbone.num_layers:

@@ -1,4 +1,4 @@
-"""Seed all random number generators, for good or for a while."""
+"""Seed the random number generators of Python, NumPy and PyTorch."""
 
 import hashlib
 import random
@@ -14,10 +14,10 @@ LARGEST_SEED = 2**32 - 1  # of NumPy's
 
 
 def seed_everything(*key: int) -> None:
-    """Seed Python, NumPy and PyTorch, GPUs included where they are in use, by numbers that are not negative.
+    """Seed Python, NumPy and PyTorch (also on GPUs in use) from non-negative integers.
 
-    PyTorch's own seeds of neighbouring numbers are not independent; a hash of them is, and quicker than NumPy's
-    `SeedSequence`. NumPy takes 32 bits, so that from about 100,000 samples on a few pairs draw the same mask; their
+    The seeds are hashed, since neighbouring seeds of PyTorch are not independent; this is faster than NumPy's
+    `SeedSequence`. NumPy's seed has 32 bits: beyond about 100,000 samples a few pairs have the same mask, but their
     crops and flips differ.
     """
     digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=16).digest()
@@ -26,7 +26,7 @@ def seed_everything(*key: int) -> None:
     seed = int.from_bytes(digest[12:], 'little')
     if torch.cuda.is_initialized():
         torch.manual_seed(seed)
-    else:  # without a GPU torch.manual_seed would note a call for later, with a traceback
+    else:  # torch.manual_seed would queue a call for CUDA, with a traceback, each time
         torch.default_generator.manual_seed(seed)
 
 

@@ -19,7 +19,7 @@ from helpers.paths import ROOT
 from simmim_plugin import FeatureExtractor, SimMIM, cli, extract_folder
 from simmim_plugin.apis import extract_features
 
-# What image_folder holds: 12 images; in batches of 3, progress is saved after 6 and 12, with PART_IMAGES = 5.
+# The 12 images of image_folder; in batches of 3, progress is saved after 6 and 12, with PART_IMAGES = 5.
 FILES = sorted(f'part{i % 2}/{i:02}.jpg' for i in range(12))
 
 
@@ -35,14 +35,14 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 class Calls:
-    """Numbers of images in each call of an extractor; it breaks down at a chosen call."""
+    """Record the batch size of each call of an extractor, and raise at a chosen call."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
         self.broken = 0
 
     def fail_at(self, call: int) -> None:
-        """Count anew, and break down at this call; 0: at none."""
+        """Reset the record, and raise at this call; 0: never."""
         self.made, self.broken = [], call
 
 
@@ -77,7 +77,7 @@ def test_npz_holds_the_features_of_all_images_in_order(image_folder, checkpoint,
         for name in extractor.names:
             assert arrays[name].dtype == np.float32 and arrays[name].shape == (12, *extractor.shapes[name])
             np.testing.assert_allclose(arrays[name], by_hand(extractor, image_folder, name), rtol=1e-5, atol=1e-5)
-    assert zipfile.ZipFile(out).testzip() is None  # the check sums are right
+    assert zipfile.ZipFile(out).testzip() is None  # the checksums are right
     assert os.listdir(out.parent) == ['features.npz']
 
 
@@ -121,11 +121,11 @@ def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint,
     calls.fail_at(0)
     assert extract('broken') == whole
     assert calls.made == [3, 3]
-    assert f'resuming after 6 of 12 images, kept in {parts}' in capsys.readouterr().out
+    assert f'resuming after 6 of 12 images, saved in {parts}' in capsys.readouterr().out
     assert not parts.exists()
 
 
-def test_interrupted_while_joining_nothing_is_computed_again(image_folder, checkpoint, tmp_path, calls, monkeypatch):
+def test_after_an_interrupted_join_nothing_is_computed_again(image_folder, checkpoint, tmp_path, calls, monkeypatch):
     extractor, out = FeatureExtractor(checkpoint), tmp_path / 'a.npz'
     extract_folder(extractor, image_folder, tmp_path / 'whole.npz', workers=0)
 
@@ -178,7 +178,7 @@ extract_features.extract_folder(FeatureExtractor(checkpoint), folder, out, 3, wo
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_what_it_saved(image_folder, checkpoint, tmp_path, calls):
+def test_a_killed_process_keeps_what_it_saved(image_folder, checkpoint, tmp_path, calls):
     out = tmp_path / 'killed.npz'
     command = [sys.executable, '-c', KILLED, str(checkpoint), str(image_folder), str(out)]
     assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
@@ -193,8 +193,8 @@ def test_a_killed_process_leaves_what_it_saved(image_folder, checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize('suffix', ['npz', 'parquet'])
-def test_unreadable_images_are_left_out_and_named(image_folder, checkpoint, tmp_path, capsys, suffix):
-    bad = FILES[5:10] + FILES[11:]  # all of a batch, and some of others
+def test_unreadable_images_are_skipped_and_named(image_folder, checkpoint, tmp_path, capsys, suffix):
+    bad = FILES[5:10] + FILES[11:]  # a full batch, and some of others
     for file in bad:
         (image_folder / file).write_bytes((image_folder / file).read_bytes()[:100])
     out = tmp_path / f'a.{suffix}'
@@ -210,7 +210,7 @@ def test_unreadable_images_are_left_out_and_named(image_folder, checkpoint, tmp_
     assert capsys.readouterr().err.count('skipped: ') == 6
 
 
-def test_if_no_image_can_be_read_it_stops_and_another_try_is_free(image_folder, checkpoint, tmp_path):
+def test_if_no_image_can_be_read_it_stops_and_can_be_repeated(image_folder, checkpoint, tmp_path):
     originals = {file: (image_folder / file).read_bytes() for file in FILES}
     for file in FILES:
         (image_folder / file).write_bytes(b'nothing')
@@ -246,7 +246,7 @@ def test_parts_of_another_extraction_are_not_used(image_folder, checkpoint, tmp_
     refused('files was 12 with hash .*, is 12 with hash')
     assert calls.made == []
     os.remove(tmp_path / 'a.npz.parts' / 'settings.json')
-    refused('is no folder of parts')
+    refused('does not hold parts')
 
 
 def test_parts_stay_below_a_number_of_bytes(image_folder, checkpoint, tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_parts_stay_below_a_number_of_bytes(image_folder, checkpoint, tmp_path, 
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 3, 3]
 
 
-def test_float16_refuses_what_it_cannot_hold(image_folder, tmp_path):
+def test_float16_rejects_values_beyond_its_range(image_folder, tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     state = torch.load(tmp_path / 'a.pth', weights_only=True)
     state['state_dict']['backbone.norm.bias'] = torch.full_like(model.backbone.norm.bias, 1e5)

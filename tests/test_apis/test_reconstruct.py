@@ -87,7 +87,7 @@ def test_bad_masks_are_named(save, photo, tmp_path):
     Image.new('L', (128, 128), 1).save(tmp_path / 'black.png')
     for name, message in (
         ('small.png', r'small.png has 128 x 100 px, the image 128 x 128 \(height x width\)'),
-        ('black.png', 'black.png hides nothing at 64 x 64 px: paint what shall be hidden white'),
+        ('black.png', 'black.png hides nothing at 64 x 64 px: paint the area to hide white'),
     ):
         with pytest.raises(ValueError, match=message):
             reconstruct_files(checkpoint, [photo], out, mask=tmp_path / name)

@@ -212,7 +212,7 @@ def test_errors_of_the_tools(place, tool, tmp_path):
     checkpoint = place / 'pretrained.pth'
     for arguments, expected in (
         ([tmp_path / 'gone.pth', place / 'data'], "gone.pth' does not exist"),
-        ([checkpoint, other], "needs the folders train and val, with the same folders of classes in both; found ['a'"),
+        ([checkpoint, other], "needs the folders train and val, with the same class folders in both; found ['a'"),
         ([checkpoint, place / 'data', '--kinds', 'patches'], '--kinds patches: probes take one vector per image'),
         ([checkpoint, place / 'data', '--temperature', 0], '--temperature 0.0 must be positive'),
         (

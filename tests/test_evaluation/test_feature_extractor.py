@@ -49,7 +49,7 @@ def test_features_are_the_outputs_of_the_backbone(tmp_path, shape):
             np.testing.assert_allclose(values, expected[kind], rtol=1e-5, atol=1e-5)
 
 
-def test_one_block_gives_the_kinds_by_their_names_and_the_last_is_the_default(tmp_path):
+def test_keys_of_one_block_are_the_kinds_and_the_last_is_the_default(tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     images = photos(2, 3, 64, 64)
     (last,) = backbone_outputs(model.backbone.state_dict(), normalised(images))
@@ -64,7 +64,7 @@ def test_one_block_gives_the_kinds_by_their_names_and_the_last_is_the_default(tm
     assert extractor.shapes['block2_patches'] == (2, 6, 48) and extractor.shapes['block2_cls'] == (48,)
 
 
-def test_of_a_fine_tuned_model_pooled_is_what_its_classifier_sees(tmp_path):
+def test_pooled_features_of_a_fine_tuned_model_are_the_input_of_its_classifier(tmp_path):
     backbone = random_weights(SimMIMViT(**{k: v for k, v in FINETUNED.items() if k != 'type'})).eval()
     model = nn.ModuleDict(dict(backbone=backbone, head=nn.ModuleDict(dict(fc=nn.Linear(48, 10)))))
     start = dict(type='Pretrained', checkpoint='gone.pth', prefix='backbone.')
@@ -119,11 +119,11 @@ def test_images_are_resized_to_256_of_224_and_cropped_as_pil_does_it(tmp_path, s
     assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_a_model_in_training_is_left_as_it_was():
+def test_a_model_in_training_is_not_changed():
     torch.manual_seed(0)
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
     model = random_weights(SimMIM(backbone=TINY | dict(drop_path_rate=0.5), data_preprocessor=preprocessor)).train()
-    model.backbone.blocks[1].eval()  # by someone's hand
+    model.backbone.blocks[1].eval()  # set by the user
     extractor = FeatureExtractor.from_model(model, kinds=KINDS, blocks='all')
     modes = [module.training for module in model.modules()]
     inputs, mask = normalised(photos(2, 3, 64, 64)), torch.ones(2, 4, 4)
@@ -144,8 +144,8 @@ def test_a_model_in_training_is_left_as_it_was():
     assert extractor.backbone is model.backbone
 
 
-def test_images_are_red_first_whatever_the_models_preprocessor_makes_of_them():
-    """MMPretrain's turns OpenCV's order round; the features are those of SimMIM's own, which does not."""
+def test_images_are_rgb_whatever_the_models_preprocessor_flips():
+    """MMPretrain's preprocessor flips BGR to RGB, SimMIM's does not; the features are the same."""
     ours = random_weights(
         SimMIM(backbone=TINY, data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD))
     )
@@ -159,12 +159,12 @@ def test_images_are_red_first_whatever_the_models_preprocessor_makes_of_them():
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_a_model_in_memory_gives_the_features_of_its_present_weights(training):
+def test_a_model_in_memory_gives_the_features_of_its_current_weights(training):
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
     model = random_weights(SimMIM(backbone=TINY | dict(drop_path_rate=0.5), data_preprocessor=preprocessor))
     model.train(training)
     extractor = FeatureExtractor.from_model(model)
-    images = photos(2, 3, 48, 80)  # bias tables are resized, and must not be remembered
+    images = photos(2, 3, 48, 80)  # resized bias tables must not be cached
     for seed in (1, 2):
         random_weights(model, seed)
         (expected,) = backbone_outputs(model.backbone.state_dict(), normalised(images))
@@ -199,7 +199,7 @@ def test_errors_name_the_argument(tmp_path):
         FeatureExtractor.from_model(model)
 
 
-def test_other_checkpoints_are_refused_in_words(tmp_path):
+def test_other_checkpoints_are_rejected(tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'plain.pth')
     with pytest.raises(ValueError, match=r"plain.pth' carries no config of simmim_plugin"):

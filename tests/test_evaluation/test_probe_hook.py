@@ -22,7 +22,7 @@ OPTIONS = {
     'model.backbone.arch.num_layers': 2,
     'model.backbone.arch.num_heads': 2,
     'model.backbone.arch.feedforward_channels': 32,
-    'model.backbone.drop_path_rate': 0.3,  # it draws random numbers in the training
+    'model.backbone.drop_path_rate': 0.3,  # draws random numbers during training
     'train_dataloader.batch_size': 4,
     'train_dataloader.num_workers': 0,
     'train_dataloader.persistent_workers': False,
@@ -67,7 +67,7 @@ def losses(work_dir: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_scores_are_told_and_training_goes_on_as_without(data, tmp_path):
+def test_scores_are_logged_and_the_training_is_unchanged(data, tmp_path):
     build(data, tmp_path / 'without').train()
     hook = dict(type='ProbeHook', data_root=str(data), interval=1, k=3, workers=0)
     runner = build(data, tmp_path / 'with', hook)
@@ -97,8 +97,8 @@ def test_scores_are_told_and_training_goes_on_as_without(data, tmp_path):
         for name, score in expected.items():
             assert line[f'probe/{name}'] == pytest.approx(score.top1)
             assert line[f'probe/{name}_balanced'] == pytest.approx(score.balanced)
-        told = ', '.join(f'{n} {s.top1:.1f} % (balanced {s.balanced:.1f} %)' for n, s in expected.items())
-        assert f'Probes, epoch {line["step"]}: {told}; ' in log
+        listed = ', '.join(f'{n} {s.top1:.1f} % (balanced {s.balanced:.1f} %)' for n, s in expected.items())
+        assert f'Probes, epoch {line["step"]}: {listed}; ' in log
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_errors_come_before_training(data, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ProbeHook(str(data), **arguments)
-    with pytest.raises(ValueError, match='needs the folders train and val, with the same folders of classes in both'):
+    with pytest.raises(ValueError, match='needs the folders train and val, with the same class folders in both'):
         build(data, tmp_path / 'folder', dict(type='ProbeHook', data_root=str(data / 'train')))
     runner = build(data, tmp_path / 'block', dict(type='ProbeHook', data_root=str(data), interval=1, blocks=3))
     with pytest.raises(ValueError, match=r'blocks=.*3.*: the model has blocks 1 \.\.\. 2'):

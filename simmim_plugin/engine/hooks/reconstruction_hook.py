@@ -15,7 +15,7 @@ from simmim_plugin.models.losses import masked_loss, visible_mean
 from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import flag, whole
-from simmim_plugin.utils.distributed import whole_model
+from simmim_plugin.utils.distributed import unsharded_model
 from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
@@ -110,7 +110,7 @@ class ReconstructionHook(Hook):
 
     def show(self, runner: TrainingRunner, step: int) -> None:
         """Measure, log and draw, on rank 0; all ranks must call it."""
-        model = whole_model(runner)
+        model = unsharded_model(runner)
         if not is_main_process():
             return
         inputs, predicted = self._predict(model)
