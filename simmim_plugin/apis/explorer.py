@@ -87,12 +87,12 @@ class Explorer:
         """Picture of an image from `read`: (H', W', 3) uint8."""
         return self._enlarged(to_display(image[None].float(), image[None].float())[0])
 
-    def random_masks(self, local: Mapping[str, float], whole: Mapping[str, float], seed: int = 0) -> dict[str, Tensor]:
+    def random_masks(self, local: Mapping[str, float], coarse: Mapping[str, float], seed: int = 0) -> dict[str, Tensor]:
         """Draw masks.
 
         Args:
             local: `ratio` and `unit` (pixels) of the local mask; a ratio of 0: none.
-            whole: The same for the global mask.
+            coarse: The same for the global mask.
             seed: The same seed draws the same masks.
 
         Returns:
@@ -103,7 +103,7 @@ class Explorer:
                 patch.
         """
         parts: dict[str, Any] = {
-            name: dict(part) for name, part in (('local', local), ('global_', whole)) if part['ratio'] > 0
+            name: dict(part) for name, part in (('local', local), ('global_', coarse)) if part['ratio'] > 0
         }
         if not parts:
             raise ValueError('both ratios are 0, so nothing is masked; raise one')

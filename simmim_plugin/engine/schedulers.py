@@ -30,6 +30,12 @@ class LinearWarmupLR(LinearLR):
     def __init__(self, *args: Any, end: int, **kwargs: Any) -> None:
         super().__init__(*args, end=whole('LinearWarmupLR.end', end, 1) + 1, **kwargs)
 
+    @classmethod
+    def build_iter_from_epoch(cls, *args: Any, end: float, **kwargs: Any) -> Any:
+        """Build it from lengths in epochs."""
+        number('LinearWarmupLR.end', end, 0, ends='()')
+        return super().build_iter_from_epoch(*args, end=end, **kwargs)
+
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
@@ -63,6 +69,8 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         cls, optimizer: Any, warmup: int, end: int, epoch_length: int, by_epoch: bool = True, **kwargs: Any
     ) -> 'WarmupCosineLR':
         """Build it from lengths in epochs."""
+        number('WarmupCosineLR.end', end, 0, ends='()')
+        number('WarmupCosineLR.warmup', warmup, 0)
         return cls(optimizer, warmup * epoch_length, end * epoch_length, by_epoch=False, **kwargs)
 
     def _get_value(self) -> list[float]:

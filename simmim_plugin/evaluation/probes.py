@@ -116,6 +116,8 @@ class LabelledFolder:
     """
 
     def __init__(self, data_root: str | os.PathLike[str], fraction: float = 1.0, seed: int = 0) -> None:
+        if not isinstance(data_root, str | os.PathLike):
+            raise ValueError(f'data_root={data_root!r} must be the path of a folder with train and val')
         root = Path(data_root).expanduser()
         found = [class_folders(dict(data_root=root, data_prefix=split)) for split in SPLITS]
         if not found[0] or found[0] != found[1]:

@@ -36,9 +36,9 @@ def test_a_painted_mask_hides_and_fills_only_its_patches(checkpoint, photo, tmp_
         assert (changed == expected).all()
     assert made.hidden == 3 / 16
 
-    whole = np.zeros((72, 80), np.uint8)  # the tool with the same patches as a picture: 64 px are 71.1 px high
-    whole[18:36, 22:57] = whole[55:72, 59:76] = 255
-    Image.fromarray(whole).save(tmp_path / 'mask.png')
+    painted = np.zeros((72, 80), np.uint8)  # the tool with the same patches as a picture: 64 px are 71.1 px high
+    painted[18:36, 22:57] = painted[55:72, 59:76] = 255
+    Image.fromarray(painted).save(tmp_path / 'mask.png')
     (loss,) = reconstruct_files(checkpoint, [photo], tmp_path / 'out.png', mask=tmp_path / 'mask.png')
     assert made.loss == pytest.approx(loss)
 
@@ -57,12 +57,12 @@ def test_sliders_start_at_the_masks_of_the_training(tmp_path, checkpoint):
 
 def test_random_masks_have_the_ratio_and_depend_on_the_seed(checkpoint):
     explorer = Explorer(checkpoint)
-    local, whole = dict(ratio=0.5, unit=16), dict(ratio=0.25, unit=32)
-    masks = explorer.random_masks(local, whole, seed=3)
+    local, coarse = dict(ratio=0.5, unit=16), dict(ratio=0.25, unit=32)
+    masks = explorer.random_masks(local, coarse, seed=3)
     assert masks['mask_local'].sum() == 8 and masks['mask_global'].sum() == 4
     assert torch.equal(masks['mask'], masks['mask_local'] | masks['mask_global'])
-    assert torch.equal(masks['mask'], explorer.random_masks(local, whole, seed=3)['mask'])
-    assert not torch.equal(masks['mask'], explorer.random_masks(local, whole, seed=4)['mask'])
+    assert torch.equal(masks['mask'], explorer.random_masks(local, coarse, seed=3)['mask'])
+    assert not torch.equal(masks['mask'], explorer.random_masks(local, coarse, seed=4)['mask'])
     assert list(explorer.random_masks(local, dict(ratio=0, unit=32))) == ['mask']
     with pytest.raises(ValueError, match='both ratios are 0'):
         explorer.random_masks(dict(ratio=0, unit=16), dict(ratio=0, unit=32))

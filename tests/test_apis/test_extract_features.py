@@ -109,7 +109,7 @@ def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint,
         return out.read_bytes()
 
     (image_folder / FILES[1]).write_bytes(b'nothing')  # an image without a row
-    whole = extract('whole')
+    complete = extract('complete')
     assert calls.made == [2, 3, 3, 3] and 'resuming' not in capsys.readouterr().out
     calls.fail_at(4)  # 9 images are done, of which 6 are saved
     with pytest.raises(RuntimeError, match='power cut'):
@@ -119,7 +119,7 @@ def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint,
     assert sorted(os.listdir(parts)) == ['cls.bin', 'pooled.bin', 'settings.json']
     assert not (tmp_path / f'broken.{suffix}').exists()
     calls.fail_at(0)
-    assert extract('broken') == whole
+    assert extract('broken') == complete
     assert calls.made == [3, 3]
     assert f'resuming after 6 of 12 images, saved in {parts}' in capsys.readouterr().out
     assert not parts.exists()
@@ -127,7 +127,7 @@ def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint,
 
 def test_after_an_interrupted_join_nothing_is_computed_again(image_folder, checkpoint, tmp_path, calls, monkeypatch):
     extractor, out = FeatureExtractor(checkpoint), tmp_path / 'a.npz'
-    extract_folder(extractor, image_folder, tmp_path / 'whole.npz', workers=0)
+    extract_folder(extractor, image_folder, tmp_path / 'complete.npz', workers=0)
 
     def interrupted(file: BinaryIO, **arrays: np.ndarray) -> None:
         file.write(b'half')
@@ -140,13 +140,13 @@ def test_after_an_interrupted_join_nothing_is_computed_again(image_folder, check
     assert not out.exists()
     calls.fail_at(0)
     extract_folder(extractor, image_folder, out, workers=0)
-    assert calls.made == [] and out.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+    assert calls.made == [] and out.read_bytes() == (tmp_path / 'complete.npz').read_bytes()
 
 
 def test_a_full_disk_is_an_error_and_what_was_saved_is_kept(image_folder, checkpoint, tmp_path):
     """The real write fails, by a limit of the process, in the second half of the patches."""
     extractor, out = FeatureExtractor(checkpoint, kinds=['patches']), tmp_path / 'a.npz'
-    extract_folder(extractor, image_folder, tmp_path / 'whole.npz', 3, workers=0)
+    extract_folder(extractor, image_folder, tmp_path / 'complete.npz', 3, workers=0)
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 4 * 4 * 48 * 4, limits[1]))
@@ -157,7 +157,7 @@ def test_a_full_disk_is_an_error_and_what_was_saved_is_kept(image_folder, checkp
         signal.signal(signal.SIGXFSZ, handler)
     assert json.loads((tmp_path / 'a.npz.parts/settings.json').read_text())['done'] == 6
     extract_folder(extractor, image_folder, out, 3, workers=0)
-    assert out.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+    assert out.read_bytes() == (tmp_path / 'complete.npz').read_bytes()
 
 
 KILLED = """
@@ -229,24 +229,24 @@ def test_parts_of_another_extraction_are_not_used(image_folder, checkpoint, tmp_
         extract_folder(FeatureExtractor(checkpoint), image_folder, out, 5, workers=0)
     calls.fail_at(0)
 
-    def refused(message: str, extractor: FeatureExtractor | None = None, **kwargs: str) -> None:
+    def rejected(message: str, extractor: FeatureExtractor | None = None, **kwargs: str) -> None:
         with pytest.raises(ValueError, match=f'a.npz.parts .*{message}.*remove this folder, or give another --out'):
             extract_folder(extractor or FeatureExtractor(checkpoint), image_folder, out, 5, workers=0, **kwargs)
 
-    refused('dtype was float32, is float16', dtype='float16')
-    refused(r"kinds was \['pooled'\], is \['cls'\]", FeatureExtractor(checkpoint, kinds=['cls']))
-    refused(r'blocks was \[3\], is \[2\]', FeatureExtractor(checkpoint, blocks=[2]))
-    refused(r'size was \[64, 64\], is \[32, 32\]', FeatureExtractor(checkpoint, size=32))
+    rejected('dtype was float32, is float16', dtype='float16')
+    rejected(r"kinds was \['pooled'\], is \['cls'\]", FeatureExtractor(checkpoint, kinds=['cls']))
+    rejected(r'blocks was \[3\], is \[2\]', FeatureExtractor(checkpoint, blocks=[2]))
+    rejected(r'size was \[64, 64\], is \[32, 32\]', FeatureExtractor(checkpoint, size=32))
     pretrained(tmp_path / 'b.pth')
-    refused('checkpoint was .*/a.pth, is .*/b.pth', FeatureExtractor(tmp_path / 'b.pth'))
+    rejected('checkpoint was .*/a.pth, is .*/b.pth', FeatureExtractor(tmp_path / 'b.pth'))
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
     model = SimMIM(backbone=FeatureExtractor(checkpoint).backbone, data_preprocessor=preprocessor)
-    refused('model in memory cannot be resumed', FeatureExtractor.from_model(model))
+    rejected('model in memory cannot be resumed', FeatureExtractor.from_model(model))
     (image_folder / FILES[4]).rename(image_folder / 'part0' / 'renamed.jpg')
-    refused('files was 12 with hash .*, is 12 with hash')
+    rejected('files was 12 with hash .*, is 12 with hash')
     assert calls.made == []
     os.remove(tmp_path / 'a.npz.parts' / 'settings.json')
-    refused('does not hold parts')
+    rejected('does not hold parts')
 
 
 def test_parts_stay_below_a_number_of_bytes(image_folder, checkpoint, tmp_path, monkeypatch):

@@ -70,9 +70,9 @@ def test_tints_local_and_global_masks(save, photo, tmp_path):
         tuple(round(255 * (TINT * c + (1 - TINT) * GREY / 255)) for c in colour)
         for colour in (LOCAL_COLOUR, GLOBAL_COLOUR, BOTH_COLOUR)
     ]
-    local, whole, both = (found.pop(colour, 0) for colour in tinted)
-    assert local + both == 8 and whole + both == 4  # 8 of 16 units of a patch; 1 of 4 units of four patches
-    assert found == {(GREY,) * 3: 16 - local - whole - both}
+    local, coarse, both = (found.pop(colour, 0) for colour in tinted)
+    assert local + both == 8 and coarse + both == 4  # 8 of 16 units of a patch; 1 of 4 units of four patches
+    assert found == {(GREY,) * 3: 16 - local - coarse - both}
 
 
 def test_masks_of_other_packages_are_drawn_as_in_training(save, photo, tmp_path):

@@ -176,6 +176,11 @@ def test_errors_of_the_folder_name_it(tmp_path):
         LabelledFolder(root)
     with pytest.raises(ValueError, match=r"data_root='.*train' needs the folders train and val.*found \[\] and \[\]"):
         LabelledFolder(root / 'train')
+    for data_root in (None, 1.0):
+        with pytest.raises(
+            ValueError, match=f'^data_root={data_root} must be the path of a folder with train and val$'
+        ):
+            LabelledFolder(data_root)
     (root / 'val/c').rename(root / 'val/b')
     for fraction in (0, 1.5, np.nan):
         with pytest.raises(ValueError, match=rf'fraction={fraction} must be a number in \(0, 1\]; 0.1 keeps 10 %'):

@@ -78,10 +78,10 @@ def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
     hook = SimMIMRuntimeInfoHook()
     runner, _ = runner_of(hook, interval=1)
     hook.before_train(runner)
-    outputs = dict(loss=torch.tensor([2.0]), whole=torch.tensor(3), number=4.5, array=np.array(1.5))
+    outputs = dict(loss=torch.tensor([2.0]), integer=torch.tensor(3), number=4.5, array=np.array(1.5))
     hook.after_train_iter(runner, 0, None, outputs)
     found = {name: x.current() for name, x in runner.message_hub.log_scalars.items()}
-    assert found == {'train/loss': 2, 'train/whole': 3, 'train/number': 4.5, 'train/array': 1.5}
+    assert found == {'train/loss': 2, 'train/integer': 3, 'train/number': 4.5, 'train/array': 1.5}
 
 
 @pytest.mark.parametrize(
