@@ -1,6 +1,6 @@
-"""SimMIM, masked image modelling, for Vision Transformers, as a plugin of the OpenMMLab family.
+"""SimMIM, masked image modelling for Vision Transformers, as a plugin of the OpenMMLab projects.
 
-Components live in the scope `simmim_plugin`: `dict(type='simmim_plugin.SimMIMViT', ...)` works in every config of
+Components are registered in the scope `simmim_plugin`: `dict(type='simmim_plugin.SimMIMViT', ...)` works in configs of
 MMEngine, MMPretrain, MMDetection and MMSegmentation. In Python, import them from here:
 `from simmim_plugin import SimMIMViT`.
 """
@@ -71,5 +71,5 @@ def __getattr__(name: str) -> Any:
     """Import a component on first use, so that importing the package is quick."""
     if name not in _MODULE_OF:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
-    import_module(f'{__name__}.registry')  # where MMEngine is missing, it says what to install
+    import_module(f'{__name__}.registry')  # without MMEngine, its error names what to install
     return getattr(import_module(f'{__name__}.{_MODULE_OF[name]}'), name)

@@ -18,7 +18,7 @@ from simmim_plugin.utils.configs import datasets_of, innermost, training_data
 from simmim_plugin.utils.errors import did_you_mean
 from simmim_plugin.utils.resources import find_config
 
-# Top-level keys that mean something to MMEngine: a misspelt one would be ignored in silence.
+# Top-level keys that MMEngine uses; it silently ignores a misspelt one.
 RUNNER_KEYS = {
     *inspect.signature(Runner.__init__).parameters,
     *('activation_checkpointing', 'compile', 'custom_imports', 'data_root', 'efficient_conv_bn_eval'),
@@ -30,12 +30,12 @@ PART = '_part_'  # `dict(_part_='mask')` in a list stands for the top-level `mas
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and check the keys.
 
-    Lists may name their parts, see `fill_in_parts`. A top-level `data_root` goes to the data sets that say
-    `data_root=None`, as the configs here do: to set it, in a leaf config or by an option, is enough. The classes of a
-    model with `num_classes=None` are those of the training data, see `fill_in_data`.
+    Lists may name their parts, see `fill_in_parts`. Data sets with `data_root=None`, as in the configs of this package,
+    get the top-level `data_root`, which a leaf config or an option sets. A model with `num_classes=None` gets the
+    classes of the training data, see `fill_in_data`.
 
     Args:
-        path: The config file, or the name of one that comes with the package, such as `finetune/vit-b_folder.py`.
+        path: The config file, or the name of one in this package, such as `finetune/vit-b_folder.py`.
         options: Dotted keys and values, from `mmengine.config.DictAction`.
 
     Raises:
@@ -53,7 +53,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             raise ValueError(f'config key {key!r} does nothing at the top level; did you mean {next(iter(places))!r}?')
     if ours and cfg.get('train_pipeline') and cfg.train_pipeline != training_data(cfg).get('pipeline'):
         print_log(
-            f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that counts; '
+            f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that is used; '
             'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
             level=logging.WARNING,
         )
@@ -68,8 +68,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
 def fill_in_parts(cfg: Config) -> None:
     """Replace every `dict(_part_='mask')` in a list by a copy of the top-level `mask`.
 
-    A list of MMEngine is inherited as a whole, with copies of what its config named. With the name in the list, a leaf
-    config says `mask = dict(mask_ratio=0.5)` and no more. Keys next to `_part_` override the part's.
+    MMEngine inherits a list as a whole, with copies of the parts. With names in the list, a leaf config only needs
+    `mask = dict(mask_ratio=0.5)`. Keys next to `_part_` override those of the part.
 
     Raises:
         ValueError: There is no top-level part of that name.
@@ -85,16 +85,16 @@ def fill_in_parts(cfg: Config) -> None:
 
 
 def named_parts(cfg: Config) -> list[str]:
-    """The top-level keys whose value stands in a list of the config, such as `mask` in `train_pipeline`."""
+    """The top-level keys whose value occurs in a list of the config, such as `mask` in `train_pipeline`."""
     items = [item for found in _lists(cfg) for item in found]
     return [name for name, value in cfg.items() if isinstance(value, Mapping) and value in items]
 
 
 def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Put `--cfg-options` into a config.
+    """Apply `--cfg-options` to a config.
 
-    A part with a name, such as `mask`, changes wherever it stands in a list; this happens first. Options of
-    `train_pipeline` count for the training data.
+    Options of a named part, such as `mask`, are applied first, wherever the part occurs in a list. Options of
+    `train_pipeline` also change the training data.
 
     Raises:
         ValueError: A key names no place in the config, or one that nothing is built from.
@@ -113,14 +113,14 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def fill_in_data(cfg: Config) -> None:
-    """Put the top-level `data_root` where a data set has None, and the classes where model or data sets have None.
+    """Fill in the top-level `data_root` where a data set has None, and the classes where model or data sets have None.
 
-    The classes are a top-level `classes`, or told by the training data, see `class_names`; an evaluator without
-    annotations takes those of its data. Where there are fewer than five classes, top-5 accuracy is left out.
+    The classes are a top-level `classes`, or read from the training data, see `class_names`. An evaluator without
+    annotations gets those of its data. With fewer than five classes, top-5 accuracy is removed.
 
     Raises:
-        FileNotFoundError: The file that tells the classes does not exist.
-        ValueError: There are no classes, or validation or test data have others than the training data.
+        FileNotFoundError: The file with the classes does not exist.
+        ValueError: There are no classes, or those of validation or test data differ from the training data.
     """
     for dataset in datasets_of(cfg):
         if 'data_root' in dataset and dataset['data_root'] is None:
@@ -157,10 +157,10 @@ def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:
             node = node[int(part)]
             continue
         if not isinstance(node, Mapping | Config):
-            raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is a plain value, it has no {part!r}')
+            raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is a plain value and has no {part!r}')
         if part not in node:
             top = depth == 0 and part in RUNNER_KEYS
-            if not top and depth < max(1, len(parts) - 1):  # a new last key is the component's to judge
+            if not top and depth < max(1, len(parts) - 1):  # the component checks a new last key
                 names = sorted({*node, *RUNNER_KEYS}) if depth == 0 else sorted(node)
                 places = [f'; did you mean {place!r}?' for place in _places(part, cfg)][:1]
                 hint = ''.join(places) or did_you_mean(part, names)
@@ -170,7 +170,7 @@ def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:
 
 
 def _places(word: str, cfg: Config) -> dict[str, Any]:
-    """Places deeper in the config with that very name, and their values: `lr` -> `optim_wrapper.optimizer.lr`."""
+    """Nested keys of the config with this name, and their values: `lr` -> `optim_wrapper.optimizer.lr`."""
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items() if isinstance(node, Mapping) else ():
@@ -178,12 +178,12 @@ def _places(word: str, cfg: Config) -> dict[str, Any]:
                 yield f'{prefix}{key}', value
             yield from walk(value, f'{prefix}{key}.')
 
-    counting = {*RUNNER_KEYS, *named_parts(cfg)}  # what other top-level keys hold, such as `masks`, is not built
+    counting = {*RUNNER_KEYS, *named_parts(cfg)}  # nothing is built from other top-level keys, such as `masks`
     return {place: v for top in cfg if top in counting for place, v in walk(cfg.to_dict()[top], f'{top}.')}
 
 
 def _lists(node: Any) -> Iterator[list[Any]]:
-    """All lists inside of dicts and lists."""
+    """All lists nested in dicts and lists."""
     if isinstance(node, list):
         yield node
     for value in node if isinstance(node, list) else node.values() if isinstance(node, Mapping | Config) else ():

@@ -1,8 +1,8 @@
 """Registries of the scope `simmim_plugin`, children of MMEngine's root registries.
 
-MMEngine imports this module by the scope's name when a config says `type='simmim_plugin.X'`, from MMPretrain,
-MMDetection and MMSegmentation alike. `locations` names the modules to import then. It swallows an ImportError raised
-in here, so this module imports MMEngine only.
+For `type='simmim_plugin.X'` in a config of MMPretrain, MMDetection or MMSegmentation, MMEngine imports this module by
+the name of the scope, and then the modules in `locations`. MMEngine swallows an ImportError raised here, so this module
+imports nothing else.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ except ModuleNotFoundError as error:
 SCOPE = 'simmim_plugin'
 
 
-def _child(name: str, parent: root.Registry, rooms: Mapping[str, str] | None = None) -> root.Registry:
-    """A child of MMEngine's registry, which imports the named modules of the rooms at its first use."""
-    locations = [f'{SCOPE}.{room}.{module}' for room, modules in (rooms or {}).items() for module in modules.split()]
+def _child(name: str, parent: root.Registry, packages: Mapping[str, str] | None = None) -> root.Registry:
+    """A child of MMEngine's registry that imports the given modules of each package on first use."""
+    locations = [f'{SCOPE}.{path}.{module}' for path, modules in (packages or {}).items() for module in modules.split()]
     return root.Registry(name, parent=parent, scope=SCOPE, locations=locations)
 
 
-# Modules, not rooms: whoever needs one module of a room need not import them all.
+# Modules rather than packages: registries that share a package need not import all of it.
 MODELS = _child('model', root.MODELS, {'models': 'data_preprocessor ema head losses pyramid simmim vit'})
 TRANSFORMS = _child('transform', root.TRANSFORMS, {'datasets.transforms': 'crop loading masking'})
 DATASETS = _child(
@@ -68,13 +68,13 @@ for _name in (
 
 
 def build_part(cfg: Any) -> Any:
-    """Build a part of a model from its config; short type names mean this scope, whatever framework runs the model.
+    """Build a part of a model from its config, in which type names without a scope are of this one.
 
     Raises:
-        TypeError: It is neither a config nor a built module.
+        TypeError: `cfg` is neither a config nor a built module.
     """
     if isinstance(cfg, Mapping):
         return MODELS.build({'_scope_': SCOPE, **cfg})
-    if callable(cfg):  # a module that is built already
+    if callable(cfg):  # a built module
         return cfg
     raise TypeError(f"a part of the model must be a dict with a 'type', or a built module, got {cfg!r}")

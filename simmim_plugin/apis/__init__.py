@@ -1,1 +1,1 @@
-"""One function per thing to do: train, test, reconstruct, extract, draw."""
+"""High-level functions: train, test, reconstruct images, extract and visualise features."""

@@ -1,4 +1,4 @@
-"""Features of a folder of images: computed batch by batch, resumable, and written to one .npz or .parquet file."""
+"""Extract the features of a folder of images to one .npz or .parquet file, resumable after an interruption."""
 
 import hashlib
 import importlib.util
@@ -18,17 +18,18 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor, SizedImages
+from simmim_plugin.utils.arguments import choice, whole
 from simmim_plugin.utils.files import PART_SUFFIX, read_json, whole_file, write_json
 
 SUFFIXES = ('.npz', '.parquet')
 DTYPES = ('float32', 'float16')
-PART_IMAGES, PART_BYTES = 1024, 64 * 2**20  # progress is saved after either; a row group has at most as much
+PART_IMAGES, PART_BYTES = 1024, 64 * 2**20  # progress is saved after either; a row group is no larger
 SETTINGS, JOINED = 'settings.json', 'joined'
 LOG_SECONDS = 30  # between updates of the progress bar in a log file
 
 
 class Extracted(NamedTuple):
-    """Result of `extract_folder`: `images` whose features were written, and 'path: reason' of each unreadable one."""
+    """Result of `extract_folder`: number of images written, and 'path: reason' of each unreadable one."""
 
     images: int
     unreadable: list[str]
@@ -45,26 +46,26 @@ def extract_folder(
     """Write the features of all images below a folder, sorted by path.
 
     Features are appended to files in `OUT.parts`, and progress is saved there after every 1024 images or 64 MB. After
-    an interruption the same call resumes from the last save. At the end the files are written as one, which needs the
-    disk space of all features twice. Unreadable images are skipped and listed in `OUT.unreadable.txt`.
+    an interruption the same call resumes from the last save. At the end they are joined into one file, which needs
+    the disk space of all features twice. Unreadable images are skipped and listed in `OUT.unreadable.txt`.
 
     A .npz file holds one array per name of the extractor, (images, *shape), and `files`, the paths below the folder,
     with forward slashes. A .parquet file holds a column `file` and one list of fixed size per name, patches flattened;
     the schema's metadata `shapes` is JSON of their shapes.
 
     Args:
-        extractor: Computes the features.
-        folder: Searched recursively.
+        extractor: Extractor of the features.
+        folder: Folder of images, searched recursively.
         out: The file to write, .npz or .parquet. It must not exist.
         batch_size: Images per batch.
-        workers: Processes that read images; 0: this one does.
-        dtype: 'float32' or 'float16', of the stored features.
+        workers: Data loader workers; 0: read images in this process.
+        dtype: Data type of the stored features, 'float32' or 'float16'.
 
     Raises:
         FileExistsError: `out` exists.
         FileNotFoundError: There is no such folder.
         ModuleNotFoundError: .parquet needs pyarrow, which is not installed.
-        ValueError: An argument is out of range, no image could be read, or `OUT.parts` is of another extraction.
+        ValueError: An argument is out of range, no image could be read, or `OUT.parts` belongs to another extraction.
     """
     out, folder = os.fspath(out), os.fspath(folder)
     check_arguments(out, batch_size, workers, dtype)
@@ -102,7 +103,7 @@ def extract_folder(
     if unreadable:
         with open(list_path, 'w', encoding='utf-8', errors='backslashreplace') as lines:
             lines.writelines(f'{reason}\n' for reason in unreadable.values())
-    elif os.path.exists(list_path):  # of an earlier file of this name
+    elif os.path.exists(list_path):  # left by an earlier file of this name
         os.remove(list_path)
     os.replace(parts / JOINED, out)
     shutil.rmtree(parts)
@@ -110,7 +111,7 @@ def extract_folder(
 
 
 def check_arguments(out: str, batch_size: int, workers: int, dtype: str) -> None:
-    """Check arguments of `extract_folder` before any work; it raises what that raises."""
+    """Check arguments of `extract_folder` before any work; raises the same errors."""
     suffix = os.path.splitext(out)[1].lower()
     if suffix not in SUFFIXES:
         raise ValueError(f'--out {out}: features are written as {" or ".join(SUFFIXES)}')
@@ -118,37 +119,32 @@ def check_arguments(out: str, batch_size: int, workers: int, dtype: str) -> None
         raise FileExistsError(f'--out {out} exists already; remove it, or give another name')
     if suffix == '.parquet' and importlib.util.find_spec('pyarrow') is None:
         raise ModuleNotFoundError(f"--out {out} needs pyarrow: pip install 'simmim_plugin[parquet]'", name='pyarrow')
-    if batch_size < 1:
-        raise ValueError(f'--batch-size {batch_size} must be positive')
-    if workers < 0:
-        raise ValueError(f'--workers {workers} must be 0 or more')
-    if dtype not in DTYPES:
-        raise ValueError(f'--dtype {dtype} is unknown; choose one of {", ".join(DTYPES)}')
+    whole('--batch-size', batch_size, 1)
+    whole('--workers', workers, 0)
+    choice('--dtype', dtype, DTYPES)
 
 
 def _relative(path: str, folder: str) -> str:
-    """Path below the folder, with forward slashes; bytes that are no UTF-8 are written as escapes."""
+    """Path below the folder, with forward slashes; bytes that are not UTF-8 are escaped."""
     name = os.path.relpath(path, folder).replace(os.sep, '/')
     return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def _resume(parts: Path, settings: Mapping[str, Any], resumable: bool) -> tuple[int, dict[int, str]]:
-    """Number of images that an earlier run with these settings has finished, and why some of them are unreadable."""
+    """Number of images finished by an earlier run with these settings, and the reasons of unreadable ones."""
     other = 'remove this folder, or give another --out'
     parts.mkdir(parents=True, exist_ok=True)
     old = read_json(parts / SETTINGS)
     if not old and any(not name.endswith(PART_SUFFIX) for name in os.listdir(parts)):
-        raise ValueError(f'{parts} exists, but is no folder of parts of features; {other}')
+        raise ValueError(f'{parts} exists, but does not hold parts of features; {other}')
     if not old.get('done'):
         write_json(parts / SETTINGS, settings)
         return 0, {}
     if not resumable:
-        raise ValueError(f'{parts} exists; an extraction from a model in memory cannot be resumed, so {other}')
+        raise ValueError(f'{parts} exists; an extraction from a model in memory cannot be resumed; {other}')
     changed = [f'{key} was {old.get(key)}, is {value}' for key, value in settings.items() if old.get(key) != value]
     if changed:
-        raise ValueError(
-            f'{parts} is of an extraction with other settings ({"; ".join(changed)}); to start anew, {other}'
-        )
+        raise ValueError(f'{parts} belongs to an extraction with other settings ({"; ".join(changed)}); {other}')
     return old['done'], {int(number): reason for number, reason in old['unreadable'].items()}
 
 
@@ -161,16 +157,16 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> dict[int, str]:
-    """Append features to one file per name, and save the number of finished images once the files are on the disk.
+    """Append features to one file per name, and save the number of finished images after each sync to disk.
 
-    Files rather than memory maps: writing to a map kills the process when the disk is full.
+    Files rather than memory maps: when the disk is full, writing to a map kills the process.
 
     Returns:
-        Reasons of the unreadable images, by number.
+        Reasons of the unreadable images, by index.
     """
     done, unreadable = _resume(parts, settings, resumable=extractor.source is not None)
     if done:
-        print(f'resuming after {done} of {len(paths)} images, kept in {parts}')
+        print(f'resuming after {done} of {len(paths)} images, saved in {parts}')
     saved, dtype = done, np.dtype(settings['dtype'])
     dataset = Subset(SizedImages(paths, extractor.size, extractor.reading), range(done, len(paths)))
     loader: DataLoader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=SizedImages.collate)
@@ -209,7 +205,7 @@ def _as_dtype(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 
 def _write_parquet(path: Path, files: np.ndarray, arrays: Mapping[str, np.ndarray], rows: int) -> None:
-    """Write row groups of `rows` images, which are read from the memory maps one by one."""
+    """Write row groups of `rows` images, read from the memory maps one at a time."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""Reconstruct image files with a pretrained model."""
+"""Reconstruct masked image files with a pretrained model."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,13 @@ from simmim_plugin.datasets.transforms.masking import SimMIMMaskGenerator
 from simmim_plugin.models.losses import masked_loss
 from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import SCOPE
+from simmim_plugin.utils.arguments import grid_of, sides
 from simmim_plugin.utils.configs import reading_arguments, transform_arguments
 from simmim_plugin.utils.random_state import fixed_seed
 from simmim_plugin.visualization.sheets import check_picture_name, reconstruction_sheet
 
-LONGEST = 32  # times as long as the crop, by the other side
-WHITE = 127  # of 255; what is brighter in a mask is hidden
+LONGEST = 32  # largest ratio of an image's proportions to the crop's
+WHITE = 127  # of 255; brighter pixels of a mask are hidden
 
 
 @torch.no_grad()
@@ -38,36 +39,32 @@ def reconstruct_files(
 ) -> list[float]:
     """Draw one row per image: original | masked | reconstruction | composite.
 
-    Images are resized (bilinear) and centre-cropped. How they are read and masked is taken from the checkpoint.
+    Images are resized (bilinear) and centre-cropped. The checkpoint defines how they are read and masked.
 
     Args:
-        checkpoint: Written by a pretraining run.
-        images: Files.
+        checkpoint: Checkpoint of a pretraining.
+        images: Image files.
         out: The picture to write.
-        mask_ratio: Share of units to mask; None: the training's.
+        mask_ratio: Fraction of units to mask; None: the training's.
         size: Height and width in pixels; None: the training's.
-        seed: Of the masks.
-        device: Where to run the model.
-        mask: An image of the size of the images, white where they shall be hidden and filled in, instead of random
-            masks. Patches that it touches are hidden from the model; the composite fills its very pixels.
+        seed: Seed of the masks.
+        device: Device of the model.
+        mask: An image of the size of the images, instead of random masks; its white pixels are hidden and filled in.
+            Patches that contain one are hidden from the model; the composite fills exactly the white pixels.
 
     Returns:
         The masked-pixel loss of each image.
 
     Raises:
-        ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
+        ValueError: A file is not an image or checkpoint of this kind, or an argument is out of range.
     """
     check_picture_name(out)
     if mask is not None and mask_ratio is not None:
         raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
     model, pipeline = load_pretrained(checkpoint, device)
     reading = reading_arguments(pipeline)
-    size, patch = size or model.backbone.img_size, model.backbone.patch_size
-    if min(size) < 1 or size[0] % patch or size[1] % patch:
-        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in size)
-        raise ValueError(
-            f'--size {size[0]} {size[1]}: sides must be multiples of the patch, {patch} px; try --size {near}'
-        )
+    size, patch = sides('--size', model.backbone.img_size if size is None else size), model.backbone.patch_size
+    grid_of('--size', size, patch)
     if mask is not None:
         check_fills_holes(model, f'--mask {os.fspath(mask)}')
     generator = None if mask is not None else _generator(pipeline, patch, size, mask_ratio)
@@ -99,13 +96,13 @@ def reconstruct_files(
 def reconstruct_image(
     model: Any, image: torch.Tensor, masks: Mapping[str, torch.Tensor], filled: torch.Tensor | None = None
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Hide parts of one image and predict them.
+    """Mask one image and reconstruct it.
 
     Args:
         model: A `SimMIM` in evaluation mode.
         image: (C, H, W) in the units of the stored values.
         masks: `mask`, or also `mask_local` and `mask_global`, (1, h, w) over the patches, 1 = masked.
-        filled: Pixels that a composite shall take from the prediction, (1, 1, H, W). None: the masked ones.
+        filled: Pixels that a composite takes from the prediction, (1, 1, H, W). None: the masked pixels.
 
     Returns:
         `inputs` and `predicted`, (1, C, H, W) in the units of the image; the masks and `filled`, (1, 1, H, W) over the
@@ -120,19 +117,19 @@ def reconstruct_image(
     return {'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels}, loss
 
 
-def check_fills_holes(model: Any, asked: str) -> None:
-    """Raise ValueError, naming what was asked for, where a model cannot tell the colours of a hidden patch."""
+def check_fills_holes(model: Any, name: str) -> None:
+    """Raise a ValueError that starts with `name` if the model cannot predict the colours of a hidden patch."""
     if model.head.normalize_target:
         raise ValueError(
-            f'{asked}: this model predicts patches normalised by their own mean and std (normalize_target), which a '
-            'hidden patch does not tell; use a model without'
+            f'{name}: this model predicts patches normalised by their own mean and std (normalize_target), which '
+            'are unknown for a hidden patch; use a model without it'
         )
 
 
 def _generator(
     pipeline: Sequence[dict[str, Any]], patch_size: int, size: tuple[int, int], mask_ratio: float | None
 ) -> Any:
-    """The training's masks, for images of a size, with another ratio if one is given."""
+    """The mask generator of the training for images of a size, with another ratio if one is given."""
     masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
     other = next((t for t in pipeline if str(t['type']).endswith('MaskGenerator')), None)
     if not masking and other is not None and mask_ratio is None:  # such as mmpretrain.BEiTMaskGenerator
@@ -150,13 +147,13 @@ def _generator(
 
 
 def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tuple[int, int]) -> torch.Tensor:
-    """A user's mask, brought to the size of the model's input: (1, 1, H, W) float, 1 = hidden."""
+    """A user's mask, resized to the model's input: (1, 1, H, W) float, 1 = hidden."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f'--mask {os.fspath(path)}: no such file (from {os.getcwd()})')
     mask = read_image(path, channels=1)
     if os.path.splitext(path)[1].lower() in PHOTO_SUFFIXES:
         with Image.open(path) as file:
-            if 'A' in file.getbands():  # what is transparent was not painted
+            if 'A' in file.getbands():  # transparent pixels are not painted
                 mask = mask * (torch.from_numpy(np.array(file.getchannel('A'))) > WHITE)
     if tuple(mask.shape[1:]) != image_size:
         raise ValueError(
@@ -166,8 +163,8 @@ def _holes(path: str | os.PathLike[str], image_size: tuple[int, ...], size: tupl
     holes = (fit_image((mask > WHITE).float(), size) >= 0.5).float()[None]
     if not holes.any():
         raise ValueError(
-            f'--mask {os.fspath(path)} hides nothing at {size[0]} x {size[1]} px: paint what shall be hidden white, '
-            'in large enough patches, within the centre crop'
+            f'--mask {os.fspath(path)} hides nothing at {size[0]} x {size[1]} px: paint the area to hide white, '
+            'large enough and within the centre crop'
         )
     return holes
 
@@ -176,7 +173,7 @@ def fit_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize (C, H, W) to cover (height, width), bilinear, and crop the centre.
 
     Raises:
-        ValueError: The image is so long and thin that hardly any of it would be left.
+        ValueError: The image is so long and narrow that the crop would contain hardly any of it.
     """
     shares = sorted(length / side for length, side in zip(image.shape[1:], size))
     if shares[1] > LONGEST * shares[0]:

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint, with its confusion matrix as a picture."""
+"""Evaluate a checkpoint on the test data of a config."""
 
 import os
 from contextlib import nullcontext
@@ -16,29 +16,29 @@ from simmim_plugin.utils.distributed import bare_model
 
 
 def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False) -> list[str]:
-    """Evaluate on the test data of a config.
+    """Evaluate a checkpoint on the test data of a config, and draw the confusion matrix.
 
     Args:
-        cfg: With `test_dataloader` and `test_evaluator`.
-        checkpoint: Weights of the whole model, all of them.
-        amp: bfloat16 autocast, in a detector within backbone and neck.
+        cfg: Config with `test_dataloader` and `test_evaluator`.
+        checkpoint: Checkpoint with all weights of the model.
+        amp: bfloat16 autocast; of a detector, in backbone and neck.
 
     Returns:
-        Lines to tell: each metric, and the picture of the confusion matrix where `BalancedAccuracy` is among them.
-        Nothing on other processes than the first.
+        Lines to print: each metric, and the picture of the confusion matrix if `BalancedAccuracy` is one of them.
+        Empty on ranks other than 0.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ValueError: The config has no test data, or the checkpoint is of another model.
     """
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
-        raise ValueError('the config has no test_dataloader and test_evaluator; name a config of fine-tuning')
+        raise ValueError('the config has no test_dataloader and test_evaluator; use a fine-tuning config')
     state = read(checkpoint).state
     parts = autocast_parts(cfg) if amp else None
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = cfg.auto_scale_lr = None
     cfg.load_from, cfg.resume = None, False
-    cfg.runner_type, cfg.strategy = 'Runner', None  # whatever shards the training
+    cfg.runner_type, cfg.strategy = 'Runner', None  # evaluation is never sharded
     if cfg.model.get('backbone'):
         cfg.model.backbone.init_cfg = None  # the checkpoint holds everything
     runner = build_runner(cfg)

@@ -1,4 +1,4 @@
-"""What the command-line tools share: processes, runners, and errors in one line."""
+"""Prepare a config for this machine, build its runner, and train."""
 
 import logging
 import os
@@ -36,34 +36,34 @@ def prepare(
     launcher: str = 'none',
     compiled: bool = False,
 ) -> Config:
-    """Put the command line's wishes into the config.
+    """Apply command-line options to a config.
 
     Args:
-        cfg: The config; it is changed.
+        cfg: The config; changed in place.
         config_path: Its file; the default work dir is `work_dirs/<its name>`.
-        work_dir: Where results go.
-        resume: None: start afresh; 'auto': go on after the newest checkpoint in the work dir that is whole, and where
-            there is none start as the config says, with its `load_from`; else a checkpoint's path.
-        amp: bfloat16 autocast, on processors, too.
+        work_dir: Folder of the results.
+        resume: None: start a new training. 'auto': resume from the newest intact checkpoint in the work dir; without
+            one, start as configured, with `load_from`. Else the path of a checkpoint.
+        amp: bfloat16 autocast, also on CPUs.
         launcher: 'none', 'pytorch' (torchrun) or 'slurm'.
         compiled: Compile the model's forward pass; see `CompileHook`.
 
     Raises:
         ValueError: The work dir is not writable, none of its checkpoints can be read, or the optimiser wrapper does not
-            go with `amp`.
+            support `amp`.
         FileNotFoundError: The checkpoint to resume from does not exist.
     """
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(config_path).stem)
     check_writable(cfg.work_dir)
     given = Path(config_path).resolve()
-    if given.parent == Path(cfg.work_dir).resolve():  # where MMEngine would write all of the config under its name
+    if given.parent == Path(cfg.work_dir).resolve():  # MMEngine would overwrite it with the full config
         set_filename(cfg, str(given.with_stem(f'{given.stem}_full')))
     cfg.launcher = launcher
     if resume == 'auto':
         newest = newest_checkpoint(cfg.work_dir)
         cfg.resume, cfg.load_from = newest is not None, newest or cfg.get('load_from')
         if newest is None and os.environ.get('RANK', '0') == '0':
-            print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting anew')
+            print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting a new training')
     elif resume is not None:
         if not os.path.isfile(resume):
             raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
@@ -73,7 +73,7 @@ def prepare(
     if amp and cfg.get('optim_wrapper'):
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if str(kind).split('.')[-1] not in ('OptimWrapper', 'AutocastOptimWrapper'):
-            raise ValueError(f'--amp goes with optim_wrapper.type OptimWrapper or AutocastOptimWrapper, not {kind}')
+            raise ValueError(f'--amp needs optim_wrapper.type OptimWrapper or AutocastOptimWrapper, got {kind}')
         cfg.optim_wrapper.update(type='simmim_plugin.AutocastOptimWrapper', on_cpu=True)
         cfg.optim_wrapper.parts = autocast_parts(cfg)
     if compiled:
@@ -82,10 +82,10 @@ def prepare(
 
 
 def autocast_parts(cfg: Config) -> Sequence[str] | None:
-    """Parts of the model that autocast goes into: those of the optimiser wrapper, and for detectors what can.
+    """Parts of the model to autocast: those of the optimiser wrapper, or backbone and neck of a detector.
 
     Raises:
-        ValueError: A detector without `backbone` or `neck` at its top level.
+        ValueError: A detector has neither `backbone` nor `neck` at its top level.
     """
     parts = (cfg.get('optim_wrapper') or {}).get('parts')
     if parts is not None or cfg.get('default_scope') != 'mmdet':
@@ -93,20 +93,20 @@ def autocast_parts(cfg: Config) -> Sequence[str] | None:
     parts = tuple(name for name in ('backbone', 'neck') if cfg.model.get(name) is not None)
     if not parts:
         raise ValueError(
-            f"--amp: MMCV's operators do not know bfloat16, and {cfg.model.get('type')} has no backbone or neck of its "
-            'own to use it in; leave --amp out, or name parts by optim_wrapper.parts'
+            f"--amp: MMCV's operators do not support bfloat16, and {cfg.model.get('type')} has no backbone or neck of "
+            'its own; leave --amp out, or set optim_wrapper.parts'
         )
     return parts
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Start the process group where MMEngine cannot (no GPU), build the runner and its training loop.
+    """Build the runner and its training loop; without a GPU also start the process group, which MMEngine cannot.
 
-    The config's `runner_type` names another one than Runner: FlexibleRunner, with a `strategy`.
+    `runner_type='FlexibleRunner'` in the config, with a `strategy`, replaces MMEngine's Runner.
 
     Raises:
-        FileNotFoundError: `data_root` is no folder.
-        ValueError: It is not set, the data do not fill one batch, or a checkpoint cannot be read.
+        FileNotFoundError: `data_root` is not a folder.
+        ValueError: `data_root` is not set, the data do not fill one batch, or a checkpoint cannot be read.
     """
     roots = [data['data_root'] for data in datasets_of(cfg) if 'data_root' in data]
     if None in roots:
@@ -114,8 +114,8 @@ def build_runner(cfg: Config) -> Runner:
             'data_root is not set; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
         )
     start_process_group(cfg)
-    _suit_machine(cfg)
-    if cfg.get('strategy') and cfg.get('sync_bn'):  # FlexibleRunner looks for it there
+    _adapt_to_machine(cfg)
+    if cfg.get('strategy') and cfg.get('sync_bn'):  # where FlexibleRunner expects it
         cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     _check_checkpoint(cfg)
     if gone := [root for root in roots if root and '://' not in root and not os.path.isdir(os.path.expanduser(root))]:
@@ -129,7 +129,7 @@ def build_runner(cfg: Config) -> Runner:
         if len(loader) == 0:
             raise ValueError(
                 f'{len(loader.dataset)} images do not fill one batch of train_dataloader.batch_size='
-                f'{batch_size_of(loader)} per process; set it lower: --cfg-options train_dataloader.batch_size='
+                f'{batch_size_of(loader)} per rank; lower it: --cfg-options train_dataloader.batch_size='
                 f'{max(1, len(loader.dataset) // runner.world_size)}'
             )
         _report_batch(runner, loader)
@@ -138,24 +138,24 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _suit_machine(cfg: Config) -> None:
-    """Workers by the cores, and without a GPU nothing that wants one."""
+def _adapt_to_machine(cfg: Config) -> None:
+    """Set the number of workers, and without a GPU disable what needs one."""
     gpu = torch.cuda.is_available()
     if not gpu:
-        cfg.sync_bn = None  # PyTorch's works on GPUs only
+        cfg.sync_bn = None  # PyTorch supports it on GPUs only
     for loader in (cfg[name] for name in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(name)):
         if not gpu:
-            loader.pin_memory = False  # there is no device to pin for; torch would warn
+            loader.pin_memory = False  # PyTorch would warn
         if loader.get('num_workers', 0) is None:
             loader.num_workers = default_workers()
         if loader.get('num_workers'):
             loader.setdefault('timeout', WAIT)
         else:
-            loader.persistent_workers, loader.prefetch_factor = False, None  # PyTorch refuses them without workers
+            loader.persistent_workers, loader.prefetch_factor = False, None  # PyTorch raises without workers
 
 
 def _check_checkpoint(cfg: Config) -> None:
-    """Raise for a checkpoint to start from that is missing, damaged, or would run code: MMEngine unpickles anything."""
+    """Raise if the checkpoint to load is missing, damaged, or could run code: MMEngine unpickles anything."""
     if cfg.get('resume') and cfg.get('load_from') is None:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
     source = cfg.get('load_from')
@@ -163,20 +163,20 @@ def _check_checkpoint(cfg: Config) -> None:
         source = os.path.expanduser(source)
         if not os.path.isfile(source):
             raise FileNotFoundError(
-                f'load_from={source!r}: no such file (from {os.getcwd()}); download what lies elsewhere first, or give '
-                'it as checkpoint of model.backbone.init_cfg'
+                f'load_from={source!r}: no such file (from {os.getcwd()}); download remote files first, or '
+                'set them as checkpoint of model.backbone.init_cfg'
             )
         cfg.load_from = source
         meta = load_file(source).get('meta')
         if cfg.get('resume') and isinstance(meta, Mapping) and 'config' in meta:
             raise ValueError(
-                f"checkpoint {source!r} has a program as its meta['config'], which MMEngine would run; no training of "
-                'today writes such. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
+                f"checkpoint {source!r} has code in meta['config'], which MMEngine would run; current versions do not "
+                'write it. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
             )
 
 
 class _Counter(Hook):
-    """Whether the training loop did anything."""
+    """Count the iterations of a training."""
 
     iterations = 0
 
@@ -185,7 +185,7 @@ class _Counter(Hook):
 
 
 def run_training(runner: Runner) -> None:
-    """Train. A finished run that is resumed is evaluated again: it may have been stopped before its last evaluation."""
+    """Train. A resumed run that is already finished is evaluated: it may have stopped before its last evaluation."""
     counter = _Counter()
     runner.register_hook(counter)
     try:
@@ -200,7 +200,7 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
     counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     scale = runner.cfg.get('auto_scale_lr')
     if counts > 1 and scale and scale.get('enable'):
-        # MMEngine scales by the batch per step of the data loader; accumulation makes the real one larger.
+        # MMEngine scales by the batch per iteration, which accumulation multiplies.
         scale = {**scale, 'base_batch_size': scale['base_batch_size'] / counts}
         set_auto_scale_lr(runner, scale)
     batch = batch_size_of(loader)
@@ -211,7 +211,7 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
     )
     if len(loader) < FEW_ITERATIONS:
         print_log(
-            f'Only {len(loader)} iterations per epoch, and up to {batch - 1} images of each are left out: lower '
+            f'Only {len(loader)} iterations per epoch, and up to {batch - 1} images per epoch are dropped: lower '
             'train_dataloader.batch_size, or raise train_cfg.max_epochs with its param_scheduler',
             'current',
             logging.WARNING,
@@ -219,7 +219,7 @@ def _report_batch(runner: Runner, loader: DataLoader) -> None:
 
 
 def schedule_warnings(cfg: Config) -> list[str]:
-    """What the epoch-based schedulers of a config do that is hardly meant, given `max_epochs`."""
+    """Warn about epoch-based schedulers that do not fit `max_epochs`."""
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     schedulers = cfg.get('param_scheduler') or []
     warnings: list[str] = []
@@ -231,15 +231,13 @@ def schedule_warnings(cfg: Config) -> list[str]:
             return []
         if late := [epoch for epoch in scheduler.get('milestones', ()) if epoch >= epochs]:
             warnings.append(
-                f'param_scheduler: milestones {late} lie beyond max_epochs={epochs}; the rate will not drop'
+                f'param_scheduler: milestones {late} are beyond max_epochs={epochs}; the rate will not drop'
             )
         last_end = max(last_end, scheduler.get('end', epochs))
     if schedulers and last_end < epochs:
-        warnings.append(
-            f'param_scheduler ends at epoch {last_end} of {epochs}; the rate stays where it is from then on'
-        )
+        warnings.append(f'param_scheduler ends at epoch {last_end} of {epochs}; the rate is constant from then on')
     if last_end > epochs:
         warnings.append(
-            f'param_scheduler goes on to epoch {last_end}, beyond max_epochs={epochs}; the rate stops midway'
+            f'param_scheduler continues to epoch {last_end}, beyond max_epochs={epochs}; the rate stops midway'
         )
     return warnings

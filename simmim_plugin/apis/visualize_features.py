@@ -1,4 +1,4 @@
-"""What a pretrained backbone makes of an image: patch features as colours, similarity and attention of one patch."""
+"""Visualise a pretrained backbone: patch features as colours, similarity and attention of one patch."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,35 +13,35 @@ from simmim_plugin.checkpoints.loading import checked_backbone, load_pretrained
 from simmim_plugin.datasets.images import read_image
 from simmim_plugin.models.layers.architecture import block_numbers
 from simmim_plugin.models.vit import SimMIMViT
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 from simmim_plugin.visualization.features import feature_sheet
 from simmim_plugin.visualization.sheets import check_picture_name
 
-MAX_NAME = 40  # characters of a file's name in a caption
+MAX_NAME = 40  # characters of a file name in a caption
 Point = tuple[int, int]  # x and y in pixels
 PointChooser = Callable[[Tensor, str], Point]
 
 
 def input_size(image: Sequence[int], size: int | Sequence[int] | None, backbone: SimMIMViT) -> tuple[int, int]:
-    """Height and width in pixels at which the backbone sees an image: multiples of its patch size.
+    """Height and width in pixels of the backbone's input for an image: multiples of its patch size.
 
     Args:
         image: Height and width of the image.
-        size: Its shorter side, the other follows the image's proportions; or height and width. None: the shorter side
-            of the backbone's `img_size`.
+        size: Shorter side, the other follows the image's proportions; or height and width. None: the shorter side of
+            the backbone's `img_size`.
         backbone: The model.
 
     Raises:
         ValueError: A side is shorter than one patch, or `size` is not one or two numbers.
     """
-    sides = [min(backbone.img_size)] if size is None else [size] if isinstance(size, int) else list(size)
+    sides = [min(backbone.img_size)] if size is None else list(size) if isinstance(size, Sequence) else [size]
     if len(sides) not in (1, 2):
-        raise ValueError(f'--size takes the shorter side, or height and width, got {sides}')
+        raise ValueError(f'--size={size!r} must be the shorter side, or height and width')
     patch = backbone.patch_size
-    if min(sides) < patch:
-        words = ' '.join(map(str, sides))
-        raise ValueError(f'--size {words} is less than a patch of {patch} x {patch} px; give {patch} px or more')
+    for side in sides:
+        whole('--size', side, patch, hint=f'a patch has {patch} x {patch} px')
     height, width = (sides[0] * side / min(image) for side in image) if len(sides) == 1 else sides
     return round(height / patch) * patch, round(width / patch) * patch
 
@@ -58,22 +58,22 @@ def draw_features(
 ) -> None:
     """Draw features, similarity and attention: one row per image and block (see `feature_sheet`).
 
-    How images are read is taken from the checkpoint; they are resized whole (bilinear), see `input_size`. A model with
-    relative position bias needs memory for heads x patches x patches numbers, twice: large sizes are dear.
+    The checkpoint defines how images are read; they are resized without cropping (bilinear), see `input_size`. A model
+    with relative position bias needs memory for 2 x heads x patches x patches numbers, much at large sizes.
 
     Args:
-        checkpoint: Written by a pretraining run.
-        images: Files.
+        checkpoint: Checkpoint of a pretraining.
+        images: Image files.
         out: The picture to write.
         point: x and y, in pixels of the image as stored (upright), of the patch whose similarity and attention are
-            shown; or a function that gives them, of the image (C, H, W) and its name. None: the centre.
-        blocks: Numbers of blocks, from 1; 'all'; None: four, spread evenly, with the last.
+            shown; or a function of the image (C, H, W) and its name that returns them. None: the centre.
+        blocks: Numbers of blocks, from 1, or 'all'. None: four, evenly spaced, with the last.
         size: See `input_size`.
-        device: Where to run the model.
+        device: Device of the model.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: A file is no image or checkpoint of this kind, or an argument is out of range.
+        ValueError: A file is not an image or checkpoint of this kind, or an argument is out of range.
     """
     check_picture_name(out)
     model, pipeline = load_pretrained(checkpoint, checked_device(device))
@@ -96,7 +96,7 @@ def draw_features(
                 raise
             raise ValueError(
                 f'--size: the {h} x {w} patches of {os.fspath(path)} at {height} x {width} px need more memory than '
-                'there is; give a smaller --size'
+                'is available; use a smaller --size'
             ) from error
         maps = [(features[0].permute(1, 2, 0), attention[0]) for features, attention in outputs]
         if numbers[-1] == backbone.num_layers:
@@ -114,12 +114,8 @@ def _checked_point(point: Point | PointChooser | None, image: Tensor, path: str)
     if point is None:
         return width // 2, height // 2
     x, y = point(image, os.path.basename(path)) if callable(point) else point
-    if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(
-            f'--point {x} {y} is outside {path} of {width} x {height} px (width x height); give x of '
-            f'0 ... {width - 1} and y of 0 ... {height - 1}'
-        )
-    return x, y
+    where = f'{path} has {width} x {height} px (width x height)'
+    return whole('x of --point', x, 0, width - 1, where), whole('y of --point', y, 0, height - 1, where)
 
 
 def _short_name(path: str | os.PathLike[str]) -> str:

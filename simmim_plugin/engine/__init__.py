@@ -1,1 +1,1 @@
-"""What drives a training: hooks, optimizers, schedules, runners."""
+"""Training: hooks, optimizers, schedulers, loops and strategies."""

@@ -1,4 +1,4 @@
-"""What training steps leave on the device, kept there until all of it is read at once."""
+"""Keep the values of training steps on the device until all of them are read at once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SKIPPED = 'skipped'  # name of a value: 1 where the optimiser skipped the step, 0 where not; no step, no value
+SKIPPED = 'skipped'  # value of a step: 1 if the optimiser skipped it, else 0; missing in accumulating iterations
 
 
 @dataclass
@@ -19,20 +19,20 @@ class Step:
 
 
 class StepRecords:
-    """The steps since the last read. `values` is for what belongs to the next one, such as the gradient norm."""
+    """The steps since the last read. `values` collects those of the next step, such as the gradient norm."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.values: dict[str, Any] = {}
 
     def add(self, iteration: int, batch: Any, outputs: dict[str, Any] | None) -> None:
-        """Add an iteration, without waiting for the device."""
+        """Add an iteration without synchronising the device."""
         values = {name: x.detach() if isinstance(x, Tensor) else x for name, x in (outputs or {}).items()}
         self.steps.append(Step(iteration, values | self.values, paths_of(batch)))
         self.values = {}
 
     def read(self) -> list[Step]:
-        """Return the steps, with floats for tensors, and forget them; waits once for each device that has values."""
+        """Return and clear the steps, tensors converted to floats; synchronises each device once."""
         steps, self.steps = self.steps, []
         tensors = [x for step in steps for x in step.values.values() if isinstance(x, Tensor)]
         floats: dict[int, float] = {}
@@ -45,7 +45,7 @@ class StepRecords:
 
 
 def paths_of(batch: Any) -> list[str]:
-    """Paths of the images of a batch, ours or the frameworks', if it knows them."""
+    """Paths of the images of a batch in this package's or the frameworks' format, if it has them."""
     if not isinstance(batch, dict):
         return []
     samples = batch.get('data_samples') or []

@@ -1,1 +1,1 @@
-"""Features of images, and how good they are."""
+"""Feature extraction, probes and metrics."""

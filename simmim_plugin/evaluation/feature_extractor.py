@@ -1,4 +1,4 @@
-"""Features of whole images from a trained backbone: pooled, class token, or one vector per patch, of any blocks."""
+"""Extract features of unmasked images from a trained backbone: pooled, class token or patch features of any block."""
 
 import os
 from collections.abc import Sequence
@@ -15,33 +15,34 @@ from simmim_plugin.checkpoints.loading import build_backbone, build_data_preproc
 from simmim_plugin.datasets.images import ImageReadError, read_image
 from simmim_plugin.models.layers.architecture import block_numbers
 from simmim_plugin.models.vit import SimMIMViT
+from simmim_plugin.utils.arguments import choice, grid_of, names, sides
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
 
 KINDS = ('pooled', 'cls', 'patches')
-COVER = (256, 224)  # images are resized to cover 256/224 of the input, of which the centre is seen
+COVER = (256, 224)  # images are resized to cover 256/224 of the input size and cropped at the centre
 
 
 class FeatureExtractor:
-    """The backbone of a checkpoint, giving features of whole images; nothing is masked.
+    """Extract features of unmasked images with the backbone of a checkpoint.
 
-    Features are those after a block. The last block's go through the model's final norm, as its output does; a
-    fine-tuned model's pooled ones are what its classifier sees (`fc_norm` of the mean). Other blocks' are as they are.
+    Features are taken after a block. Those of the last block pass the model's final norm, like its output; pooled ones
+    of a fine-tuned model are the input of its classifier (`fc_norm` of the mean). Other blocks' have no norm.
 
     Args:
         checkpoint: Written by a pretraining or fine-tuning run with `SimMIMCheckpointHook`.
-        device: Where to run the backbone.
-        size: Side, or (height, width), in pixels that `load` brings images to, multiples of the patch. None: the
-            backbone's `img_size`.
-        blocks: Numbers of blocks, from 1; 'all'. None: the last.
-        kinds: What to give, of 'pooled' (mean of the patch tokens, without the class token), 'cls' (class token),
-            'patches' (one vector per patch).
+        device: Device of the backbone.
+        size: Side, or (height, width), in pixels, multiples of the patch, to which `load` resizes and crops images.
+            None: the backbone's `img_size`.
+        blocks: Numbers of blocks, from 1, or 'all'. None: the last.
+        kinds: Features to return, some of 'pooled' (mean of the patch tokens), 'cls' (class token), 'patches' (one
+            vector per patch).
 
     Attributes:
         backbone: The `SimMIMViT`.
-        data_preprocessor: It normalises images: `data_preprocessor({'inputs': images})['inputs']`.
-        reading: What `read_image` is told, so that images are read as in training.
-        source: Path, size and time of the checkpoint; None for a model in memory.
+        data_preprocessor: Normalises images: `data_preprocessor({'inputs': images})['inputs']`.
+        reading: Arguments of `read_image`, to read images as in training.
+        source: Path, size and modification time of the checkpoint; None for a model in memory.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -77,18 +78,17 @@ class FeatureExtractor:
         kinds: Sequence[str] = ('pooled',),
         pipeline: Sequence[dict[str, Any]] = (),
     ) -> 'FeatureExtractor':
-        """Features of a model in memory, such as one in training; its weights are shared, not copied.
+        """Make an extractor of a model in memory, such as one in training; its weights are shared, not copied.
 
-        Each call gives the features of the weights at that time, in evaluation mode, and leaves the modes of the
-        model's modules as they were.
+        Each call uses the current weights, in evaluation mode, and restores the modes of the modules.
 
         Args:
-            model: It has a `backbone`, a `SimMIMViT`, and a `data_preprocessor`, as `SimMIM` and MMPretrain's
-                `ImageClassifier` do.
+            model: A model with a `backbone`, a `SimMIMViT`, and a `data_preprocessor`, such as `SimMIM` and
+                MMPretrain's `ImageClassifier`.
             size: See the class.
             blocks: See the class.
             kinds: See the class.
-            pipeline: Transforms of the training, from which `load` knows how to read images.
+            pipeline: Transforms of the training, which define how `load` reads images.
 
         Raises:
             ValueError: The backbone is of another type, or an argument is out of range.
@@ -97,7 +97,7 @@ class FeatureExtractor:
             raise ValueError(f'the backbone of the model is a {type(model.backbone).__name__}, not a SimMIMViT')
         self = cls.__new__(cls)
         self.backbone, self.data_preprocessor = model.backbone, model.data_preprocessor
-        # MMPretrain's, made for OpenCV's order, would turn red first into blue first.
+        # MMPretrain's preprocessor is made for images of OpenCV (BGR) and would turn RGB into BGR.
         self.flips_channels = (
             bool(getattr(model.data_preprocessor, 'to_rgb', False)) and model.backbone.in_channels == 3
         )
@@ -109,13 +109,17 @@ class FeatureExtractor:
         self, size: int | Sequence[int] | None, blocks: int | Sequence[int] | str | None, kinds: Sequence[str]
     ) -> None:
         count = self.backbone.num_layers
-        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-        if not kinds or any(kind not in KINDS for kind in kinds):
-            raise ValueError(f'--kinds {" ".join(map(str, kinds))}: choose some of {" ".join(KINDS)}')
+        kinds = (kinds,) if isinstance(kinds, str) else names('--kinds', kinds, f'choose some of {", ".join(KINDS)}')
+        if not kinds:
+            raise ValueError(f'--kinds={kinds!r} must not be empty; choose some of {", ".join(KINDS)}')
+        for kind in kinds:
+            choice('--kinds', kind, KINDS)
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
         wanted = (blocks,) if isinstance(blocks, int) else (count,) if blocks is None else blocks
         self.blocks = tuple(block_numbers(wanted, count))
-        self.size = _checked_size(self.backbone.img_size if size is None else size, self.backbone.patch_size)
+        size = self.backbone.img_size if size is None else size
+        self.size = sides('--size', size[0] if isinstance(size, Sequence) and len(size) == 1 else size)
+        grid_of('--size', self.size, self.backbone.patch_size)
 
     @property
     def width(self) -> int:
@@ -124,7 +128,7 @@ class FeatureExtractor:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of what one image of `size` gives, by name; the names are the keys of what a call gives."""
+        """Shape of the features of one image of `size`, by name; see `names`."""
         h, w = (side // self.backbone.patch_size for side in self.size)
         return {
             _name(block, kind, self.blocks): (h, w, self.width) if kind == 'patches' else (self.width,)
@@ -134,22 +138,22 @@ class FeatureExtractor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Keys of what a call gives: the kinds, or 'block8_pooled' and so on where there are several blocks."""
+        """Keys of the features: the kinds, or with several blocks 'block8_pooled' and so on."""
         return tuple(self.shapes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor | np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a batch of images.
+        """Extract the features of a batch of images.
 
         Args:
-            images: (B, C, H, W), uint8 or float, in the units of the stored values (RGB of 0 ... 255 for photos); H
-                and W are multiples of the patch size, of any size.
+            images: (B, C, H, W), uint8 or float, in the units of the stored values (RGB of 0 ... 255 for photos). H
+                and W may be any multiples of the patch size.
 
         Returns:
             One float32 array per name (see `names`): 'pooled' and 'cls' (B, width), 'patches' (B, h, w, width).
 
         Raises:
-            ValueError: Another shape, or the channels are not the model's.
+            ValueError: The shape is another, or the channels are not those of the model.
         """
         images = torch.as_tensor(images)
         if images.ndim != 4:
@@ -174,7 +178,7 @@ class FeatureExtractor:
     def load(self, path: str | os.PathLike[str]) -> Tensor:
         """Read an image, resize it (bicubic) to cover 256/224 of `size`, and crop the centre to `size`.
 
-        This is how fine-tuned classifiers are tested: at 224 px, the shorter side becomes 256.
+        As in the evaluation of fine-tuned classifiers: at 224 px, the shorter side becomes 256.
 
         Args:
             path: The file.
@@ -183,12 +187,12 @@ class FeatureExtractor:
             (C, height, width), uint8 or float32 as in training.
 
         Raises:
-            ImageReadError: The file cannot be read as such an image.
+            ImageReadError: The file cannot be read as an image of this kind.
         """
         return load_image(path, self.size, self.reading)
 
     def _after_blocks(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Patches (B, h, w, width) and class token (B, width) after each of `blocks`, in evaluation mode."""
+        """Patch features (B, h, w, width) and class token (B, width) after each of `blocks`, in evaluation mode."""
         modes = {module: module.training for module in self.backbone.modules()}
         try:
             self.backbone.eval()
@@ -206,7 +210,7 @@ class FeatureExtractor:
 
 
 def load_image(path: str | os.PathLike[str], size: tuple[int, int], reading: dict[str, Any]) -> Tensor:
-    """See `FeatureExtractor.load`; `reading` is what `read_image` is told."""
+    """See `FeatureExtractor.load`; `reading` has the arguments of `read_image`."""
     image = read_image(path, **reading)
     height, width = image.shape[1:]
     over, under = COVER
@@ -223,20 +227,8 @@ def _name(block: int, kind: str, blocks: Sequence[int]) -> str:
     return kind if len(blocks) == 1 else f'block{block}_{kind}'
 
 
-def _checked_size(size: int | Sequence[int], patch: int) -> tuple[int, int]:
-    sides = [size] if isinstance(size, int) else list(size)
-    if len(sides) not in (1, 2):
-        raise ValueError(f'--size takes a side, or height and width, got {sides}')
-    if min(sides) < 1 or any(side % patch for side in sides):
-        near = ' '.join(str(max(1, round(side / patch)) * patch) for side in sides)
-        raise ValueError(
-            f'--size {" ".join(map(str, sides))}: sides must be multiples of the patch, {patch} px; try --size {near}'
-        )
-    return sides[0], sides[-1]
-
-
 class SizedImages(Dataset):
-    """Images of one size by number; of an unreadable one, the reason."""
+    """Images resized and cropped to one size, by index; for an unreadable one, the reason instead."""
 
     def __init__(self, paths: Sequence[str], size: tuple[int, int], reading: dict[str, Any]) -> None:
         self.paths, self.size, self.reading = paths, size, reading
@@ -249,7 +241,7 @@ class SizedImages(Dataset):
 
     @staticmethod
     def collate(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, dict[int, str]]:
-        """Numbers of a batch's readable images, the images, (B, C, H, W), and the reasons of the others by number."""
+        """Indices of the readable images, the images (B, C, H, W), and by index the reasons of the unreadable ones."""
         good = {number: value for number, value in samples if isinstance(value, Tensor)}
         bad = {number: value for number, value in samples if isinstance(value, str)}
         return list(good), torch.stack(list(good.values())) if good else torch.empty(0), bad

@@ -1,4 +1,4 @@
-"""Metrics of classification beside MMPretrain's: balanced accuracy and the confusion matrix."""
+"""Classification metrics that MMPretrain lacks: balanced accuracy, and the confusion matrix as a picture."""
 
 import os
 from collections.abc import Sequence
@@ -13,11 +13,10 @@ from simmim_plugin.registry import METRICS
 
 @METRICS.register_module()
 class BalancedAccuracy(BaseMetric):
-    """Mean over the classes of the share of each class's images that are right, in percent.
+    """Mean of the per-class recall, in percent (scikit-learn's `balanced_accuracy_score`).
 
-    Counts rare classes as much as frequent ones; classes without an image are left out (scikit-learn's
-    `balanced_accuracy_score`). The confusion matrix of the last evaluation is kept as `confusion`, (classes, classes)
-    counts with the truth along the rows.
+    Rare and frequent classes have the same weight; classes without images are ignored. The confusion matrix of the last
+    evaluation is kept as `confusion`, (classes, classes) counts with the true classes in rows.
 
     Args:
         kwargs: See `mmengine.evaluator.BaseMetric`.
@@ -30,13 +29,13 @@ class BalancedAccuracy(BaseMetric):
         self.confusion: np.ndarray | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep truth and prediction of each image."""
+        """Keep the true and the predicted class of each image."""
         for sample in data_samples:
             scores = sample['pred_score']
             self.results.append((int(sample['gt_label'].item()), int(scores.argmax()), scores.numel()))
 
     def compute_metrics(self, results: list[tuple[int, int, int]]) -> dict[str, float]:
-        """`{'balanced': percent}`, in the log as `accuracy/balanced`."""
+        """Return `{'balanced': percent}`, logged as `accuracy/balanced`."""
         from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
         truth, predicted = np.array(results)[:, :2].T
@@ -45,11 +44,11 @@ class BalancedAccuracy(BaseMetric):
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], out: str | os.PathLike[str]) -> None:
-    """Draw a confusion matrix: counts as numbers, the share of the true class as colour.
+    """Draw a confusion matrix: counts as numbers, the fraction of the true class as colour.
 
     Args:
-        matrix: (classes, classes) counts, truth along the rows.
-        classes: Names.
+        matrix: (classes, classes) counts, true classes in rows.
+        classes: Names of the classes.
         out: The picture to write.
     """
     from matplotlib.figure import Figure
@@ -60,7 +59,7 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], out: str | os.Pat
     figure = Figure(figsize=(side + 1, side), layout='constrained')
     axes = figure.subplots()
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-    figure.colorbar(image, label='share of the true class', shrink=0.8)
+    figure.colorbar(image, label='fraction of the true class', shrink=0.8)
     axes.set(xlabel='predicted', ylabel='true')
     axes.set_xticks(range(n), classes, rotation=60, ha='right', rotation_mode='anchor')
     axes.set_yticks(range(n), classes)

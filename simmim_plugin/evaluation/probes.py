@@ -1,4 +1,4 @@
-"""Judge frozen features on labelled images: a linear classifier on them, and their nearest neighbours."""
+"""Evaluate frozen features on labelled images by a linear probe and k-NN."""
 
 import logging
 import os
@@ -18,50 +18,51 @@ from simmim_plugin.datasets.class_names import class_folders
 from simmim_plugin.datasets.few_labels import stratified_subset
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.evaluation.feature_extractor import FeatureExtractor, SizedImages
+from simmim_plugin.utils.arguments import choice, number, whole
 
 K = 20
-TEMPERATURE = 0.07  # as in DINO (arXiv 2104.14294) and its forerunners
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: the larger, the weaker the regularisation
+TEMPERATURE = 0.07  # as in DINO (arXiv 2104.14294) and earlier work
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C, the inverse of the regularisation
 FOLDS = 3
-MAX_ITER = 300  # of L-BFGS; scikit-learn warns where it is not enough
+MAX_ITER = 300  # of L-BFGS; scikit-learn warns if it does not converge
 SPLITS = ('train', 'val')
 
 
 class Score(NamedTuple):
-    """Share of the test images that are right, and its mean over the classes, in percent."""
+    """Accuracy on the test images, and its mean over the classes, in percent."""
 
     top1: float
     balanced: float
 
 
 class Labelled(NamedTuple):
-    """Features by name, (images, width) each, and the images' classes."""
+    """Features by name, each (images, width), and the class of each image, (images,)."""
 
     features: dict[str, np.ndarray]
     labels: np.ndarray
 
 
 def knn_probe(train: Labelled, test: Labelled, name: str, k: int = K, temperature: float = TEMPERATURE) -> Score:
-    """Each test image gets the class that the k most similar training images vote for.
+    """Classify each test image by a weighted vote of the k most similar training images.
 
-    Cosine similarity; a neighbour's vote is exp(similarity / temperature).
+    The similarity is the cosine; a neighbour's vote has the weight exp(similarity / temperature).
 
     Args:
-        train: Features that vote.
-        test: Features that are judged.
-        name: Which of the features.
+        train: Features and classes of the training images.
+        test: Features and classes of the test images.
+        name: Name of the features to use.
         k: Number of neighbours.
-        temperature: The smaller, the more the nearest ones count.
+        temperature: The smaller, the more the nearest neighbours count.
 
     Raises:
-        ValueError: `k` is not in 1 ... number of training images.
+        ValueError: `k` is not from 1 to the number of training images, or the temperature is not above 0.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     count = len(train.labels)
-    if not 1 <= k <= count:
-        raise ValueError(f'k={k} of k-NN is outside 1 ... {count}, the number of training images')
-    # exp(-distance / t) is exp(similarity / t) but for a factor that all neighbours share.
+    whole('k', k, 1, count, f'there are {count} training images')
+    number('temperature', temperature, 0, hint='e.g. 0.07', ends='()')
+    # The distance is 1 - similarity: exp(-distance / t) is exp(similarity / t) up to a common factor.
     classifier = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=partial(_votes, t=temperature))
     return _score(classifier.fit(train.features[name], train.labels), test, name)
 
@@ -71,15 +72,15 @@ def _votes(distance: np.ndarray, t: float) -> np.ndarray:
 
 
 def linear_probe(train: Labelled, test: Labelled, name: str) -> Score:
-    """Multinomial logistic regression on features that are normalised as by a batch-norm without parameters.
+    """Multinomial logistic regression on features standardised like a batch norm without parameters.
 
-    Its L2 regularisation is the best of `STRENGTHS` in a 3-fold cross-validation of the training images; with fewer
-    than three images in a class it is 0.1.
+    The inverse L2 regularisation is the best of `STRENGTHS` in a 3-fold cross-validation on the training images, or 0.1
+    if a class has fewer than three images.
 
     Args:
-        train: Features that the classifier learns from.
-        test: Features that are judged.
-        name: Which of the features.
+        train: Features and classes of the training images.
+        test: Features and classes of the test images.
+        name: Name of the features to use.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -106,23 +107,26 @@ class LabelledFolder:
 
     Args:
         data_root: The folder.
-        fraction: Share of the training images of each class, at least one, see `few_labels`.
-        seed: Of their choice.
+        fraction: Fraction of the training images of each class to use, at least one image; see `few_labels`.
+        seed: Seed of their choice.
 
     Raises:
-        ValueError: There are no classes, other ones in val than in train, or no images.
+        ValueError: An argument is out of range, there are no classes, those of val and train differ, or a class has no
+            images.
     """
 
     def __init__(self, data_root: str | os.PathLike[str], fraction: float = 1.0, seed: int = 0) -> None:
+        if not isinstance(data_root, str | os.PathLike):
+            raise ValueError(f'data_root={data_root!r} must be the path of a folder with train and val')
         root = Path(data_root).expanduser()
         found = [class_folders(dict(data_root=root, data_prefix=split)) for split in SPLITS]
         if not found[0] or found[0] != found[1]:
             raise ValueError(
-                f'data_root={os.fspath(data_root)!r} needs the folders train and val, with the same folders of classes '
+                f'data_root={os.fspath(data_root)!r} needs the folders train and val, with the same class folders '
                 f'in both; found {found[0]} and {found[1]}'
             )
-        if not 0 < fraction <= 1:
-            raise ValueError(f'fraction={fraction} is outside (0, 1]; 0.1 keeps 10 % of the labels')
+        number('fraction', fraction, 0, 1, '0.1 keeps 10 % of the labels', ends='(]')
+        whole('seed', seed, 0)
         self.classes = found[0]
         self.paths: dict[str, list[str]] = {}
         self.labels: dict[str, np.ndarray] = {}
@@ -130,7 +134,7 @@ class LabelledFolder:
             by_class = [list_images(os.fspath(root / split / name)) for name in self.classes]
             if not all(by_class):
                 empty = self.classes[[bool(paths) for paths in by_class].index(False)]
-                raise ValueError(f'{os.fspath(root / split / empty)!r} holds no image; remove it, or fill it')
+                raise ValueError(f'{os.fspath(root / split / empty)!r} holds no image; remove it, or add images')
             self.paths[split] = [path for paths in by_class for path in paths]
             self.labels[split] = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class])
         if fraction < 1:
@@ -141,21 +145,27 @@ class LabelledFolder:
     def features(
         self, extractor: FeatureExtractor, split: str, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Labelled:
-        """Features of a split; the processes of a distributed run share the work, and all get the whole.
+        """Extract the features of a split; the ranks of a distributed run share the work and all get the result.
 
-        Images that cannot be read are named in the log and left out.
+        Unreadable images are logged and skipped.
 
         Args:
-            extractor: What to extract; 'pooled' or 'cls' features.
+            extractor: Extractor of 'pooled' or 'cls' features.
             split: 'train' or 'val'.
-            batch_size: Images at a time.
-            workers: Processes that read images.
-            progress: Draw a progress bar.
+            batch_size: Images per batch.
+            workers: Data loader workers.
+            progress: Show a progress bar.
+
+        Raises:
+            ValueError: An argument is out of range, or no image could be read.
         """
+        choice('split', split, SPLITS)
+        whole('batch_size', batch_size, 1)
+        whole('workers', workers, 0)
         rank, world = get_dist_info()
         mine = range(rank, len(self.paths[split]), world)
         images = Subset(SizedImages(self.paths[split], extractor.size, extractor.reading), mine)
-        # A generator of its own: DataLoader would draw from the one of the training that this happens in.
+        # A separate generator: DataLoader would draw from that of the training that this may be a part of.
         loader: DataLoader = DataLoader(
             images, batch_size, num_workers=workers, collate_fn=SizedImages.collate, generator=torch.Generator()
         )
@@ -163,7 +173,7 @@ class LabelledFolder:
         parts: list[dict[str, np.ndarray]] = []
         for readable, batch, reasons in tqdm(loader, desc=split, unit='batch', disable=None if progress else True):
             for reason in reasons.values():
-                print_log(f'Image left out: {reason}', 'current', logging.ERROR)
+                print_log(f'Image skipped: {reason}', 'current', logging.ERROR)
             if readable:
                 numbers += readable
                 parts.append(extractor(batch))
@@ -186,20 +196,20 @@ def run_probes(
     progress: bool = False,
     linear: Sequence[str] | None = None,
 ) -> dict[str, Score]:
-    """Linear probe and k-NN of each of the extractor's features.
+    """Run k-NN and the linear probe on each of the extractor's features.
 
     Args:
-        extractor: What to extract.
-        folder: Where the labelled images are.
-        k: See `knn_probe`; no more than there are training images.
+        extractor: Extractor of the features.
+        folder: The labelled images.
+        k: See `knn_probe`; limited to the number of training images.
         temperature: See `knn_probe`.
-        workers: Processes that read images.
-        progress: Draw a progress bar.
-        linear: Features to judge by a linear classifier, too; None: all.
+        workers: Data loader workers.
+        progress: Show a progress bar.
+        linear: Names of the features for the linear probe; None: all.
 
     Returns:
-        Scores by 'knn' and 'linear', with the feature's name in front where there are several: 'block8_pooled_linear'.
-        Of a distributed run the first process judges, and all get its scores.
+        Scores by 'knn' and 'linear', prefixed by the feature's name if there are several: 'block8_pooled_linear'. In a
+        distributed run rank 0 computes them, and all ranks get them.
     """
     train, val = (folder.features(extractor, split, workers=workers, progress=progress) for split in SPLITS)
     scores: dict[str, Score] = {}

@@ -1,1 +1,1 @@
-"""Small tools that know nothing of the method."""
+"""Utilities that do not depend on the method."""

@@ -1,6 +1,6 @@
-"""Check arguments: one line each gives name, value, type, range and what would do.
+"""Check arguments, in one line each: name, value, type, range and a hint at what to give instead.
 
-Each function returns the value and raises a ValueError such as
+Each function returns the value or raises a ValueError such as
 `drop_path_rate=1.5 must be a number in [0, 1); the published value is 0.1`.
 """
 
@@ -15,7 +15,7 @@ T = TypeVar('T')
 def number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, hint: str = '', ends: str = '[]'
 ) -> Any:
-    """A finite number between `low` and `high`; `ends` such as '[)' says which of the two are allowed themselves."""
+    """A finite number between `low` and `high`; `ends`, such as '[)', says whether each is included."""
     return _checked(name, value, Real, 'a number', low, high, hint, ends)
 
 
@@ -47,11 +47,18 @@ def flag(name: str, value: Any) -> Any:
     return value
 
 
-def keys(name: str, value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> Any:
+def names(name: str, value: Any, hint: str = '') -> tuple[str, ...]:
+    """A list or tuple of strings, as a tuple; a single string is rejected."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or any(not isinstance(item, str) for item in value):
+        raise ValueError(f'{name}={value!r} must be a list of names{_more(hint)}')
+    return tuple(value)
+
+
+def keys(name: str, value: Any, required: Sequence[str], optional: Sequence[str] = (), hint: str = '') -> Any:
     """A dict that has the required keys, and no others but the optional ones."""
     if not isinstance(value, Mapping) or not set(required) <= set(value) <= {*required, *optional}:
         wanted = [*required, *(f'{key} (optional)' for key in optional)]
-        raise ValueError(f'{name}={value!r} must be a dict of {", ".join(wanted)}')
+        raise ValueError(f'{name}={value!r} must be a dict of {", ".join(wanted)}{_more(hint)}')
     return value
 
 
@@ -76,7 +83,7 @@ def grid_of(name: str, size: Any, patch_size: int, hint: str = '') -> tuple[int,
 
 
 def _checked(name: str, value: Any, kind: Any, words: str, low: float, high: float, hint: str, ends: str) -> Any:
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, kind) and not isinstance(value, bool) and -math.inf < value < math.inf:  # nan fails as well
         above = value >= low if ends[0] == '[' else value > low
         below = value <= high if ends[1] == ']' else value < high
         if above and below:

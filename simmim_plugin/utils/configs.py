@@ -7,25 +7,25 @@ from mmengine.config import Config
 
 
 def training_data(cfg: Config) -> Any:
-    """Config of the training data set itself, see `innermost`; {} if there is none."""
+    """Config of the training data set, see `innermost`; {} if there is none."""
     return innermost(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else {}
 
 
 def datasets_of(cfg: Config) -> list[Any]:
-    """Configs of the data sets themselves, of training, validation and test."""
+    """Configs of the data sets of training, validation and test, see `innermost`."""
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
     return [innermost(loader.dataset) for loader in loaders if loader]
 
 
 def innermost(dataset: Any) -> Any:
-    """Config of the data set itself, inside RepeatDataset and its like."""
+    """Config of the data set inside wrappers such as RepeatDataset."""
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     return dataset
 
 
 def type_name(cfg: Mapping[str, Any]) -> str:
-    """Type of a part, without the scope before it; 'None' if it has none."""
+    """Type of a part without its scope; 'None' if it has no type."""
     return str(cfg.get('type')).split('.')[-1]
 
 
@@ -38,5 +38,5 @@ def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[s
 
 
 def reading_arguments(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What `read_image` must be told to read images as the pipeline does."""
+    """Arguments of `read_image` to read images as the pipeline does."""
     return {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}

@@ -1,4 +1,4 @@
-"""What a terminal shows of a training: MMEngine's long dumps go into the log file alone."""
+"""Short terminal output of a training: MMEngine's long dumps go to the log file only."""
 
 import logging
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-LOG_FILE_ONLY = (  # how messages of MMEngine begin
+LOG_FILE_ONLY = (  # beginnings of messages of MMEngine
     '\n-----',  # the environment
     'Config:\n',
     'Hooks will be executed in the following order',
     'Exp name: ',
     'Distributed training is not used',
-    '"FileClient" will be deprecated',  # MMEngine about what it does itself
+    '"FileClient" will be deprecated',  # MMEngine's warning about its own code
     '"HardDiskBackend" is the alias',
 )
 
 
 def console_handlers(logger: logging.Logger) -> list[logging.Handler]:
-    """Those of a logger's handlers that write to the terminal, not into a file."""
+    """The handlers of a logger that write to the terminal rather than a file."""
     return [
         handler
         for handler in logger.handlers
@@ -31,7 +31,7 @@ def _short(record: logging.LogRecord) -> bool:
 
 
 def shorten(logger: MMLogger) -> MMLogger:
-    """Keep environment, config and order of the hooks off the terminal, and say where they are."""
+    """Filter environment, config and hook order from the terminal, and log the name of the file that has them."""
     for handler in console_handlers(logger):
         handler.addFilter(_short)
     logger.info(f'Environment, config and hooks are in {logger.log_file}')
@@ -39,7 +39,7 @@ def shorten(logger: MMLogger) -> MMLogger:
 
 
 class ShortLogRunner(Runner):
-    """MMEngine's runner, with a short terminal."""
+    """MMEngine's runner with short terminal output; see `shorten`."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger; see `shorten`."""

@@ -1,4 +1,4 @@
-"""What a training step costs, in counts that do not depend on the machine."""
+"""Count operators, floating-point operations and saved bytes of a training step, independent of the machine."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Count the operators that PyTorch dispatches, by name."""
+    """Count the dispatched PyTorch operators by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,12 +23,12 @@ class OperatorCounter(TorchDispatchMode):
 
 
 def count_flops(build: Callable[[], nn.Module], images: Tensor, mask: Tensor) -> int:
-    """Floating-point operations of forward and backward pass, multiply and add as two, counted without computing.
+    """Floating-point operations of forward and backward pass, counted on the meta device; a multiply-add is two.
 
     Args:
-        build: Makes the model; `forward(images, mask)` gives the loss.
-        images: Whose shape counts.
-        mask: Likewise.
+        build: Function that makes the model, whose `forward(images, mask)` returns the loss.
+        images: Images, of which only the shape matters.
+        mask: Mask, of which only the shape matters.
     """
     model = build().to('meta')
     with FlopCounterMode(display=False) as counter:
@@ -37,7 +37,7 @@ def count_flops(build: Callable[[], nn.Module], images: Tensor, mask: Tensor) ->
 
 
 def saved_bytes(model: nn.Module, images: Tensor, mask: Tensor) -> int:
-    """Bytes that the forward pass keeps for the backward pass, each storage once, parameters left out."""
+    """Bytes that the forward pass saves for the backward pass; each storage once, without parameters."""
     own = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers(), images, mask)}
     kept: dict[int, int] = {}
 
@@ -45,7 +45,7 @@ def saved_bytes(model: nn.Module, images: Tensor, mask: Tensor) -> int:
         storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return x.detach()  # x itself would hold its own graph, and neither would ever be given back
+        return x.detach()  # x itself would hold its own graph, and neither would ever be freed
 
     with saved_tensors_hooks(note, lambda x: x):
         loss = model(images, mask)

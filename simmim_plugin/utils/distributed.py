@@ -1,4 +1,4 @@
-"""The process group of a training with several processes: its start where MMEngine cannot start it, and its end."""
+"""Process groups of distributed training, and access to wrapped and sharded models."""
 
 import os
 from datetime import timedelta
@@ -15,20 +15,20 @@ from torch.distributed.fsdp import FSDPModule
 
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
-WAIT = 1800  # seconds that a process waits for another one, or for a worker, unless the config says otherwise
+WAIT = 1800  # default timeout in seconds for other ranks and for data loader workers
 
 
 def start_process_group(cfg: Config) -> None:
-    """Start gloo where there is no GPU, and on GPUs NCCL where torchrun has started the processes again.
+    """Start gloo without a GPU, and NCCL after torchrun has restarted the ranks; MMEngine starts the other groups.
 
-    MMEngine does the rest. torchrun keeps its store of addresses when it starts processes again; with those of the dead
-    in it the new ones would not find each other.
+    torchrun keeps its address store across restarts. With the addresses of the previous processes in it, the new ones
+    would not find each other, so that every start gets its own prefix in the store.
 
     Args:
-        cfg: Its `launcher`, and `env_cfg.dist_cfg.timeout` in seconds; `model_wrapper_cfg` is set for gloo.
+        cfg: Config with `launcher`, and `env_cfg.dist_cfg.timeout` in seconds; `model_wrapper_cfg` is set for gloo.
 
     Raises:
-        ValueError: Slurm without GPUs.
+        ValueError: Slurm is used without GPUs.
     """
     if cfg.get('launcher', 'none') == 'none':
         return
@@ -50,30 +50,26 @@ def start_process_group(cfg: Config) -> None:
 
 
 def leave_process_group() -> None:
-    """Wait for the other processes, and end the process group: at the interpreter's exit its threads may abort."""
+    """Wait for the other ranks, and destroy the process group, whose threads may abort at the interpreter's exit."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def _whole() -> StateDictOptions:
-    return StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
 def bare_model(runner: TrainingRunner) -> Any:
-    """The model in training, without the wrapper of data-parallel training."""
+    """The model of a runner without the wrapper of data-parallel training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a process has a part of the model only."""
+    """Whether a rank holds only a shard of the model."""
     return isinstance(model, FSDPModule)
 
 
-def whole_model(runner: TrainingRunner) -> Any:
-    """A model with the weights in training that a process can use alone: the bare one, or of a sharded one a copy.
+def unsharded_model(runner: TrainingRunner) -> Any:
+    """The model of a runner for use on a single rank: the bare model, or a full copy of a sharded one.
 
-    All processes must call it.
+    All ranks must call it.
     """
     model = bare_model(runner)
     if not is_sharded(model):

@@ -1,4 +1,4 @@
-"""End a program with one line for an error. Standard library only, so that `--help` is quick."""
+"""Report errors in one line. Standard library only, so that `--help` is quick."""
 
 import difflib
 import os
@@ -11,40 +11,40 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-EXIT_CODE = os.EX_TEMPFAIL  # 75: it failed for now, try again
-EXTRAS = {'mmpretrain': 'mm', 'mmdet': 'det', 'mmseg': 'seg'}  # that bring a framework
-_folders: list[str] = []  # for the traceback, the last one first
+EXIT_CODE = os.EX_TEMPFAIL  # 75: a temporary failure, requeue the job
+EXTRAS = {'mmpretrain': 'mm', 'mmdet': 'det', 'mmseg': 'seg'}  # pip extra that installs a framework
+_folders: list[str] = []  # folders for the traceback, the last one first
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with one line for an error; the traceback goes into a file, so nothing is lost.
+    """On an error, exit with a one-line message; the traceback is written to a file.
 
     Errors that this package raises before a work dir exists are user errors: the message suffices, no file is written.
     See `keep_traceback_in` for where the file goes.
 
-    SIGTERM ends it like `sys.exit`, so that the processes it has started (a loader's workers, a comparison's trainings)
-    end with it. SIGUSR1, Slurm's warning, ends it with the code that asks for another try; see `InterruptHook` for both
-    during a training.
+    SIGTERM acts like `sys.exit`, which also ends the child processes (a loader's workers, a comparison's trainings).
+    SIGUSR1, Slurm's warning, exits with the code that asks the scheduler to requeue. During a training `InterruptHook`
+    handles both.
     """
     _folders.clear()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_CODE))
     try:
         yield
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is written down and ends the program)
+    except Exception as error:  # noqa: BLE001 (any error is written to a file and ends the program)
         message = message_of(error)
-        if 'TORCHELASTIC_ERROR_FILE' in os.environ:  # torchrun's summary then ends with our message
+        if 'TORCHELASTIC_ERROR_FILE' in os.environ:  # torchrun's summary then shows this message
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
             get_error_handler().record_exception(RuntimeError(message))
         if not _folders and _is_about_input(error):
             sys.exit(f'error: {message}')
-        sys.exit(f'error: {message}\n(traceback: {_write_down(traceback.format_exc())})')
+        sys.exit(f'error: {message}\n(traceback: {_write_traceback(traceback.format_exc())})')
 
 
 def keep_traceback_in(folder: str) -> None:
-    """Have `one_line_errors` write the traceback into `error.txt` of this folder; else it is a new temporary file."""
+    """Let `one_line_errors` write the traceback to `error.txt` in this folder rather than a temporary file."""
     _folders.append(folder)
 
 
@@ -53,7 +53,7 @@ def _is_about_input(error: Exception) -> bool:
     return isinstance(error, ValueError | FileNotFoundError) and raised_in.is_relative_to(Path(__file__).parents[1])
 
 
-def _write_down(text: str) -> str:
+def _write_traceback(text: str) -> str:
     rank = os.environ.get('RANK')
     for folder in reversed(_folders):
         path = os.path.join(folder, 'error.txt' if rank is None else f'error_rank{rank}.txt')
@@ -68,7 +68,7 @@ def _write_down(text: str) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """The message without what workers and registries wrap around it; a framework that is missing is named."""
+    """The message without the wrapping of workers and registries; names a missing framework."""
     name = type(error).__name__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     package, _, component = text.split(' ', 1)[0].partition('.')
@@ -78,6 +78,6 @@ def message_of(error: Exception) -> str:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message: up to three names that are close to the word, or nothing."""
+    """Suffix of a message with up to three names similar to the word; empty if there are none."""
     near = difflib.get_close_matches(word, list(names), 3, 0.5)
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''

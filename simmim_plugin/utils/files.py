@@ -1,4 +1,4 @@
-"""Write files that are whole or not there, and read and write JSON."""
+"""Atomic writes, JSON files, and paths in messages."""
 
 import json
 import os
@@ -13,14 +13,14 @@ PART_SUFFIX = '.part'
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all, whatever happens meanwhile to the process or the machine.
+    """Write a file atomically: after a crash of the process or the machine it is complete or does not exist.
 
     Args:
-        path: The file; missing folders are made.
+        path: The file; missing folders are created.
 
     Yields:
-        Where to write: a hidden file beside it, which is synced to the disk and takes the name at the end. One that a
-        killed process leaves ends in `PART_SUFFIX`.
+        A hidden path in the same folder to write to, which is synced to disk and renamed at the end. A killed process
+        leaves it behind, with the ending `PART_SUFFIX`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         _sync(part)
         part.replace(path)
-        _sync(path.parent)  # the name, too
+        _sync(path.parent)  # the new name
     finally:
         part.unlink(missing_ok=True)
 
@@ -43,18 +43,18 @@ def _sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Content of a file; {} if there is none."""
+    """Read a JSON file; {} if it does not exist."""
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all, see `whole_file`."""
+    """Write a JSON file atomically, see `whole_file`."""
     with whole_file(path) as part:
         part.write_text(json.dumps(content, indent=1), encoding='utf-8')
 
 
 def check_writable(folder: str) -> None:
-    """Make the folder, and raise ValueError if nothing can be written there."""
+    """Create a folder, and raise ValueError if it is not writable."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -66,5 +66,5 @@ def check_writable(folder: str) -> None:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path for messages; bytes in it that are not UTF-8, which logs could not take, are written as backslashes."""
+    """A path for messages; bytes that are not UTF-8, which logs cannot encode, become backslash escapes."""
     return os.fsencode(path).decode('utf-8', 'backslashreplace')

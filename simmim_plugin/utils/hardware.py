@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""Query CPU, GPU and memory of this machine."""
 
 import os
 import platform
@@ -8,13 +8,13 @@ import torch
 
 
 def default_workers(processes: int | None = None) -> int:
-    """Worker processes of a data loader where the config has None: one per core of this training process.
+    """Default number of data loader workers: one per CPU core of this rank.
 
-    The cores are Slurm's per task, else those that the machine lets us use, shared by torchrun's processes. At most 16;
-    without a GPU at most 2, as the training needs the cores itself.
+    The cores are Slurm's per task, or those available on the machine divided by torchrun's ranks. At most 16 workers;
+    without a GPU at most 2, as the training itself needs the cores.
 
     Args:
-        processes: That share the cores; None: torchrun's on this machine.
+        processes: Number of processes that share the cores; None: torchrun's ranks on this machine.
     """
     if 'SLURM_CPUS_PER_TASK' in os.environ:
         cores = int(os.environ['SLURM_CPUS_PER_TASK'])
@@ -25,8 +25,8 @@ def default_workers(processes: int | None = None) -> int:
 
 
 def hardware() -> str:
-    """Processor or GPU, number of cores, and version of PyTorch."""
-    name = platform.processor() or platform.machine()
+    """Names of GPU and CPU, number of cores, and version of PyTorch."""
+    name = platform.processor() or platform.machine()  # codespell:ignore processor
     cpu = Path('/proc/cpuinfo')
     if cpu.is_file():
         names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')]
@@ -37,11 +37,11 @@ def hardware() -> str:
 
 
 def free_memory() -> float:
-    """Bytes that are free on the GPU, or that this process may still take of the machine's memory."""
+    """Free bytes on the GPU, or without one the memory that is available to this process."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
     table = Path('/proc/meminfo')
-    if table.is_file():  # free, or holding copies of files
+    if table.is_file():  # includes the page cache
         free = 1024.0 * int(next(line.split()[1] for line in table.read_text().splitlines() if 'MemAvailable' in line))
     else:
         free = float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')) / 2
@@ -52,15 +52,15 @@ def free_memory() -> float:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16 matrices (AVX512-BF16 or AMX)."""
+    """Whether the CPU has instructions for bfloat16 matrix products (AVX512-BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def checked_device(device: str) -> str:
-    """The name of a device; ValueError where it cannot be used."""
+    """Return the name of a device, or raise ValueError if it cannot be used."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+    except (RuntimeError, AssertionError, TypeError) as error:  # PyTorch's, for devices that are missing or none
         reason = str(error).split('\n')[0]
         raise ValueError(
             f'--device {device} cannot be used ({reason}); use cpu, or cuda on a machine with a GPU'

@@ -1,21 +1,21 @@
-"""Find the configs and tools: next to the package in a checkout, inside it in an installed wheel."""
+"""Locate configs and tools: next to the package in a checkout, inside it in an installed wheel."""
 
 import os
 from pathlib import Path
 
 from simmim_plugin.utils.errors import did_you_mean
 
-# OpenMMLab's place for them in a wheel; setup.py puts them there.
+# OpenMMLab's folder for them in a wheel, filled by setup.py.
 _INSIDE = Path(__file__).resolve().parents[1] / '.mim'
 ROOT = _INSIDE if _INSIDE.is_dir() else Path(__file__).resolve().parents[2]
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
 
 
 def find_config(path: str | os.PathLike[str]) -> str:
-    """The file of a config: the path itself, or where there is none of that name, the one that comes with the package.
+    """Path of a config file: the given one, or if it does not exist, the one of that name in this package.
 
     Args:
-        path: Such as `configs/simmim_vit-b.py`, or `simmim_vit-b.py` and `finetune/vit-b_folder.py`.
+        path: For example `configs/simmim_vit-b.py`, `simmim_vit-b.py` or `finetune/vit-b_folder.py`.
 
     Raises:
         FileNotFoundError: Neither exists.
@@ -28,12 +28,12 @@ def find_config(path: str | os.PathLike[str]) -> str:
             if place.is_file() and place.resolve().is_relative_to(CONFIGS):
                 return str(place)
     near = sorted(str(p) for p in Path(given).parent.glob('*.py')) if Path(given).parent.is_dir() else []
-    hint = did_you_mean(given, [*near, *shipped_configs()]) or '; `simmim print-config` lists those that come along'
+    hint = did_you_mean(given, [*near, *shipped_configs()]) or '; `simmim print-config` lists those of this package'
     raise FileNotFoundError(f'config {given!r} does not exist (from {os.getcwd()}){hint}')
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configs that come with the package, as `find_config` takes them."""
+    """Names of the configs in this package, as accepted by `find_config`."""
     paths = sorted(CONFIGS.rglob('*.py'), key=lambda path: (len(path.relative_to(CONFIGS).parts), path))
     names = [path.relative_to(CONFIGS).as_posix() for path in paths]
     return [name for name in names if '_base_/' not in name]

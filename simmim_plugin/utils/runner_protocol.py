@@ -1,4 +1,4 @@
-"""What hooks use of a runner."""
+"""Protocol of the runners that hooks accept."""
 
 import logging
 from typing import Any, Protocol, runtime_checkable
@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader
 
 @runtime_checkable
 class TrainingRunner(Protocol):
-    """The public part of MMEngine's `Runner` and `FlexibleRunner` that a training's hooks rely on."""
+    """The public attributes of MMEngine's `Runner` and `FlexibleRunner` that the hooks use."""
 
     cfg: Config
     work_dir: str
     seed: int
     world_size: int
     epoch: int
-    iter: int  # iterations done; in a hook after an iteration, without this one
+    iter: int  # iterations done; in `after_train_iter` without the current one
     max_iters: int
     model: nn.Module
     optim_wrapper: Any

@@ -111,7 +111,7 @@ def test_a_signal_writes_a_checkpoint_in_the_middle_of_an_epoch(config, straight
     process.send_signal(signal.Signals[name])
     output = finish(process, 75)
     (path,) = work_dir.glob('iter_*.pth')
-    assert f'{name}: stopped after iteration {path.stem[5:]}; {path} is written. Go on with --resume' in output
+    assert f'{name}: stopped after iteration {path.stem[5:]}; {path} is written. Continue with --resume' in output
     assert load_file(path)['meta']['iter'] == int(path.stem[5:])
     output = finish(train(config, work_dir, '--resume'))
     assert f'iter: {path.stem[5:]}' in output

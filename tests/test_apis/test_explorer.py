@@ -1,4 +1,4 @@
-"""What the page of `simmim demo` shows of an image."""
+"""Masks, reconstructions and feature pictures of `simmim demo`."""
 
 import threading
 
@@ -24,7 +24,7 @@ def photo(image_folder):
     return next(image_folder.rglob('*.jpg'))
 
 
-def test_a_painted_mask_hides_its_patches_and_fills_them_alone(checkpoint, photo, tmp_path):
+def test_a_painted_mask_hides_and_fills_only_its_patches(checkpoint, photo, tmp_path):
     explorer = Explorer(checkpoint)
     image = explorer.read(photo)
     made = explorer.reconstruct(image, explorer.painted_mask('0000011000000001'))
@@ -36,14 +36,14 @@ def test_a_painted_mask_hides_its_patches_and_fills_them_alone(checkpoint, photo
         assert (changed == expected).all()
     assert made.hidden == 3 / 16
 
-    whole = np.zeros((72, 80), np.uint8)  # the tool with the same patches as a picture: 64 px are 71.1 px high
-    whole[18:36, 22:57] = whole[55:72, 59:76] = 255
-    Image.fromarray(whole).save(tmp_path / 'mask.png')
+    painted = np.zeros((72, 80), np.uint8)  # the tool with the same patches as a picture: 64 px are 71.1 px high
+    painted[18:36, 22:57] = painted[55:72, 59:76] = 255
+    Image.fromarray(painted).save(tmp_path / 'mask.png')
     (loss,) = reconstruct_files(checkpoint, [photo], tmp_path / 'out.png', mask=tmp_path / 'mask.png')
     assert made.loss == pytest.approx(loss)
 
 
-def test_sliders_begin_at_the_masks_of_the_training(tmp_path, checkpoint):
+def test_sliders_start_at_the_masks_of_the_training(tmp_path, checkpoint):
     published = Explorer(checkpoint).training_masks()
     assert published['local'] == dict(ratio=0.6, unit=32) and published['global']['ratio'] == 0
     both = dict(local=dict(ratio=0.75, unit=16), global_=dict(ratio=0.1, unit=32))
@@ -52,23 +52,23 @@ def test_sliders_begin_at_the_masks_of_the_training(tmp_path, checkpoint):
     assert Explorer(path).more_masks == ''
     both['local']['region_ratio'] = 0.5
     path = write_checkpoint(tmp_path / 'more.pth', **both, adapt=dict(alpha=0.3), model_patch_size=16)
-    assert Explorer(path).more_masks.startswith('Its training had adapt and local.region_ratio, too')
+    assert Explorer(path).more_masks.startswith('Its training also had adapt and local.region_ratio, ')
 
 
-def test_random_masks_have_the_asked_share_and_come_again_with_their_seed(checkpoint):
+def test_random_masks_have_the_ratio_and_depend_on_the_seed(checkpoint):
     explorer = Explorer(checkpoint)
-    local, whole = dict(ratio=0.5, unit=16), dict(ratio=0.25, unit=32)
-    masks = explorer.random_masks(local, whole, seed=3)
+    local, coarse = dict(ratio=0.5, unit=16), dict(ratio=0.25, unit=32)
+    masks = explorer.random_masks(local, coarse, seed=3)
     assert masks['mask_local'].sum() == 8 and masks['mask_global'].sum() == 4
     assert torch.equal(masks['mask'], masks['mask_local'] | masks['mask_global'])
-    assert torch.equal(masks['mask'], explorer.random_masks(local, whole, seed=3)['mask'])
-    assert not torch.equal(masks['mask'], explorer.random_masks(local, whole, seed=4)['mask'])
+    assert torch.equal(masks['mask'], explorer.random_masks(local, coarse, seed=3)['mask'])
+    assert not torch.equal(masks['mask'], explorer.random_masks(local, coarse, seed=4)['mask'])
     assert list(explorer.random_masks(local, dict(ratio=0, unit=32))) == ['mask']
     with pytest.raises(ValueError, match='both ratios are 0'):
         explorer.random_masks(dict(ratio=0, unit=16), dict(ratio=0, unit=32))
 
 
-def test_features_are_those_of_the_whole_image_though_another_page_reconstructs(checkpoint, photo):
+def test_features_are_unmasked_while_another_thread_reconstructs(checkpoint, photo):
     explorer = Explorer(checkpoint)
     image = explorer.read(photo)
     alone = explorer.features(image)
@@ -107,7 +107,7 @@ def test_the_clicked_patch_is_the_most_similar_to_itself(checkpoint, photo):
     assert explorer.pca_picture(features).shape == (4 * side, 4 * side, 3)
 
 
-def test_what_cannot_be_shown_is_told(tmp_path, checkpoint):
+def test_bad_input_is_named(tmp_path, checkpoint):
     explorer = Explorer(checkpoint)
     (tmp_path / 'deep').mkdir()
     (tmp_path / 'deep' / 'words.png').write_text('words')

@@ -19,7 +19,7 @@ from helpers.paths import ROOT
 from simmim_plugin import FeatureExtractor, SimMIM, cli, extract_folder
 from simmim_plugin.apis import extract_features
 
-# What image_folder holds: 12 images; in batches of 3, progress is saved after 6 and 12, with PART_IMAGES = 5.
+# The 12 images of image_folder; in batches of 3, progress is saved after 6 and 12, with PART_IMAGES = 5.
 FILES = sorted(f'part{i % 2}/{i:02}.jpg' for i in range(12))
 
 
@@ -35,14 +35,14 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 class Calls:
-    """Numbers of images in each call of an extractor; it breaks down at a chosen call."""
+    """Record the batch size of each call of an extractor, and raise at a chosen call."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
         self.broken = 0
 
     def fail_at(self, call: int) -> None:
-        """Count anew, and break down at this call; 0: at none."""
+        """Reset the record, and raise at this call; 0: never."""
         self.made, self.broken = [], call
 
 
@@ -77,7 +77,7 @@ def test_npz_holds_the_features_of_all_images_in_order(image_folder, checkpoint,
         for name in extractor.names:
             assert arrays[name].dtype == np.float32 and arrays[name].shape == (12, *extractor.shapes[name])
             np.testing.assert_allclose(arrays[name], by_hand(extractor, image_folder, name), rtol=1e-5, atol=1e-5)
-    assert zipfile.ZipFile(out).testzip() is None  # the check sums are right
+    assert zipfile.ZipFile(out).testzip() is None  # the checksums are right
     assert os.listdir(out.parent) == ['features.npz']
 
 
@@ -109,7 +109,7 @@ def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint,
         return out.read_bytes()
 
     (image_folder / FILES[1]).write_bytes(b'nothing')  # an image without a row
-    whole = extract('whole')
+    complete = extract('complete')
     assert calls.made == [2, 3, 3, 3] and 'resuming' not in capsys.readouterr().out
     calls.fail_at(4)  # 9 images are done, of which 6 are saved
     with pytest.raises(RuntimeError, match='power cut'):
@@ -119,15 +119,15 @@ def test_an_interrupted_run_resumes_from_the_last_save(image_folder, checkpoint,
     assert sorted(os.listdir(parts)) == ['cls.bin', 'pooled.bin', 'settings.json']
     assert not (tmp_path / f'broken.{suffix}').exists()
     calls.fail_at(0)
-    assert extract('broken') == whole
+    assert extract('broken') == complete
     assert calls.made == [3, 3]
-    assert f'resuming after 6 of 12 images, kept in {parts}' in capsys.readouterr().out
+    assert f'resuming after 6 of 12 images, saved in {parts}' in capsys.readouterr().out
     assert not parts.exists()
 
 
-def test_interrupted_while_joining_nothing_is_computed_again(image_folder, checkpoint, tmp_path, calls, monkeypatch):
+def test_after_an_interrupted_join_nothing_is_computed_again(image_folder, checkpoint, tmp_path, calls, monkeypatch):
     extractor, out = FeatureExtractor(checkpoint), tmp_path / 'a.npz'
-    extract_folder(extractor, image_folder, tmp_path / 'whole.npz', workers=0)
+    extract_folder(extractor, image_folder, tmp_path / 'complete.npz', workers=0)
 
     def interrupted(file: BinaryIO, **arrays: np.ndarray) -> None:
         file.write(b'half')
@@ -140,13 +140,13 @@ def test_interrupted_while_joining_nothing_is_computed_again(image_folder, check
     assert not out.exists()
     calls.fail_at(0)
     extract_folder(extractor, image_folder, out, workers=0)
-    assert calls.made == [] and out.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+    assert calls.made == [] and out.read_bytes() == (tmp_path / 'complete.npz').read_bytes()
 
 
 def test_a_full_disk_is_an_error_and_what_was_saved_is_kept(image_folder, checkpoint, tmp_path):
     """The real write fails, by a limit of the process, in the second half of the patches."""
     extractor, out = FeatureExtractor(checkpoint, kinds=['patches']), tmp_path / 'a.npz'
-    extract_folder(extractor, image_folder, tmp_path / 'whole.npz', 3, workers=0)
+    extract_folder(extractor, image_folder, tmp_path / 'complete.npz', 3, workers=0)
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 4 * 4 * 48 * 4, limits[1]))
@@ -157,7 +157,7 @@ def test_a_full_disk_is_an_error_and_what_was_saved_is_kept(image_folder, checkp
         signal.signal(signal.SIGXFSZ, handler)
     assert json.loads((tmp_path / 'a.npz.parts/settings.json').read_text())['done'] == 6
     extract_folder(extractor, image_folder, out, 3, workers=0)
-    assert out.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+    assert out.read_bytes() == (tmp_path / 'complete.npz').read_bytes()
 
 
 KILLED = """
@@ -178,7 +178,7 @@ extract_features.extract_folder(FeatureExtractor(checkpoint), folder, out, 3, wo
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_what_it_saved(image_folder, checkpoint, tmp_path, calls):
+def test_a_killed_process_keeps_what_it_saved(image_folder, checkpoint, tmp_path, calls):
     out = tmp_path / 'killed.npz'
     command = [sys.executable, '-c', KILLED, str(checkpoint), str(image_folder), str(out)]
     assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
@@ -193,8 +193,8 @@ def test_a_killed_process_leaves_what_it_saved(image_folder, checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize('suffix', ['npz', 'parquet'])
-def test_unreadable_images_are_left_out_and_named(image_folder, checkpoint, tmp_path, capsys, suffix):
-    bad = FILES[5:10] + FILES[11:]  # all of a batch, and some of others
+def test_unreadable_images_are_skipped_and_named(image_folder, checkpoint, tmp_path, capsys, suffix):
+    bad = FILES[5:10] + FILES[11:]  # a full batch, and some of others
     for file in bad:
         (image_folder / file).write_bytes((image_folder / file).read_bytes()[:100])
     out = tmp_path / f'a.{suffix}'
@@ -210,7 +210,7 @@ def test_unreadable_images_are_left_out_and_named(image_folder, checkpoint, tmp_
     assert capsys.readouterr().err.count('skipped: ') == 6
 
 
-def test_if_no_image_can_be_read_it_stops_and_another_try_is_free(image_folder, checkpoint, tmp_path):
+def test_if_no_image_can_be_read_it_stops_and_can_be_repeated(image_folder, checkpoint, tmp_path):
     originals = {file: (image_folder / file).read_bytes() for file in FILES}
     for file in FILES:
         (image_folder / file).write_bytes(b'nothing')
@@ -229,24 +229,24 @@ def test_parts_of_another_extraction_are_not_used(image_folder, checkpoint, tmp_
         extract_folder(FeatureExtractor(checkpoint), image_folder, out, 5, workers=0)
     calls.fail_at(0)
 
-    def refused(message: str, extractor: FeatureExtractor | None = None, **kwargs: str) -> None:
+    def rejected(message: str, extractor: FeatureExtractor | None = None, **kwargs: str) -> None:
         with pytest.raises(ValueError, match=f'a.npz.parts .*{message}.*remove this folder, or give another --out'):
             extract_folder(extractor or FeatureExtractor(checkpoint), image_folder, out, 5, workers=0, **kwargs)
 
-    refused('dtype was float32, is float16', dtype='float16')
-    refused(r"kinds was \['pooled'\], is \['cls'\]", FeatureExtractor(checkpoint, kinds=['cls']))
-    refused(r'blocks was \[3\], is \[2\]', FeatureExtractor(checkpoint, blocks=[2]))
-    refused(r'size was \[64, 64\], is \[32, 32\]', FeatureExtractor(checkpoint, size=32))
+    rejected('dtype was float32, is float16', dtype='float16')
+    rejected(r"kinds was \['pooled'\], is \['cls'\]", FeatureExtractor(checkpoint, kinds=['cls']))
+    rejected(r'blocks was \[3\], is \[2\]', FeatureExtractor(checkpoint, blocks=[2]))
+    rejected(r'size was \[64, 64\], is \[32, 32\]', FeatureExtractor(checkpoint, size=32))
     pretrained(tmp_path / 'b.pth')
-    refused('checkpoint was .*/a.pth, is .*/b.pth', FeatureExtractor(tmp_path / 'b.pth'))
+    rejected('checkpoint was .*/a.pth, is .*/b.pth', FeatureExtractor(tmp_path / 'b.pth'))
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
     model = SimMIM(backbone=FeatureExtractor(checkpoint).backbone, data_preprocessor=preprocessor)
-    refused('model in memory cannot be resumed', FeatureExtractor.from_model(model))
+    rejected('model in memory cannot be resumed', FeatureExtractor.from_model(model))
     (image_folder / FILES[4]).rename(image_folder / 'part0' / 'renamed.jpg')
-    refused('files was 12 with hash .*, is 12 with hash')
+    rejected('files was 12 with hash .*, is 12 with hash')
     assert calls.made == []
     os.remove(tmp_path / 'a.npz.parts' / 'settings.json')
-    refused('is no folder of parts')
+    rejected('does not hold parts')
 
 
 def test_parts_stay_below_a_number_of_bytes(image_folder, checkpoint, tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_parts_stay_below_a_number_of_bytes(image_folder, checkpoint, tmp_path, 
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 3, 3]
 
 
-def test_float16_refuses_what_it_cannot_hold(image_folder, tmp_path):
+def test_float16_rejects_values_beyond_its_range(image_folder, tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     state = torch.load(tmp_path / 'a.pth', weights_only=True)
     state['state_dict']['backbone.norm.bias'] = torch.full_like(model.backbone.norm.bias, 1e5)
@@ -272,9 +272,9 @@ def test_wrong_arguments_are_named_before_any_work(image_folder, checkpoint, tmp
         (ValueError, r'--out .*a.csv: features are written as .npz or .parquet', image_folder, 'a.csv', {}),
         (FileExistsError, r'--out .*old.npz exists already', image_folder, 'old.npz', {}),
         (FileNotFoundError, r'FOLDER .*gone. is not a folder', tmp_path / 'gone', 'a.npz', {}),
-        (ValueError, '--batch-size 0 must be positive', image_folder, 'a.npz', dict(batch_size=0)),
-        (ValueError, '--workers -1 must be 0 or more', image_folder, 'a.npz', dict(workers=-1)),
-        (ValueError, '--dtype int8 is unknown; choose one of float32', image_folder, 'a.npz', dict(dtype='int8')),
+        (ValueError, '--batch-size=0 must be a whole number of at least 1', image_folder, 'a.npz', dict(batch_size=0)),
+        (ValueError, '--workers=-1 must be a whole number of at least 0', image_folder, 'a.npz', dict(workers=-1)),
+        (ValueError, "--dtype='int8' is unknown; choose one of 'float32'", image_folder, 'a.npz', dict(dtype='int8')),
     ):
         with pytest.raises(error, match=message):
             extract_folder(extractor, folder, tmp_path / out, **kwargs)
@@ -308,7 +308,7 @@ def test_command_line(image_folder, checkpoint, tmp_path, monkeypatch, capsys):
         ((tmp_path / 'gone.pth', image_folder, '--out', 'b.npz'), r"error: checkpoint '.*gone.pth' does not exist"),
         ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', '0'), r'error: blocks=\[0\]: the model has blocks'),
         ((checkpoint, image_folder, '--out', 'b.npz', '--blocks', 'x'), r"error: blocks=\['x'\]: the model has"),
-        ((checkpoint, image_folder, '--out', 'b.npz', '--size', '9'), 'error: --size 9: sides must be multiples'),
+        ((checkpoint, image_folder, '--out', 'b.npz', '--size', '9'), 'error: --size of 9 x 9 px: both sides must be'),
     ):
         with pytest.raises(SystemExit, match=message):
             run(*words)

@@ -70,9 +70,9 @@ def test_tints_local_and_global_masks(save, photo, tmp_path):
         tuple(round(255 * (TINT * c + (1 - TINT) * GREY / 255)) for c in colour)
         for colour in (LOCAL_COLOUR, GLOBAL_COLOUR, BOTH_COLOUR)
     ]
-    local, whole, both = (found.pop(colour, 0) for colour in tinted)
-    assert local + both == 8 and whole + both == 4  # 8 of 16 units of a patch; 1 of 4 units of four patches
-    assert found == {(GREY,) * 3: 16 - local - whole - both}
+    local, coarse, both = (found.pop(colour, 0) for colour in tinted)
+    assert local + both == 8 and coarse + both == 4  # 8 of 16 units of a patch; 1 of 4 units of four patches
+    assert found == {(GREY,) * 3: 16 - local - coarse - both}
 
 
 def test_masks_of_other_packages_are_drawn_as_in_training(save, photo, tmp_path):
@@ -87,7 +87,7 @@ def test_bad_masks_are_named(save, photo, tmp_path):
     Image.new('L', (128, 128), 1).save(tmp_path / 'black.png')
     for name, message in (
         ('small.png', r'small.png has 128 x 100 px, the image 128 x 128 \(height x width\)'),
-        ('black.png', 'black.png hides nothing at 64 x 64 px: paint what shall be hidden white'),
+        ('black.png', 'black.png hides nothing at 64 x 64 px: paint the area to hide white'),
     ):
         with pytest.raises(ValueError, match=message):
             reconstruct_files(checkpoint, [photo], out, mask=tmp_path / name)
@@ -98,7 +98,7 @@ def test_bad_masks_are_named(save, photo, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'--mask .*nothing.png: no such file'):
         reconstruct_files(checkpoint, [photo], out, mask=tmp_path / 'nothing.png')
     with pytest.raises(
-        ValueError, match=r'--size 50 60: sides must be multiples of the patch, 16 px; try --size 48 64'
+        ValueError, match=r'--size of 50 x 60 px: both sides must be multiples of the patch, 16 px, e.g. 48 x 64'
     ):
         reconstruct_files(checkpoint, [photo], out, size=(50, 60))
     with pytest.raises(ValueError, match=r'--mask .*small.png and --mask-ratio 0.5 exclude each other'):

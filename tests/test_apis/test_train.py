@@ -17,7 +17,7 @@ from simmim_plugin.utils import errors, files, hardware
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
 
-def test_data_root_is_all_to_set(tmp_path):
+def test_setting_data_root_is_enough(tmp_path):
     assert config.load_config(CONFIG, {'data_root': '/photos'}).train_dataloader.dataset.data_root == '/photos'
     leaf = tmp_path / 'mine.py'
     leaf.write_text(f"_base_ = {CONFIG!r}\ndata_root = '/mine'\n")
@@ -37,8 +37,8 @@ def test_data_root_of_the_data_set_itself_wins_and_nothing_is_ignored():
     ('key', 'message'),
     [
         ('optim_wraper.optimizer.lr', "there is no 'optim_wraper'; did you mean 'optim_wrapper'"),
-        ('optim_wrapper.optimzer.lr', "unknown config key 'optim_wrapper.optimzer.lr'.*did you mean 'optimizer'"),
-        ('model.backbone.arch.x', "model.backbone.arch is a plain value, it has no 'x'"),
+        ('optim_wrapper.optimiser.lr', "unknown config key 'optim_wrapper.optimiser.lr'.*did you mean 'optimizer'"),
+        ('model.backbone.arch.x', "model.backbone.arch is a plain value and has no 'x'"),
         ('custom_hooks.7.interval', "'7' is no index into a list of 1"),
         ('lr', "there is no 'lr'; did you mean 'optim_wrapper.optimizer.lr'"),
         ('mask_ratio', "there is no 'mask_ratio'; did you mean 'mask.mask_ratio'"),
@@ -94,16 +94,16 @@ def test_keys_and_pipelines_that_would_do_nothing_are_named(tmp_path, capsys):
 
 
 def test_schedules_that_do_not_fit_the_length_are_named():
-    def said(**options):
+    def warnings_of(**options):
         options = {key.replace('__', '.'): value for key, value in options.items()}
         return train.schedule_warnings(
             config.load_config(CONFIG.replace('vit-b', options.pop('size', 'vit-b')), options)
         )
 
-    assert said() == [] and said(size='vit-tiny') == []
-    assert 'milestones [700] lie beyond max_epochs=400' in said(train_cfg__max_epochs=400)[0]
-    assert 'ends at epoch 60 of 90' in said(size='vit-tiny', train_cfg__max_epochs=90)[0]
-    assert 'goes on to epoch 60, beyond max_epochs=2' in said(size='vit-tiny', train_cfg__max_epochs=2)[0]
+    assert warnings_of() == [] and warnings_of(size='vit-tiny') == []
+    assert 'milestones [700] are beyond max_epochs=400' in warnings_of(train_cfg__max_epochs=400)[0]
+    assert 'ends at epoch 60 of 90' in warnings_of(size='vit-tiny', train_cfg__max_epochs=90)[0]
+    assert 'continues to epoch 60, beyond max_epochs=2' in warnings_of(size='vit-tiny', train_cfg__max_epochs=2)[0]
 
 
 def test_an_option_without_a_value_is_named(capsys):
@@ -138,7 +138,7 @@ def test_work_dir_without_permission(tmp_path):
     ['finetune/vit-tiny_folder', 'finetune/vit-tiny_folder_10pct', 'detection/mask-rcnn_vit-tiny_folder',
      'segmentation/upernet_vit-tiny_folder'],
 )  # fmt: skip
-def test_a_data_root_that_is_not_set_is_told(tmp_path, name):
+def test_a_data_root_that_is_not_set_is_named(tmp_path, name):
     cfg = config.load_config(str(ROOT / f'configs/{name}.py'))
     train.prepare(cfg, name, str(tmp_path))
     with pytest.raises(ValueError, match='data_root is not set; set it in the config, or on the command line'):
@@ -160,7 +160,7 @@ def test_detectors_compute_in_bfloat16_where_the_operators_can():
 def test_prepare_fills_in_the_command_line(tmp_path):
     cfg = config.load_config(CONFIG, {'load_from': 'start.pth'})
     train.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
-    assert not cfg.resume and cfg.load_from == 'start.pth'  # nothing to go on from: a first start
+    assert not cfg.resume and cfg.load_from == 'start.pth'  # nothing to resume from: a first start
     assert cfg.optim_wrapper.on_cpu and cfg.work_dir == str(tmp_path)
     torch.save({'meta': {'iter': 3}, 'optimizer': {}, 'state_dict': {}}, tmp_path / 'epoch_1.pth')
     train.prepare(cfg, CONFIG, str(tmp_path), resume='auto')
@@ -168,16 +168,16 @@ def test_prepare_fills_in_the_command_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'--resume nothing.pth'):
         train.prepare(cfg, CONFIG, str(tmp_path), resume='nothing.pth')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    with pytest.raises(ValueError, match='not AmpOptimWrapper'):
+    with pytest.raises(ValueError, match='got AmpOptimWrapper'):
         train.prepare(cfg, CONFIG, str(tmp_path), amp=True)
 
 
 @pytest.mark.parametrize('place', ['https://example.com/vit.pth', '~/gone.pth', 'torchvision://resnet50'])
-def test_what_is_loaded_lies_here(place, tmp_path):
-    """MMEngine would fetch it and unpickle whatever it holds."""
+def test_remote_checkpoints_are_rejected(place, tmp_path):
+    """MMEngine would download and unpickle them."""
     cfg = config.load_config(CONFIG, {'load_from': place})
     train.prepare(cfg, CONFIG, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"load_from='.*': no such file .* download what lies elsewhere first"):
+    with pytest.raises(FileNotFoundError, match=r"load_from='.*': no such file .* download remote files first"):
         train.build_runner(cfg)
 
 
@@ -198,7 +198,7 @@ def test_learning_rate_follows_the_total_batch(gpus, counts, rate, tmp_path, mon
     runner.param_schedulers, runner.auto_scale_lr = None, cfg.auto_scale_lr
     monkeypatch.setattr(Runner, 'logger', __import__('logging').getLogger('test'), raising=False)
     train._report_batch(runner, DataLoader(range(512), cfg.train_dataloader.batch_size))
-    assert cfg.auto_scale_lr.base_batch_size == 2048  # the config, which is written to the work dir, stays
+    assert cfg.auto_scale_lr.base_batch_size == 2048  # the config, which is written to the work dir, is unchanged
     lr = cfg.optim_wrapper.optimizer.lr
     wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr))
     runner.scale_lr(wrapper, runner.auto_scale_lr)
@@ -216,13 +216,13 @@ def test_errors_end_in_one_line_and_keep_the_traceback(tmp_path):
     assert 'Traceback' in Path(tmp_path, 'error.txt').read_text()
 
 
-def test_an_error_about_what_was_asked_for_leaves_no_file(tmp_path, monkeypatch):
+def test_user_errors_leave_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     with pytest.raises(SystemExit) as exit_, errors.one_line_errors():
         config.load_config('nosuch.py')
     assert 'nosuch.py' in str(exit_.value) and 'traceback' not in str(exit_.value) and not list(tmp_path.iterdir())
     with pytest.raises(SystemExit) as exit_, errors.one_line_errors():
-        int('a fault of ours')  # not raised by the package
+        int('a bug')  # not raised by the package
     assert 'traceback' in str(exit_.value) and len(list(tmp_path.iterdir())) == 1
 
 

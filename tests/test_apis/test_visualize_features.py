@@ -17,7 +17,7 @@ IMAGE = torch.randn(1, 3, 48, 80, generator=torch.Generator().manual_seed(0))
 
 
 def backbone(**kwargs: object) -> SimMIMViT:
-    """A tiny backbone in which everything, the bias tables too, is random."""
+    """A tiny backbone with random weights, including the bias tables."""
     torch.manual_seed(0)
     model = SimMIMViT(**{k: v for k, v in TINY.items() if k != 'type'} | kwargs).eval()
     for parameter in model.parameters():
@@ -28,7 +28,7 @@ def backbone(**kwargs: object) -> SimMIMViT:
 def test_pca_finds_planted_directions():
     y, x = torch.meshgrid(torch.arange(6.0), torch.arange(9.0), indexing='ij')
     checks = (x + y) % 2
-    # Loud along x, weaker along y, weakest for the chequers; the mean is large and must not matter.
+    # Strong along x, weaker along y, weakest for the chequers; the large mean must not matter.
     directions = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(1))).Q[:3]
     directions = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
     planted = torch.stack((10 * x, 3 * y, checks), dim=-1)
@@ -36,7 +36,7 @@ def test_pca_finds_planted_directions():
     assert found.shape == (6, 9, 3) and found.min() == 0 and found.max() == 1
     for i, pattern in enumerate((x, y, checks)):
         assert torch.corrcoef(torch.stack((found[..., i].flatten(), pattern.flatten())))[0, 1] > 0.99
-    # Two directions only: the third colour says that there is nothing, and rounding errors are not blown up.
+    # Two directions only: the third colour is constant, and rounding errors are not amplified.
     found = pca_rgb((planted * torch.tensor([1, 1, 0])) @ directions + 100)
     assert (found[..., 2] == 0.5).all() and found[..., :2].std() > 0.2
     assert (pca_rgb(torch.full((2, 2, 8), 7.0)) == 0.5).all()
@@ -58,10 +58,11 @@ def test_sizes_keep_the_proportions_and_fit_the_patches():
     assert input_size((600, 400), 256, model) == (384, 256)
     assert input_size((400, 600), [250, 100], model) == (256, 96)
     assert input_size((3, 2), [100], model) == (144, 96)
-    for size in (15, -1, [64, 0]):
-        with pytest.raises(ValueError, match='is less than a patch of 16 x 16 px; give 16 px or more'):
+    for size, shown in ((15, '15'), (-1, '-1'), ([64, 0], '0'), (64.0, '64.0'), ('x', "'x'")):
+        words = f'--size={shown} must be a whole number of at least 16; a patch has 16 x 16 px'
+        with pytest.raises(ValueError, match=words):
             input_size((400, 600), size, model)
-    with pytest.raises(ValueError, match=r'--size takes the shorter side, or height and width, got \[1, 2, 3\]'):
+    with pytest.raises(ValueError, match=r'--size=\[1, 2, 3\] must be the shorter side, or height and width'):
         input_size((400, 600), [1, 2, 3], model)
 
 
@@ -76,7 +77,7 @@ def test_the_sheet_marks_the_patch_and_shows_the_maps():
     patch, height, width = 48, 144, 240  # three times as large
     assert sheet.shape == (HEADER_PX + 3 * (height + HEADER_PX + GAP_PX) + GAP_PX, 4 * (width + GAP_PX) + GAP_PX, 3)
     top, left = HEADER_PX, GAP_PX
-    assert sheet[top + patch, left + 2 * patch].tolist() == [100] * 3  # the patch stays free
+    assert sheet[top + patch, left + 2 * patch].tolist() == [100] * 3  # the patch itself is not covered
     assert sheet[top + patch - 1, left + 2 * patch].tolist() == [255, 0, 0]
     assert sheet[top + patch - 3, left + 2 * patch].tolist() == [255] * 3
     left += 2 * (width + GAP_PX)
@@ -86,7 +87,7 @@ def test_the_sheet_marks_the_patch_and_shows_the_maps():
     assert sheet[top + row * patch + 24, left + column * patch + 24].tolist() == [252, 255, 164]  # inferno's lightest
     alike = [(torch.ones(3, 5, 8) + 1e-4 * torch.arange(8), torch.full((4, 3, 5), 1 / 16))]
     sheet = feature_sheet(image, alike, (1, 2), ['alike'])
-    for column, colour in ((2, [253, 231, 37]), (3, [252, 255, 164])):  # no noise is blown up
+    for column, colour in ((2, [253, 231, 37]), (3, [252, 255, 164])):  # noise is not amplified
         tile = sheet[top : top + patch, GAP_PX + column * (width + GAP_PX) :][:, :patch]
         assert (tile == colour).all()
 
@@ -159,14 +160,21 @@ def test_a_click_gives_the_point(monkeypatch):
 def test_bad_input_is_named(checkpoint, photos, tmp_path):
     out = tmp_path / 'x.png'
     (tmp_path / 'text.png').write_text('no image')
-    with pytest.raises(ValueError, match=r'--point 120 50 is outside .*long.*png of 40 x 40 px .*x of 0 ... 39 and y'):
-        draw_features(checkpoint, photos, out, (120, 50))
-    with pytest.raises(ValueError, match='--point -1 0 is outside'):
-        draw_features(checkpoint, photos, out, (-1, 0))
+    for point, words in (
+        (
+            (120, 50),
+            'x of --point=120 must be a whole number from 0 to 39; .*long.*png has 40 x 40 px .width x height.',
+        ),
+        ((-1, 0), 'x of --point=-1 must be a whole number from 0 to 149; .*wide.png has 150 x 60 px .width x height.'),
+        ((0, 60), 'y of --point=60 must be a whole number from 0 to 59; .*wide.png has 150 x 60 px .width x height.'),
+        ((0, 1.0), 'y of --point=1.0 must be a whole number from 0 to 59; .*'),
+    ):
+        with pytest.raises(ValueError, match=f'^{words}$'):
+            draw_features(checkpoint, photos, out, point)
     for blocks in ([4], [0], [1, 'x'], 'some', []):
         with pytest.raises(ValueError, match=r"blocks=.*: the model has blocks 1 ... 3; give numbers of these, or 'a"):
             draw_features(checkpoint, photos, out, blocks=blocks)
-    with pytest.raises(ValueError, match='--size 8 is less than a patch of 16 x 16 px'):
+    with pytest.raises(ValueError, match='--size=8 must be a whole number of at least 16; a patch has 16 x 16 px'):
         draw_features(checkpoint, photos, out, size=8)
     with pytest.raises(ValueError, match=r'text.png: cannot identify image file'):
         draw_features(checkpoint, [*photos, tmp_path / 'text.png'], out)

@@ -99,7 +99,7 @@ def test_a_config_in_a_checkpoint_is_not_run(name, words, tmp_path, monkeypatch)
     program = f'open({str(tmp_path / "run")!r}, "w")'
     meta = dict(iter=1, epoch=1, config=program)
     torch.save(dict(state_dict={'w': torch.ones(2)}, meta=meta, optimizer={}, message_hub={}), words['evil'])
-    assert "has a program as its meta['config']" in message_of(name, words, monkeypatch)
+    assert "has code in meta['config']" in message_of(name, words, monkeypatch)
     assert not (tmp_path / 'run').exists()
     Config.fromstring(program, '.py')
     assert (tmp_path / 'run').exists()

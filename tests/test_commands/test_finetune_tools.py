@@ -214,10 +214,13 @@ def test_errors_of_the_tools(place, tool, tmp_path):
     checkpoint = place / 'pretrained.pth'
     for arguments, expected in (
         ([tmp_path / 'gone.pth', place / 'data'], "gone.pth' does not exist"),
-        ([checkpoint, other], "needs the folders train and val, with the same folders of classes in both; found ['a'"),
+        ([checkpoint, other], "needs the folders train and val, with the same class folders in both; found ['a'"),
         ([checkpoint, place / 'data', '--kinds', 'patches'], '--kinds patches: probes take one vector per image'),
-        ([checkpoint, place / 'data', '--temperature', 0], '--temperature=0.0 must be a number above 0'),
-        ([checkpoint, place / 'data', '--k', 0], 'k=0 of k-NN is outside 1 ... 21'),
+        ([checkpoint, place / 'data', '--temperature', 0], '--temperature 0.0 must be positive'),
+        (
+            [checkpoint, place / 'data', '--k', 0],
+            'k=0 must be a whole number from 1 to 21; there are 21 training images',
+        ),
         ([checkpoint, place / 'data', '--blocks', 3], 'the model has blocks 1 ... 2'),
     ):
         message = tool('probe', *arguments, '--workers', 0)

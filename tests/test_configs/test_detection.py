@@ -117,7 +117,7 @@ def swapped(tmp_path):
 
 
 def test_a_step_with_bfloat16_in_backbone_and_neck(swapped):
-    """The operators of MMCV get float32."""
+    """MMCV's operators receive float32."""
     model, batch = swapped()
     wrapper = AutocastOptimWrapper(
         optimizer=torch.optim.SGD(model.parameters(), lr=1e-3), on_cpu=True, parts=('backbone', 'neck')
@@ -129,7 +129,7 @@ def test_a_step_with_bfloat16_in_backbone_and_neck(swapped):
     assert seen == {torch.bfloat16, torch.float32} and losses['loss'].isfinite()
 
 
-def test_images_of_one_size_give_together_what_they_give_alone(swapped):
+def test_a_batch_of_images_gives_the_features_of_each_image(swapped):
     model, _ = swapped()
     model.eval()
     images = torch.randn(3, 3, 48, 64)  # a grid of 3 x 4, less than a window of 4 x 4 in height
@@ -141,7 +141,7 @@ def test_images_of_one_size_give_together_what_they_give_alone(swapped):
     assert [tuple(x.shape[2:]) for x in together] == [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]
 
 
-def test_predictions_of_images_of_one_size_are_those_of_each_alone(swapped):
+def test_predictions_of_a_batch_are_those_of_each_image(swapped):
     """Boxes, scores and masks of Mask R-CNN, with 50 boxes an image."""
     model, batch = swapped()
     model.eval()
@@ -175,13 +175,13 @@ def test_recomputing_activations_changes_no_gradient(swapped):
         assert torch.allclose(value, gradients[1][name], atol=1e-5 * value.abs().max().item()), name
 
 
-def test_drop_path_acts_in_training_alone(swapped):
+def test_drop_path_acts_only_in_training(swapped):
     model, _ = swapped(drop_path_rate=0.5)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         trained = [model.train().backbone(image)[0] for _ in range(8)]
-        judged = [model.eval().backbone(image)[0] for _ in range(2)]
-    assert any(not torch.equal(trained[0], other) for other in trained) and torch.equal(*judged)
+        evaluated = [model.eval().backbone(image)[0] for _ in range(2)]
+    assert any(not torch.equal(trained[0], other) for other in trained) and torch.equal(*evaluated)
 
 
 def test_frozen_blocks_and_layer_decay(swapped):
@@ -198,7 +198,7 @@ def test_frozen_blocks_and_layer_decay(swapped):
     assert len(rate) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_a_checkpoint_of_another_width_is_refused(swapped, tmp_path):
+def test_a_checkpoint_of_another_width_is_rejected(swapped, tmp_path):
     save_pretraining(tmp_path / 'wide.pth', arch=ARCH | dict(embed_dims=48))
     with pytest.raises(ValueError, match='the checkpoint is of another architecture'):
         swapped(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'wide.pth')))
@@ -230,7 +230,7 @@ def test_classes_of_own_data(tmp_path):
 
 
 def test_file_names_of_a_leaf(tmp_path):
-    """As docs/detection.md says, the last line included: the evaluation reads those files, too."""
+    """As docs/detection.md says, including the last line: the evaluation reads those files."""
     data = make_dense(tmp_path / 'data', dict(train=2, valid=1))
     for part in ('train', 'valid'):
         (data / f'annotations/{part}.json').rename(data / f'{part}_boxes.json')
@@ -249,7 +249,7 @@ def test_file_names_of_a_leaf(tmp_path):
 
 @pytest.mark.slow
 def test_train_test_and_infer(tmp_path):
-    """Through the runner: the pretrained backbone is loaded, all of it, and inference takes the checkpoint."""
+    """Through the runner: the full pretrained backbone is loaded, and inference accepts the checkpoint."""
     data = make_dense(tmp_path / 'data', dict(train=4, valid=2))
     theirs = save_pretraining(tmp_path / 'pretrained.pth')
     options = [
@@ -272,7 +272,7 @@ def test_train_test_and_infer(tmp_path):
     )
     log = done.stdout + done.stderr
     assert done.returncode == 0, log[-3000:]
-    assert_loaded(theirs, load_file(work / 'epoch_1.pth')['state_dict'])  # with a rate of 0 it is still there
+    assert_loaded(theirs, load_file(work / 'epoch_1.pth')['state_dict'])  # unchanged at a rate of 0
     assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in log
     assert 'bbox_mAP' in log and 'segm_mAP' in log
 

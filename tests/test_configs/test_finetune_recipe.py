@@ -82,10 +82,10 @@ def test_label_smoothing_and_mixing_give_timms_targets():
     torch.testing.assert_close(loss(scores, mixed), expected, rtol=1e-5, atol=1e-6)
 
 
-JUDGE = ROOT / 'configs/ablations/_base_/finetune_small.py'
+FINETUNE_SMALL = ROOT / 'configs/ablations/_base_/finetune_small.py'
 
 
-@pytest.mark.parametrize('path', [*sorted(FINETUNE.glob('*.py')), JUDGE], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [*sorted(FINETUNE.glob('*.py')), FINETUNE_SMALL], ids=lambda path: path.stem)
 def test_every_config_builds_its_model_and_pipelines(path):
     cfg = load_config(str(path))
     if cfg.model.head.num_classes is None:

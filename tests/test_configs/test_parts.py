@@ -1,4 +1,4 @@
-"""Named parts of pipelines: what a leaf config or an option says of them reaches every place."""
+"""Named parts of pipelines: settings in a leaf config or an option apply wherever the part occurs."""
 
 import pytest
 from mmengine.config import Config
@@ -106,12 +106,12 @@ def test_a_dumped_config_takes_the_same_options(tmp_path, load):
     assert pipelines(load_config(str(tmp_path / 'old.py'), by_number)) == expected
 
 
-def test_a_name_that_is_none_is_named(load):
+def test_an_unknown_name_is_reported(load):
     with pytest.raises(ValueError, match="_part_='crops' names no top-level key of the config; did you mean 'crop'"):
         load("train_pipeline = [dict(_part_='crops')]")
 
 
-def test_an_option_for_what_is_not_built_is_refused():
+def test_an_option_that_nothing_is_built_from_is_rejected():
     config = str(ROOT / 'configs/detection/mask-rcnn_vit-b_coco.py')
     with pytest.raises(
         ValueError, match=r"vit.arch: nothing is built from 'vit'; set one of the named parts load, annotations"
@@ -121,7 +121,7 @@ def test_an_option_for_what_is_not_built_is_refused():
 
 @pytest.mark.parametrize('name', shipped_configs())
 def test_every_place_has_one_name(name):
-    """Two names of equal parts could not be told apart; every part of a pipeline has a name and a type."""
+    """Equal parts with two names would be ambiguous; every part of a pipeline has a name and a type."""
     cfg = load_config(name)
     parts = [cfg[part] for part in named_parts(cfg)]
     assert all(parts.count(part) == 1 for part in parts)
@@ -132,8 +132,8 @@ def test_every_place_has_one_name(name):
                 assert 'type' in part and part in parts
 
 
-def test_a_run_whose_config_has_numbered_parts_goes_on(tmp_path):
-    """`simmim pretrain --resume` compares what a written config sets, not how it puts it."""
+def test_a_run_whose_config_has_numbered_parts_resumes(tmp_path):
+    """`simmim pretrain --resume` compares the settings of a written config, not its text."""
     head = f'"""Written by `simmim pretrain`; everything else is inherited."""\n_base_ = {CONFIG!r}\n'
     text = head + 'crop = dict(size=192)\nmask = dict(mask_ratio=0.5)\n'
     (tmp_path / 'config.py').write_text(head + NUMBERED)

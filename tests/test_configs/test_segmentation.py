@@ -28,7 +28,7 @@ from simmim_plugin.config import load_config
 from simmim_plugin.engine.optimizers.layer_decay_constructor import SimMIMOptimWrapperConstructor
 
 CROP = (64, 64)
-DEEPER = ARCH | dict(num_layers=4)  # MMSegmentation's Feature2Pyramid wants four maps
+DEEPER = ARCH | dict(num_layers=4)  # MMSegmentation's Feature2Pyramid needs four maps
 TINY = {
     **TINY_VIT,
     'model.backbone.img_size': 64,
@@ -120,17 +120,17 @@ def test_recomputing_activations_changes_no_gradient():
         assert torch.allclose(value, gradients[1][name], atol=1e-5 * value.abs().max().item()), name
 
 
-def test_drop_path_acts_in_training_alone():
+def test_drop_path_acts_only_in_training():
     model = tiny(drop_path_rate=0.5)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         trained = [model.train().backbone(image)[-1] for _ in range(8)]
-        judged = [model.eval().backbone(image)[-1] for _ in range(2)]
-    assert any(not torch.equal(trained[0], other) for other in trained) and torch.equal(*judged)
+        evaluated = [model.eval().backbone(image)[-1] for _ in range(2)]
+    assert any(not torch.equal(trained[0], other) for other in trained) and torch.equal(*evaluated)
 
 
 def test_the_pyramid_of_one_map_and_windows():
-    """SimpleFeaturePyramid under UPerNet, over a backbone with windows: images of no whole number of windows."""
+    """SimpleFeaturePyramid under UPerNet, over a backbone with windows that do not divide the image."""
     cfg = load_config(config('segmentation/upernet_vit-b_ade20k.py'))
     cfg.model.backbone.update(arch=ARCH, img_size=64, window_size=4, global_blocks=(2,), out_indices=(2,))
     cfg.model.neck = dict(type='simmim_plugin.SimpleFeaturePyramid', in_channels=32, out_channels=32, num_outs=4)
@@ -155,7 +155,7 @@ def test_frozen_blocks_and_layer_decay():
             assert rate[id(parameter)] == wanted.get(name[:18], 1.0), name
 
 
-def test_a_checkpoint_of_another_width_is_refused(tmp_path):
+def test_a_checkpoint_of_another_width_is_rejected(tmp_path):
     save_pretraining(tmp_path / 'wide.pth', arch=DEEPER | dict(embed_dims=48))
     with pytest.raises(ValueError, match='the checkpoint is of another architecture'):
         tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'wide.pth')))
@@ -169,7 +169,7 @@ def test_our_configs_build(name, width):
     assert trained == ({'decode_head'} if 'linear' in name else {'backbone', 'neck', 'decode_head', 'auxiliary_head'})
 
 
-def test_equal_images_give_together_what_they_give_alone():
+def test_a_batch_of_images_gives_the_logits_of_each_image():
     cfg = load_config(config('segmentation/linear_vit-b_ade20k.py'), {
         'model.backbone.img_size': 64, 'model.backbone.out_indices': [2], 'model.backbone.frozen_stages': 0,
         'model.decode_head.in_channels': 32, 'model.decode_head.channels': 32, 'model.test_cfg.crop_size': CROP,
@@ -240,7 +240,7 @@ def test_train_test_and_infer(tmp_path):
     fault = 'has the value 7, but decode_head.num_classes=3 means 0 ... 2 (and 255'
     assert done.returncode and 'train/' in done.stderr and fault in done.stderr
 
-    Image.fromarray(mask).save(data / 'masks/valid/0.png')  # the metric would count wrong in silence
+    Image.fromarray(mask).save(data / 'masks/valid/0.png')  # the metric would silently be wrong
     command = [sys.executable, ROOT / 'tools/test.py', leaf, work / 'iter_2.pth', '--cfg-options', *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode and 'valid/0.png' in done.stderr and fault in done.stderr

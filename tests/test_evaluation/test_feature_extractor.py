@@ -49,7 +49,7 @@ def test_features_are_the_outputs_of_the_backbone(tmp_path, shape):
             np.testing.assert_allclose(values, expected[kind], rtol=1e-5, atol=1e-5)
 
 
-def test_one_block_gives_the_kinds_by_their_names_and_the_last_is_the_default(tmp_path):
+def test_keys_of_one_block_are_the_kinds_and_the_last_is_the_default(tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     images = photos(2, 3, 64, 64)
     (last,) = backbone_outputs(model.backbone.state_dict(), normalised(images))
@@ -64,7 +64,7 @@ def test_one_block_gives_the_kinds_by_their_names_and_the_last_is_the_default(tm
     assert extractor.shapes['block2_patches'] == (2, 6, 48) and extractor.shapes['block2_cls'] == (48,)
 
 
-def test_of_a_fine_tuned_model_pooled_is_what_its_classifier_sees(tmp_path):
+def test_pooled_features_of_a_fine_tuned_model_are_the_input_of_its_classifier(tmp_path):
     backbone = random_weights(SimMIMViT(**{k: v for k, v in FINETUNED.items() if k != 'type'})).eval()
     model = nn.ModuleDict(dict(backbone=backbone, head=nn.ModuleDict(dict(fc=nn.Linear(48, 10)))))
     start = dict(type='Pretrained', checkpoint='gone.pth', prefix='backbone.')
@@ -119,11 +119,11 @@ def test_images_are_resized_to_256_of_224_and_cropped_as_pil_does_it(tmp_path, s
     assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_a_model_in_training_is_left_as_it_was():
+def test_a_model_in_training_is_not_changed():
     torch.manual_seed(0)
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
     model = random_weights(SimMIM(backbone=TINY | dict(drop_path_rate=0.5), data_preprocessor=preprocessor)).train()
-    model.backbone.blocks[1].eval()  # by someone's hand
+    model.backbone.blocks[1].eval()  # set by the user
     extractor = FeatureExtractor.from_model(model, kinds=KINDS, blocks='all')
     modes = [module.training for module in model.modules()]
     inputs, mask = normalised(photos(2, 3, 64, 64)), torch.ones(2, 4, 4)
@@ -144,8 +144,8 @@ def test_a_model_in_training_is_left_as_it_was():
     assert extractor.backbone is model.backbone
 
 
-def test_images_are_red_first_whatever_the_models_preprocessor_makes_of_them():
-    """MMPretrain's turns OpenCV's order round; the features are those of SimMIM's own, which does not."""
+def test_images_are_rgb_whatever_the_models_preprocessor_flips():
+    """MMPretrain's preprocessor flips BGR to RGB, SimMIM's does not; the features are the same."""
     ours = random_weights(
         SimMIM(backbone=TINY, data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD))
     )
@@ -159,12 +159,12 @@ def test_images_are_red_first_whatever_the_models_preprocessor_makes_of_them():
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_a_model_in_memory_gives_the_features_of_its_present_weights(training):
+def test_a_model_in_memory_gives_the_features_of_its_current_weights(training):
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
     model = random_weights(SimMIM(backbone=TINY | dict(drop_path_rate=0.5), data_preprocessor=preprocessor))
     model.train(training)
     extractor = FeatureExtractor.from_model(model)
-    images = photos(2, 3, 48, 80)  # bias tables are resized, and must not be remembered
+    images = photos(2, 3, 48, 80)  # resized bias tables must not be cached
     for seed in (1, 2):
         random_weights(model, seed)
         (expected,) = backbone_outputs(model.backbone.state_dict(), normalised(images))
@@ -177,11 +177,14 @@ def test_errors_name_the_argument(tmp_path):
     for arguments, message in (
         (dict(blocks=[4]), r'blocks=\[4\]: the model has blocks 1 \.\.\. 3'),
         (dict(blocks=[]), r'blocks=\[\]: the model has'),
-        (dict(kinds=['pooled', 'mean']), '--kinds pooled mean: choose some of pooled cls patches'),
-        (dict(kinds=[]), '--kinds : choose some of'),
-        (dict(size=100), '--size 100: sides must be multiples of the patch, 16 px; try --size 96'),
-        (dict(size=(64, 0)), '--size 64 0: sides must be multiples of the patch, 16 px; try --size 64 16'),
-        (dict(size=(1, 2, 3)), r'--size takes a side, or height and width, got \[1, 2, 3\]'),
+        (dict(kinds=['pooled', 'mean']), "--kinds='mean' is unknown; choose one of 'pooled', 'cls', 'patches'"),
+        (dict(kinds=1), '--kinds=1 must be a list of names; choose some of pooled, cls, patches'),
+        (dict(kinds=[]), r'--kinds=\(\) must not be empty; choose some of pooled, cls, patches'),
+        (dict(size=100), '--size of 100 x 100 px: both sides must be multiples of the patch, 16 px, e.g. 96 x 96'),
+        (dict(size=(64, 0)), r'--size=\(64, 0\) must be one side or \(height, width\), in whole pixels'),
+        (dict(size=(1, 2, 3)), r'--size=\(1, 2, 3\) must be one side or \(height, width\), in whole pixels'),
+        (dict(size=64.0), '--size=64.0 must be one side or'),
+        (dict(device=1.0), r'--device 1.0 cannot be used \(.*\); use cpu, or cuda'),
         (dict(device='cuda:77'), '--device cuda:77 cannot be used'),
     ):
         with pytest.raises(ValueError, match=message):
@@ -196,7 +199,7 @@ def test_errors_name_the_argument(tmp_path):
         FeatureExtractor.from_model(model)
 
 
-def test_other_checkpoints_are_refused_in_words(tmp_path):
+def test_other_checkpoints_are_rejected(tmp_path):
     model = pretrained(tmp_path / 'a.pth')
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'plain.pth')
     with pytest.raises(ValueError, match=r"plain.pth' carries no config of simmim_plugin"):

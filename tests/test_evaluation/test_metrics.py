@@ -30,13 +30,13 @@ def evaluate(metric: BalancedAccuracy, truth: list[int], predicted: list[int], c
     return metric.evaluate(len(found))
 
 
-def test_counted_by_hand_and_a_class_without_images_is_left_out():
+def test_counts_by_hand_with_a_class_without_images():
     metric = BalancedAccuracy()
     # Class 0: 3 of 4, class 1: 1 of 2, class 2: none there, class 3: 0 of 1.
     truth, predicted = [0, 0, 1, 0, 3, 0, 1], [0, 2, 1, 0, 0, 0, 3]
     assert evaluate(metric, truth, predicted, 4) == {'accuracy/balanced': pytest.approx(100 * (3 / 4 + 1 / 2) / 3)}
     assert metric.confusion.tolist() == [[3, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
-    # The next evaluation starts afresh.
+    # The next evaluation starts from zero.
     assert evaluate(metric, [1, 1], [1, 0], 2) == {'accuracy/balanced': 50.0}
     assert metric.confusion.tolist() == [[0, 0], [1, 1]]
 
@@ -63,7 +63,7 @@ def test_picture_of_the_confusion(tmp_path, classes):
     draw_confusion(np.zeros((classes, classes), dtype=int), names, out)
     empty = np.asarray(Image.open(out).convert('RGB')).astype(int)
     assert min(diagonal.shape[:2]) > 300 and diagonal.shape == empty.shape
-    # Dark blue in one of so many cells: a share of 1 against 0. The rest, names and colour bar, is the same.
+    # Dark blue in one of `classes` cells: a fraction of 1 rather than 0. Names and colour bar are the same.
     blue = (diagonal[..., 2] - diagonal[..., 0] > 60) & (empty.min(axis=2) > 240)
     rows, columns = np.flatnonzero(blue.any(axis=1)), np.flatnonzero(blue.any(axis=0))
     area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)

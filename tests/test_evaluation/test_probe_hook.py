@@ -22,7 +22,7 @@ OPTIONS = {
     'model.backbone.arch.num_layers': 2,
     'model.backbone.arch.num_heads': 2,
     'model.backbone.arch.feedforward_channels': 32,
-    'model.backbone.drop_path_rate': 0.3,  # it draws random numbers in the training
+    'model.backbone.drop_path_rate': 0.3,  # draws random numbers during training
     'train_dataloader.batch_size': 4,
     'train_dataloader.num_workers': 0,
     'train_dataloader.persistent_workers': False,
@@ -67,7 +67,7 @@ def losses(work_dir: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_scores_are_told_and_training_goes_on_as_without(data, tmp_path):
+def test_scores_are_logged_and_the_training_is_unchanged(data, tmp_path):
     build(data, tmp_path / 'without').train()
     hook = dict(type='ProbeHook', data_root=str(data), interval=1, k=3, workers=0)
     runner = build(data, tmp_path / 'with', hook)
@@ -97,8 +97,8 @@ def test_scores_are_told_and_training_goes_on_as_without(data, tmp_path):
         for name, score in expected.items():
             assert line[f'probe/{name}'] == pytest.approx(score.top1)
             assert line[f'probe/{name}_balanced'] == pytest.approx(score.balanced)
-        told = ', '.join(f'{n} {s.top1:.1f} % (balanced {s.balanced:.1f} %)' for n, s in expected.items())
-        assert f'Probes, epoch {line["step"]}: {told}; ' in log
+        listed = ', '.join(f'{n} {s.top1:.1f} % (balanced {s.balanced:.1f} %)' for n, s in expected.items())
+        assert f'Probes, epoch {line["step"]}: {listed}; ' in log
 
 
 @pytest.mark.slow
@@ -119,14 +119,16 @@ def test_interval_blocks_and_shares(data, tmp_path):
 
 def test_errors_come_before_training(data, tmp_path):
     for arguments, message in (
-        (dict(interval=0), 'interval=0 of ProbeHook must be positive'),
-        (dict(fraction=0), r'fraction=0 is outside \(0, 1\]'),
-        (dict(k=0), 'k=0 of ProbeHook must be positive'),
-        (dict(temperature=0), 'temperature=0 of ProbeHook must be positive'),
+        (dict(interval=0), 'ProbeHook.interval=0 must be a whole number of at least 1'),
+        (dict(linear=None), 'ProbeHook.linear=None must be True or False'),
+        (dict(workers=-1), 'ProbeHook.workers=-1 must be a whole number of at least 0'),
+        (dict(fraction=0), r'fraction=0 must be a number in \(0, 1\]; 0.1 keeps 10 % of the labels'),
+        (dict(k=0), 'ProbeHook.k=0 must be a whole number of at least 1; e.g. 20'),
+        (dict(temperature=0), 'ProbeHook.temperature=0 must be a number above 0; e.g. 0.07'),
     ):
         with pytest.raises(ValueError, match=message):
             ProbeHook(str(data), **arguments)
-    with pytest.raises(ValueError, match='needs the folders train and val, with the same folders of classes in both'):
+    with pytest.raises(ValueError, match='needs the folders train and val, with the same class folders in both'):
         build(data, tmp_path / 'folder', dict(type='ProbeHook', data_root=str(data / 'train')))
     runner = build(data, tmp_path / 'block', dict(type='ProbeHook', data_root=str(data), interval=1, blocks=3))
     with pytest.raises(ValueError, match=r'blocks=.*3.*: the model has blocks 1 \.\.\. 2'):

@@ -57,15 +57,18 @@ def test_knn_against_votes_counted_by_hand():
     train = Labelled({'x': train, 'other': -train}, np.array([0, 1, 1, 2, 2]))
     angles = np.deg2rad([4, 95, 96])
     test = Labelled({'x': np.stack([np.cos(angles), np.sin(angles)], axis=1)}, np.array([0, 2, 2]))
-    # Nearest to 4 degrees: 0, then 10 and 40 of class 1. A high temperature counts heads, a low one the nearest alone.
+    # Nearest to 4 degrees: 0, then 10 and 40 of class 1. At a high temperature all votes are equal.
     votes = {t: np.exp(np.cos(np.deg2rad([4, 6, 36])) / t) for t in (0.003, 10.0)}
     assert votes[0.003][0] > votes[0.003][1:].sum() and votes[10.0][0] < votes[10.0][1:].sum()
     assert knn_probe(train, test, 'x', k=3, temperature=0.003) == (100, 100)
     assert knn_probe(train, test, 'x', k=3, temperature=10.0) == (pytest.approx(200 / 3), 50)
     assert knn_probe(train, test, 'x', k=1, temperature=10.0) == (100, 100)
-    for k in (0, 6):
-        with pytest.raises(ValueError, match=rf'k={k} of k-NN is outside 1 \.\.\. 5, the number of training images'):
+    for k in (0, 6, 2.0):
+        with pytest.raises(ValueError, match=f'k={k} must be a whole number from 1 to 5; there are 5 training images'):
             knn_probe(train, test, 'x', k=k)
+    for temperature in (0, np.nan):
+        with pytest.raises(ValueError, match=f'temperature={temperature} must be a number above 0; e.g. 0.07'):
+            knn_probe(train, test, 'x', k=3, temperature=temperature)
 
 
 def test_knn_of_random_features_against_plain_torch():
@@ -140,7 +143,7 @@ def test_linear_probe_of_separable_features_is_perfect():
 
 
 @pytest.mark.parametrize('few', [True, False])
-def test_linear_probe_that_does_not_converge_says_so_and_gives_a_score(monkeypatch, few):
+def test_linear_probe_that_does_not_converge_warns_and_gives_a_score(monkeypatch, few):
     monkeypatch.setattr(probes, 'MAX_ITER', 2)
     train, test = noisy(3, 2 if few else 12, 16, 5.0, seed=6), noisy(3, 30, 16, 5.0, seed=7)
     with pytest.warns(ConvergenceWarning):
@@ -169,16 +172,21 @@ def test_folder_of_classes(tmp_path):
 
 def test_errors_of_the_folder_name_it(tmp_path):
     root = make_labelled(tmp_path, dict(a=1, b=1), dict(a=1, c=1))
-    with pytest.raises(ValueError, match=r"same folders of classes in both; found \['a', 'b'\] and \['a', 'c'\]"):
+    with pytest.raises(ValueError, match=r"same class folders in both; found \['a', 'b'\] and \['a', 'c'\]"):
         LabelledFolder(root)
     with pytest.raises(ValueError, match=r"data_root='.*train' needs the folders train and val.*found \[\] and \[\]"):
         LabelledFolder(root / 'train')
+    for data_root in (None, 1.0):
+        with pytest.raises(
+            ValueError, match=f'^data_root={data_root} must be the path of a folder with train and val$'
+        ):
+            LabelledFolder(data_root)
     (root / 'val/c').rename(root / 'val/b')
-    for fraction in (0, 1.5):
-        with pytest.raises(ValueError, match=rf'fraction={fraction} is outside \(0, 1\]'):
+    for fraction in (0, 1.5, np.nan):
+        with pytest.raises(ValueError, match=rf'fraction={fraction} must be a number in \(0, 1\]; 0.1 keeps 10 %'):
             LabelledFolder(root, fraction)
     next((root / 'val/b').iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"val/b' holds no image; remove it, or fill it"):
+    with pytest.raises(ValueError, match=r"val/b' holds no image; remove it, or add images"):
         LabelledFolder(root)
     (root / 'val').rename(root / 'test')
     with pytest.raises(ValueError, match=r"found \['a', 'b'\] and \[\]"):
@@ -194,24 +202,28 @@ def broken(tmp_path) -> LabelledFolder:
 
 
 @pytest.mark.parametrize('batch_size, workers', [(1, 0), (5, 0), (64, 0), (2, 2)])
-def test_features_are_in_the_order_of_files_without_unreadable_ones(tmp_path, broken, logged, batch_size, workers):
+def test_features_are_in_the_order_of_files_without_unreadable_images(tmp_path, broken, logged, batch_size, workers):
     pretrained(tmp_path / 'a.pth')
     extractor = FeatureExtractor(tmp_path / 'a.pth', blocks=(1, 3))
     state = torch.get_rng_state()
     found = broken.features(extractor, 'train', batch_size, workers)
-    assert torch.equal(torch.get_rng_state(), state)  # a training that it happens in goes on as without it
+    assert torch.equal(torch.get_rng_state(), state)  # a training that it is a part of is not changed
     kept = [path for path in broken.paths['train'] if not path.endswith('a/1.png')]
     assert found.labels.tolist() == [0] * 4 + [1] * 8
     expected = extractor(torch.stack([extractor.load(path) for path in kept]))
     assert list(found.features) == ['block1_pooled', 'block3_pooled']
     for name, values in found.features.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5)
-    named = [line for line in logged if line.startswith('Image left out: ')]
+    named = [line for line in logged if line.startswith('Image skipped: ')]
     assert len(named) == 1 and broken.paths['train'][1] in named[0]
     for path in Path(broken.paths['val'][0]).parents[1].rglob('*.png'):
         path.write_bytes(b'no image')
     with pytest.raises(ValueError, match='no image of val could be read'):
         broken.features(extractor, 'val')
+    with pytest.raises(ValueError, match="split='test' is unknown; choose one of 'train', 'val'"):
+        broken.features(extractor, 'test')
+    with pytest.raises(ValueError, match='batch_size=0 must be a whole number of at least 1'):
+        broken.features(extractor, 'val', batch_size=0)
 
 
 def test_names_and_values_of_the_scores(tmp_path, broken):
@@ -251,7 +263,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(tmp_path, broken):
+def test_two_ranks_give_the_scores_of_one(tmp_path, broken):
     pretrained(tmp_path / 'a.pth')
     extractor = FeatureExtractor(tmp_path / 'a.pth', blocks=[1, 3])
     root = Path(broken.paths['train'][0]).parents[2]
@@ -270,5 +282,5 @@ def test_two_processes_give_the_scores_of_one(tmp_path, broken):
         assert list(found) == list(expected.features)
         for name, values in found.items():
             np.testing.assert_allclose(values, expected.features[name], rtol=1e-4, atol=1e-5)
-        told = json.loads((tmp_path / f'out_{rank}.json').read_text())
-        assert told == {name: [pytest.approx(value) for value in score] for name, score in scores.items()}
+        shared = json.loads((tmp_path / f'out_{rank}.json').read_text())
+        assert shared == {name: [pytest.approx(value) for value in score] for name, score in scores.items()}

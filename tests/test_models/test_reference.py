@@ -115,7 +115,9 @@ def test_finetuning_schedule():
     for group, (layer, expected) in enumerate(by_layer.items()):
         for iteration, rate in expected.items():
             assert seen[int(iteration)][group] == pytest.approx(rate, rel=1e-12, abs=0), (layer, iteration)
-    with pytest.raises(ValueError, match='warmup=3 must lie between 0 and end=2'):
+    with pytest.raises(
+        ValueError, match=r'WarmupCosineLR.warmup=3 must be a number in \[0, 2\]; it is a part of the schedule'
+    ):
         WarmupCosineLR(wrapper, 3, 2)
 
 

@@ -1,4 +1,4 @@
-"""A terminal without MMEngine's dumps, which the log file keeps."""
+"""MMEngine's dumps are in the log file, not on the terminal."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ class Nothing(BaseModel):
 
 
 def started(kind, folder: Path) -> tuple[Runner, str]:
-    """A runner that has nothing to do, and its log file."""
+    """A runner without a training, and the text of its log file."""
     runner = kind(Nothing(), str(folder), cfg=Config(dict(work_dir=str(folder))), experiment_name=folder.name)
     return runner, Path(runner.logger.log_file).read_text(encoding='utf-8')
 
@@ -26,18 +26,18 @@ def started(kind, folder: Path) -> tuple[Runner, str]:
 @pytest.mark.parametrize('kind', [Runner, ShortLogRunner])
 def test_dumps_are_in_the_log_file_and_not_on_the_terminal(kind, tmp_path, capsys):
     runner, log = started(kind, tmp_path / f'of_{kind.__name__}')
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert all(dump in log for dump in DUMPS)
-    if kind is Runner:  # else the beginnings that are looked for are not MMEngine's any more
-        assert all(dump in told for dump in DUMPS) and len(told.splitlines()) > 50
+    if kind is Runner:  # fails if MMEngine's messages change
+        assert all(dump in printed for dump in DUMPS) and len(printed.splitlines()) > 50
     else:
-        assert told.splitlines()[-1].endswith(f'hooks are in {runner.logger.log_file}')
-        assert len(told.splitlines()) == 1
+        assert printed.splitlines()[-1].endswith(f'hooks are in {runner.logger.log_file}')
+        assert len(printed.splitlines()) == 1
 
 
-def test_everything_else_comes_through(tmp_path, capsys):
+def test_other_messages_are_shown(tmp_path, capsys):
     runner, _ = started(ShortLogRunner, tmp_path / 'other')
     runner.logger.warning('Loss spike')
     runner.logger.info('Epoch(train) [1][12/12]')
-    told = capsys.readouterr().out
-    assert 'Loss spike' in told and 'Epoch(train) [1][12/12]' in told
+    printed = capsys.readouterr().out
+    assert 'Loss spike' in printed and 'Epoch(train) [1][12/12]' in printed

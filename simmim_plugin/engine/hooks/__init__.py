@@ -1,1 +1,1 @@
-"""Hooks of a training run."""
+"""Training hooks."""

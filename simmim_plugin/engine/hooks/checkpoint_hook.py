@@ -1,4 +1,4 @@
-"""The hook that writes checkpoints: plain data, whole or not at all, old ones removed when the new one is safe."""
+"""Write checkpoints atomically and as plain data, and check what is loaded."""
 
 import os
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ LAST = 'last_checkpoint'  # MMEngine's name of the file that names the last chec
 
 
 class WholeFileBackend(LocalBackend):
-    """MMEngine's local backend, writing files whole or not at all."""
+    """MMEngine's local backend with atomic writes: a file is complete or does not exist."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to a file."""
@@ -40,7 +40,7 @@ register_backend(BACKEND, WholeFileBackend, force=True)
 
 
 def _to_plain(value: Any) -> Any:
-    """Replace NumPy's values by Python's and tensors, and MMEngine's histories by dicts of tensors."""
+    """Convert NumPy scalars to Python's, arrays to tensors, and MMEngine's histories to dicts of tensors."""
     if isinstance(value, HistoryBuffer):
         log_history, count_history = value.data
         histories = dict(history=torch.as_tensor(log_history), counts=torch.as_tensor(count_history))
@@ -55,7 +55,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _from_plain(value: Any) -> Any:
-    """Turn what `_to_plain` made of a history back into one."""
+    """Convert the dict that `_to_plain` made of a history back to a history."""
     if isinstance(value, Mapping) and 'counts' in value:
         return HistoryBuffer(value['history'].cpu().numpy(), value['counts'].cpu().numpy(), value['max_length'])
     return value
@@ -63,18 +63,18 @@ def _from_plain(value: Any) -> Any:
 
 @HOOKS.register_module()
 class SimMIMCheckpointHook(CheckpointHook):
-    """MMEngine's checkpoint hook, writing plain data only, whole files only, and checking what is loaded.
+    """MMEngine's checkpoint hook with plain data, atomic writes, and checks of what is loaded.
 
-    A checkpoint holds tensors, numbers and strings, so that it can be read without running code. The config of model
-    and pipeline is among them: `tools/reconstruct.py CHECKPOINT` needs no config file. It is written under a hidden
-    name, synced and renamed; with `max_keep_ckpts` older ones are removed after that.
+    A checkpoint holds tensors, numbers and strings only, so reading it never runs code. It includes the config of model
+    and pipeline: `tools/reconstruct.py CHECKPOINT` needs no config file. It is written under a hidden name, synced and
+    renamed; `max_keep_ckpts` removes older checkpoints after that.
 
     Args:
         args: See `mmengine.hooks.CheckpointHook`.
-        kwargs: Likewise. Other backends than the local one are used as they are.
+        kwargs: See `mmengine.hooks.CheckpointHook`. Backends other than the local one are used unchanged.
 
     Raises:
-        OSError: A checkpoint cannot be written (the disk is full); the ones before it are untouched.
+        OSError: A checkpoint cannot be written (the disk is full); earlier checkpoints are untouched.
     """
 
     backend_args: dict[str, Any] | None
@@ -89,7 +89,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Find out which checkpoints are there, and remove what a killed run has left to be removed."""
+        """Restore the list of kept checkpoints, and remove what a killed run left behind."""
         super().before_train(runner)
         self.kept = list(runner.message_hub.runtime_info.get('kept_checkpoints', []))
         self._remove_outdated()
@@ -98,14 +98,14 @@ class SimMIMCheckpointHook(CheckpointHook):
                 part.unlink(missing_ok=True)
 
     def save_now(self, runner: TrainingRunner, iterations: int) -> str:
-        """Write a checkpoint in the middle of an epoch, to go on from.
+        """Write a checkpoint in the middle of an epoch, to resume from.
 
         Args:
             runner: The runner.
-            iterations: How many the training has done.
+            iterations: Number of iterations done.
 
         Returns:
-            Where it is.
+            Its path.
         """
         self._save(runner, f'iter_{iterations}.pth', dict(epoch=runner.epoch, iter=iterations))
         return str(self.last_ckpt)
@@ -116,7 +116,7 @@ class SimMIMCheckpointHook(CheckpointHook):
     def _save(self, runner: TrainingRunner, name: str, meta: dict[str, Any]) -> None:
         kept = [*(other for other in self.kept if other != name), name]
         path = self.file_backend.join_path(self.out_dir, name)
-        runner.message_hub.update_info('kept_checkpoints', kept)  # whoever goes on from it removes the oldest
+        runner.message_hub.update_info('kept_checkpoints', kept)  # a run that resumes from it removes the oldest
         runner.message_hub.update_info('last_ckpt', path)
         self.meta = dict(meta)
         try:
@@ -126,7 +126,7 @@ class SimMIMCheckpointHook(CheckpointHook):
                 backend_args=self.backend_args, **self.args,
             )  # fmt: skip
         except OSError as error:
-            before = f'; {self.last_ckpt} is whole, go on from it with --resume' if self.last_ckpt else ''
+            before = f'; {self.last_ckpt} is intact, continue from it with --resume' if self.last_ckpt else ''
             raise OSError(error.errno, f'checkpoint {path} cannot be written ({error.strerror}){before}') from error
         finally:
             self.meta = None
@@ -143,8 +143,8 @@ class SimMIMCheckpointHook(CheckpointHook):
                 self.file_backend.remove(path)
 
     def before_save_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
-        """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and make the rest plain."""
-        # FlexibleRunner counts one more than there was; others save after a validation, when the counters are right.
+        """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and convert to plain data."""
+        # In `_save` FlexibleRunner's counters are one ahead; they are right when others save, after a validation.
         checkpoint['meta'].update(self.meta or dict(epoch=runner.epoch, iter=runner.iter))
         for name in ('message_hub', 'meta'):
             checkpoint[name] = _to_plain(checkpoint[name])
@@ -154,7 +154,7 @@ class SimMIMCheckpointHook(CheckpointHook):
             checkpoint[NOTE] = dict(model=cfg['model'], pipeline=pipeline, training=training_note(runner))
 
     def after_load_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
-        """Before anything is used: on `resume` refuse another training, on `load_from` make the weights fit."""
+        """On `resume` reject checkpoints of a different run; on `load_from` adapt the weights."""
         model = bare_model(runner)
         if not is_resuming(runner):
             fit_checkpoint(model, checkpoint)

@@ -13,49 +13,47 @@ from mmengine.logging import print_log
 from simmim_plugin.engine.hooks.runtime_info_hook import SimMIMRuntimeInfoHook
 from simmim_plugin.engine.step_records import SKIPPED, Step
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import number, whole
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
-WRITTEN_DOWN = 10  # skipped steps whose images are listed
-ENOUGH = 100  # losses before a median means anything
+MAX_LISTED = 10  # skipped steps whose images are listed
+MIN_LOSSES = 100  # before the median is meaningful
 
 
 class TooManySkippedStepsError(RuntimeError):
-    """Loss or gradient were not finite for more than `max_in_a_row` steps."""
+    """Loss or gradient was not finite for more than `max_in_a_row` consecutive steps."""
 
 
 @HOOKS.register_module()
 class FaultHook(Hook):
-    """Count the steps that `AutocastOptimWrapper` skipped, abort after too many in a row, warn about loss spikes.
+    """Count skipped steps of `AutocastOptimWrapper`, abort after too many in a row, and warn about loss spikes.
 
-    It looks at the values when `SimMIMRuntimeInfoHook` reads them, so that nothing waits for the device for it: before
-    each log line, at the end of an epoch and before a checkpoint. The images of the first skipped steps are listed in
+    The values are checked when `SimMIMRuntimeInfoHook` reads them, which adds no device synchronisation: before each
+    log line, at the end of an epoch and before a checkpoint. The images of the first skipped steps are listed in
     `skipped_iter_<number>_rank<number>.txt` in the work dir.
 
     Args:
-        interval: Have the values read every `interval` iterations as well. None: do not.
-        max_in_a_row: Abort when more consecutive steps than these are skipped.
+        interval: Read the values every `interval` iterations as well. None: do not.
+        max_in_a_row: Abort when more consecutive steps than this are skipped.
         spike: Warn when a loss exceeds this multiple of the median.
-        window: Number of the last losses that the median is of.
+        window: Number of recent losses in the median.
 
     Raises:
         ValueError: An argument is out of range, or the training has no `SimMIMRuntimeInfoHook`.
-        TooManySkippedStepsError: The weights are those from before the first of these steps.
+        TooManySkippedStepsError: Too many consecutive steps were skipped; the weights are those before the first.
     """
 
     def __init__(
         self, interval: int | None = None, max_in_a_row: int = 100, spike: float = 2.0, window: int = 1000
     ) -> None:
-        for name, value in (('interval', interval), ('max_in_a_row', max_in_a_row), ('window', window)):
-            if value is not None and value < 1:
-                raise ValueError(f'{name}={value} of FaultHook must be positive')
-        if spike <= 1:
-            raise ValueError(f'spike={spike} of FaultHook must be above 1, such as 2')
-        self.interval, self.max_in_a_row, self.spike = interval, max_in_a_row, spike
-        self.losses: deque[float] = deque(maxlen=window)
+        self.interval = None if interval is None else whole('FaultHook.interval', interval, 1)
+        self.max_in_a_row = whole('FaultHook.max_in_a_row', max_in_a_row, 1)
+        self.spike = number('FaultHook.spike', spike, 1, hint='e.g. 2', ends='()')
+        self.losses: deque[float] = deque(maxlen=whole('FaultHook.window', window, 1))
         self.in_a_row = 0
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Find the hook that reads the values, and have it do so at `interval`."""
+        """Find the hook that reads the values, and register `interval` with it."""
         reader = next((hook for hook in runner.hooks if isinstance(hook, SimMIMRuntimeInfoHook)), None)
         if reader is None:
             raise ValueError(
@@ -65,7 +63,7 @@ class FaultHook(Hook):
             reader.intervals.add(self.interval)
 
     def after_steps_read(self, runner: TrainingRunner, steps: list[Step]) -> None:
-        """Count the steps that were skipped, and look for spikes of the loss."""
+        """Count skipped steps and look for loss spikes."""
         spikes = []
         for step in steps:
             loss, skipped = step.values.get('loss', math.nan), step.values.get(SKIPPED)
@@ -75,14 +73,14 @@ class FaultHook(Hook):
                 self._note(runner, step.iteration, loss, step.paths)
             if skipped or not math.isfinite(loss):
                 continue
-            if len(self.losses) >= ENOUGH and loss > self.spike * (median := statistics.median(self.losses)):
+            if len(self.losses) >= MIN_LOSSES and loss > self.spike * (median := statistics.median(self.losses)):
                 spikes.append((loss / median, step.iteration, loss, median))
             self.losses.append(loss)
         if spikes:
             _, iteration, loss, median = max(spikes)
             print_log(
                 f'Loss spike: {loss:.4f} at iteration {iteration}, the median of the last {len(self.losses)} is '
-                f'{median:.4f} ({len(spikes)} such since the last look)',
+                f'{median:.4f} ({len(spikes)} since the last report)',
                 'current',
                 logging.WARNING,
             )
@@ -96,14 +94,14 @@ class FaultHook(Hook):
             'current',
             logging.WARNING,
         )
-        if total <= WRITTEN_DOWN:
-            listed = '\n'.join([f'loss {loss} at iteration {iteration}, images of this process:', *paths])
+        if total <= MAX_LISTED:
+            listed = '\n'.join([f'loss {loss} at iteration {iteration}, images of this rank:', *paths])
             name = f'skipped_iter_{iteration}_rank{get_rank()}.txt'
             Path(runner.work_dir, name).write_text(f'{listed}\n', encoding='utf-8', errors='surrogateescape')
         if self.in_a_row > self.max_in_a_row:
             last = runner.message_hub.runtime_info.get('last_ckpt')
             raise TooManySkippedStepsError(
-                f'{self.in_a_row} steps in a row were skipped, up to iteration {iteration}, as loss or gradient were '
+                f'{self.in_a_row} steps in a row were skipped, up to iteration {iteration}: loss or gradient was '
                 f'not finite. {f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"}. Lower '
-                f'the learning rate, or look at the images listed in {runner.work_dir}/skipped_iter_*.txt'
+                f'the learning rate, or check the images listed in {runner.work_dir}/skipped_iter_*.txt'
             )

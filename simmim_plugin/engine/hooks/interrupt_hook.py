@@ -1,4 +1,4 @@
-"""Signals that announce the end: a checkpoint, and an exit that tells schedulers to start the training again."""
+"""Save a checkpoint on a preemption signal and exit with a code that asks the scheduler to requeue the job."""
 
 import atexit
 import os
@@ -14,27 +14,32 @@ from mmengine.logging import print_log
 
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import choice, names
 from simmim_plugin.utils.errors import EXIT_CODE
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
+SIGNALS = sorted(signal.Signals.__members__.keys() - {'SIGKILL', 'SIGSTOP'})  # those two cannot be handled
+
 
 class PatientWorker:
-    """Start of a data loader's worker process: it outlives the signals, which schedulers send to everybody.
+    """`worker_init_fn` of a data loader: its workers ignore the signals, which schedulers send to all processes.
 
-    Its training process still wants its batches, and ends it afterwards: by SIGTERM, too, once the training is over.
+    The training process still needs their batches and terminates them afterwards; after the training SIGTERM ends them.
 
     Args:
         signals: The signals.
-        start: What else is to be done at the start of a worker.
+        start: The loader's own `worker_init_fn`, called as well.
     """
 
     def __init__(self, signals: Sequence[signal.Signals], start: Callable[[int], None] | None) -> None:
         self.signals, self.start = signals, start
         self.leaving = torch.zeros(1, dtype=torch.uint8).share_memory_()
-        atexit.register(self.leaving.fill_, 1)  # comes before the end of the workers, which was registered earlier
+        atexit.register(
+            self.leaving.fill_, 1
+        )  # runs before PyTorch's handler that ends the workers, as that was registered earlier
 
     def __call__(self, worker: int) -> None:
-        """Called in the worker, with its number."""
+        """Called in the worker, with its index."""
         for number in self.signals:
             signal.signal(number, self._outlive)
         if self.start is not None:
@@ -47,19 +52,24 @@ class PatientWorker:
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """After a signal write a checkpoint and exit with code 75, to go on with `--resume`.
+    """On a signal, write a checkpoint and exit with code 75; `--resume` continues the training.
 
-    It is written after the iteration at hand; with several processes after the next, when all of them know, whichever
-    got the signal. Slurm announces the end of a job by SIGUSR1 (`--signal=USR1@180`) or SIGTERM.
+    The checkpoint is written after the current iteration; with several ranks after the next one, when all ranks know
+    about the signal, whichever received it. Slurm announces the end of a job by SIGUSR1 (`--signal=USR1@180`) or
+    SIGTERM.
 
     Args:
-        signals: Their names.
+        signals: Names of the signals.
+
+    Raises:
+        ValueError: There is no such signal, or it cannot be handled.
     """
 
-    priority = 'LOWEST'  # everything of the iteration is done
+    priority = 'LOWEST'  # after everything else of the iteration
 
     def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')) -> None:
-        self.signals = [signal.Signals[name] for name in signals]
+        listed = names('InterruptHook.signals', signals, "e.g. ['SIGTERM', 'SIGUSR1']")
+        self.signals = [signal.Signals[choice('InterruptHook.signals', name, SIGNALS)] for name in listed]
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._workers: PatientWorker | None = None
@@ -67,21 +77,21 @@ class InterruptHook(Hook):
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Listen to the signals."""
+        """Install the signal handlers."""
         loader = runner.train_dataloader
         loader.worker_init_fn = self._workers = PatientWorker(self.signals, loader.worker_init_fn)
-        if threading.current_thread() is threading.main_thread():  # others cannot listen
+        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             self._before = {number: signal.signal(number, self._note) for number in self.signals}
         if runner.world_size > 1:
             self._group = dist.new_group(backend='gloo')
 
     def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
-        """Stop if a process has got a signal."""
+        """Stop if a rank has received a signal."""
         if self._agreed():
             self._stop(runner)
 
     def after_train(self, runner: TrainingRunner) -> None:
-        """Listen no more, nor shall the workers."""
+        """Restore the previous handlers, here and in the workers."""
         self._agreed()
         if self._workers is not None:
             self._workers.leaving.fill_(1)
@@ -92,14 +102,14 @@ class InterruptHook(Hook):
         hook = next((hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook)), None)
         if hook is None:
             raise SystemExit(
-                "stopped by a signal; no checkpoint, as default_hooks.checkpoint is no 'SimMIMCheckpointHook'"
+                "stopped by a signal without a checkpoint: default_hooks.checkpoint is not a 'SimMIMCheckpointHook'"
             )
         iterations = runner.iter + 1
         path = hook.save_now(runner, iterations)
-        name = self.received.name if self.received else 'A signal of another process'
-        print_log(f'{name}: stopped after iteration {iterations}; {path} is written. Go on with --resume', 'current')
+        name = self.received.name if self.received else 'A signal to another rank'
+        print_log(f'{name}: stopped after iteration {iterations}; {path} is written. Continue with --resume', 'current')
         if dist.is_initialized():
-            dist.barrier()  # nobody leaves before it is written
+            dist.barrier()  # all ranks wait until it is written
             dist.destroy_process_group()
         raise SystemExit(EXIT_CODE)
 
@@ -107,7 +117,7 @@ class InterruptHook(Hook):
         self.received = signal.Signals(number)
 
     def _agreed(self) -> bool:
-        """Whether a process had got a signal one iteration ago (with one process: now). Nobody waits for it."""
+        """Whether a rank had received a signal one iteration ago (with a single rank: now). Does not block."""
         if self._group is None:
             return self.received is not None
         asked, self._asked = self._asked, None

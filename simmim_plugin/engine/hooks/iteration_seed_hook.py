@@ -1,4 +1,4 @@
-"""Random numbers that depend on the iteration alone, so that a resumed training draws what an unbroken one would."""
+"""Seed every iteration from its number, so that a resumed training draws what an uninterrupted one would."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +14,17 @@ from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.random_state import seed_everything
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
-STEP = 1  # second word of the seeds of iterations; samples have 0
+STEP = 1  # second number of an iteration's seed; a sample's is 0
 
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Seed every iteration, and number every sample, by the seed of the run.
+    """Seed every iteration, and number every sample, from the seed of the run.
 
     What the model draws (drop path) depends on seed, iteration and rank; what `ImageFolder`'s pipeline draws (crops,
-    masks) on the seed and the number of the sample. So nothing of the random state needs to be saved, and neither the
-    number of workers nor, for a given total batch, that of processes changes what is drawn for the samples. The
-    order of the samples follows the seed, too, unless the sampler's config has a seed of its own.
+    masks) on the seed and the number of the sample. So no random state needs to be saved, and the samples are the same
+    for any number of workers and, at a given total batch, of ranks. The order of the samples also follows the seed,
+    unless the sampler's config has its own.
     """
 
     priority = 'VERY_HIGH'
@@ -34,25 +34,25 @@ class IterationSeedHook(Hook):
         self.seed = runner.seed - (get_rank() if has_seed_per_rank(runner) else 0)
         loader = runner.train_dataloader
         sampler = number_samples(loader, self.seed)
-        data = runner.cfg.get('train_dataloader')  # built objects, where the runner was made in Python
+        data = runner.cfg.get('train_dataloader')  # holds built objects if the runner was made in Python
         given = (data.get('sampler') or {}).get('seed') if isinstance(data, Mapping) else None
         if hasattr(sampler.sampler, 'seed') and given is None:
             sampler.sampler.seed = self.seed
 
     def before_train_epoch(self, runner: TrainingRunner) -> None:
-        """Say which iteration comes first."""
+        """Set the first iteration of the epoch."""
         number_samples(runner.train_dataloader).next_iteration = first_iteration(runner)
 
     def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed what the iteration draws."""
+        """Seed the iteration."""
         seed_everything(self.seed, STEP, runner.iter, get_rank())
 
 
 def first_iteration(runner: TrainingRunner) -> int:
-    """Iteration of the first batch that the data loader is about to make."""
+    """Iteration of the next batch of the data loader."""
     loop, loader = runner.train_loop, runner.train_dataloader
-    # A resumed iteration-based loop draws again, and drops, what was trained on, unless MMEngine finds a sampler that
-    # can skip it; it looks into plain batch samplers only.
+    # A resumed iteration-based loop redraws and drops the batches trained on, unless MMEngine finds a sampler that can
+    # skip them; it only looks into plain batch samplers.
     replays = isinstance(loop, IterBasedTrainLoop) and not (
         _can_skip(loader) or getattr(loop, 'fast_forward_on_resume', False)
     )

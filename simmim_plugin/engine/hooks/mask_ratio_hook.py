@@ -1,4 +1,4 @@
-"""Mask ratios that change during training."""
+"""Change mask ratios during training."""
 
 import logging
 from typing import Any
@@ -22,16 +22,16 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 class MaskRatioHook(Hook):
     """Ramp a ratio of `SimMIMMaskGenerator` over the iterations.
 
-    The ratio is a function of the iteration alone, which every sample's index carries to the worker processes: it is
-    the same with any number of workers, persistent or not, and after a resume. It is in the log as `mask_ratio`,
-    `local_ratio` or `global_ratio`. Pictures and losses of fixed images keep the generator's own ratio.
+    The ratio depends on the iteration only, which every sample's index carries to the worker processes: it is the same
+    with any number of workers, persistent or not, and after a resume. It is logged as `mask_ratio`, `local_ratio` or
+    `global_ratio`. Pictures and losses of fixed images keep the generator's own ratio.
 
     Args:
         start: Ratio up to iteration `begin`.
-        end: Ratio from iteration `until` on. None: the one in the generator's config.
-        argument: Which one: `mask_ratio`, `local.ratio` or `global_.ratio`.
+        end: Ratio from iteration `until` on. None: the generator's own.
+        argument: The ratio to ramp: `mask_ratio`, `local.ratio` or `global_.ratio`.
         begin: First iteration of the ramp.
-        until: Its last iteration. None: the last one of the training.
+        until: Last iteration of the ramp. None: that of the training.
         schedule: 'linear' or 'cosine' (slow at both ends).
 
     Raises:
@@ -58,13 +58,13 @@ class MaskRatioHook(Hook):
         self.begin, self.until, self.schedule = begin, until, schedule
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Hand the ramp to the generator, and number the samples; the workers are not started yet."""
+        """Pass the ramp to the generator, and number the samples, before the workers start."""
         until = runner.max_iters if self.until is None else self.until
         if until <= self.begin:
-            raise ValueError(f'begin={self.begin} of MaskRatioHook must lie before the last iteration, {until}')
+            raise ValueError(f'begin={self.begin} of MaskRatioHook must be before the last iteration, {until}')
         if until > runner.max_iters:
             print_log(
-                f'MaskRatioHook: until={until} lies beyond the last iteration, {runner.max_iters}; the ramp of '
+                f'MaskRatioHook: until={until} is beyond the last iteration, {runner.max_iters}; the ramp of '
                 f'{self.argument} will not reach its end',
                 'current',
                 logging.WARNING,
@@ -88,16 +88,16 @@ class MaskRatioHook(Hook):
         for generator in generators:
             generator.ramps[self.argument] = self.ramp
             if hasattr(model, 'backbone') and hasattr(model.backbone, 'grid'):
-                for iteration in (self.begin, until):  # a ratio that would hide all is found now, not at the end
+                for iteration in (self.begin, until):  # fail now for a ratio that would mask everything at the end
                     generator.ratios(model.backbone.grid, iteration)
         number_samples(loader)
 
     def before_train_epoch(self, runner: TrainingRunner) -> None:
-        """Say which iteration comes first."""
+        """Set the first iteration of the epoch."""
         number_samples(runner.train_dataloader).next_iteration = first_iteration(runner)
 
     def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None) -> None:
-        """Put the ratio into the log."""
+        """Log the ratio."""
         name = 'mask_ratio' if self.argument == 'mask_ratio' else self.argument.replace('.', '_').replace('__', '_')
         runner.message_hub.update_scalar(f'train/{name}', self.ramp(runner.iter))
 
@@ -113,7 +113,7 @@ def _datasets(dataset: Any) -> list[BaseDataset]:
         return [base for part in dataset.datasets for base in _datasets(part)]
     raise ValueError(
         f'MaskRatioHook needs ImageFolder (also inside RepeatDataset or ConcatDataset) as training data, got {kind}, '
-        'which does not hand the iteration to the masks'
+        'which does not pass the iteration to the masks'
     )
 
 

@@ -1,4 +1,4 @@
-"""A bar for a training that somebody watches."""
+"""Progress bar on a terminal."""
 
 import logging
 import sys
@@ -15,9 +15,9 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """On a terminal show a bar with rate, time left and loss instead of the log's lines; the log file has them all.
+    """On a terminal, show a bar with rate, time left and loss instead of log lines; the log file keeps all lines.
 
-    Elsewhere nothing changes. Warnings and errors still come through.
+    Without a terminal nothing changes. Warnings and errors are always shown.
     """
 
     bar: tqdm | None = None
@@ -33,7 +33,7 @@ class ProgressHook(Hook):
         self.bar = tqdm(total=runner.max_iters, initial=runner.iter, unit='step', dynamic_ncols=True)
 
     def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
-        """Move the bar; the loss is the last one that the log has, so that nothing waits for the device."""
+        """Advance the bar; it shows the last logged loss, which needs no device synchronisation."""
         if self.bar is not None:
             losses = runner.message_hub.log_scalars.get('train/loss')
             if losses is not None and len(losses.data[0]):
@@ -43,11 +43,11 @@ class ProgressHook(Hook):
     def after_val_epoch(self, runner: TrainingRunner, metrics: dict[str, float] | None = None) -> None:
         """Print the metrics above the bar."""
         if self.bar is not None:
-            told = ', '.join(f'{k} {v:.4g}' for k, v in (metrics or {}).items() if isinstance(v, float | int))
-            self.bar.write(f'epoch {runner.epoch}: {told}', file=sys.stderr)
+            values = ', '.join(f'{k} {v:.4g}' for k, v in (metrics or {}).items() if isinstance(v, float | int))
+            self.bar.write(f'epoch {runner.epoch}: {values}', file=sys.stderr)
 
     def after_train(self, runner: TrainingRunner) -> None:
-        """End the bar, and let the log be seen again."""
+        """Close the bar and show log lines again."""
         if self.bar is not None:
             self.bar.close()
             for handler, level in self.handlers:

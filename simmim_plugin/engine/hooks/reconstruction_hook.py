@@ -1,4 +1,4 @@
-"""Look at what the model predicts: pictures and the loss on fixed images, during pretraining."""
+"""Draw reconstructions of fixed images, and measure the loss on them, during pretraining."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 from simmim_plugin.models.losses import masked_loss, visible_mean
 from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import HOOKS
-from simmim_plugin.utils.distributed import whole_model
-from simmim_plugin.utils.random_state import fixed_seed
+from simmim_plugin.utils.arguments import flag, whole
+from simmim_plugin.utils.distributed import unsharded_model
+from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
 
@@ -26,26 +27,26 @@ FIRST_LOSS = 'fixed_loss_at_start'
 class ReconstructionHook(Hook):
     """Draw the reconstruction of fixed images with fixed masks, and measure the loss on them.
 
-    Before training, every `interval` epochs (or iterations) and at the end: a picture, to the visualiser's backends and
-    to `out_dir`, and in the log and the visualiser the masked-pixel loss beside that of predicting each image's visible
-    mean. It is the criterion's mean over the masked pixels, whatever scope and further terms the training's loss has;
-    of a local and a global mask each has its own, and its own colour in the picture.
-    Drawing the images leaves the run's random numbers as they were.
+    Before training, every `interval` epochs (or iterations) and at the end, it writes a picture to `out_dir` and the
+    visualiser's backends, and logs the masked-pixel loss together with that of predicting each image's visible mean.
+    The loss is the criterion's mean over the masked pixels, whatever scope and further terms the training's loss has.
+    A local and a global mask have separate losses, and separate colours in the picture.
+    The run's random state is left unchanged.
 
     Args:
         interval: Epochs, or iterations if not `by_epoch`, between two pictures.
-        by_epoch: Count epochs.
+        by_epoch: Count epochs rather than iterations.
         num_images: Images in the picture, drawn at random.
-        num_measured: Images that the loss is measured on; at least those in the picture.
-        dataset: Config of the data, with masks in its pipeline. None takes the training data through its own pipeline.
+        num_measured: Images for the loss; at least `num_images`.
+        dataset: Config of the data, with masks in its pipeline. None: the training data.
         out_dir: Folder of the pictures; None: `reconstructions` in the work dir.
-        seed: Of the crops and masks.
+        seed: Seed of the crops and masks.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: An argument is out of range, or the images have no masks.
     """
 
-    priority = 'LOWEST'  # after the checkpoint is written, so that the summary can name it
+    priority = 'LOWEST'  # after the checkpoint is written, which the summary names
 
     def __init__(
         self,
@@ -57,20 +58,16 @@ class ReconstructionHook(Hook):
         out_dir: str | None = None,
         seed: int = 0,
     ) -> None:
-        if interval < 1 or num_images < 1 or num_measured < 1:
-            raise ValueError(
-                f'interval={interval}, num_images={num_images}, num_measured={num_measured} must be positive'
-            )
-        self.interval = interval
-        self.by_epoch = by_epoch
-        self.num_images = num_images
-        self.num_measured = max(num_images, num_measured)
+        self.interval = whole('ReconstructionHook.interval', interval, 1)
+        self.by_epoch = flag('ReconstructionHook.by_epoch', by_epoch)
+        self.num_images = whole('ReconstructionHook.num_images', num_images, 1)
+        self.num_measured = max(num_images, whole('ReconstructionHook.num_measured', num_measured, 1))
         self.dataset = dataset
         self.out_dir = out_dir
-        self.seed = seed
+        self.seed = whole('ReconstructionHook.seed', seed, 0, LARGEST_SEED)
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Draw the fixed images, and show the model as it is at the start."""
+        """Draw the fixed images, and show the initial model."""
         if is_main_process():
             self._draw(runner)
         self.show(runner, runner.epoch if self.by_epoch else runner.iter)
@@ -98,7 +95,7 @@ class ReconstructionHook(Hook):
             self.show(runner, runner.iter + 1)
 
     def after_train(self, runner: TrainingRunner) -> None:
-        """Sum the run up in the log."""
+        """Log a summary of the run."""
         if not is_main_process():
             return
         checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
@@ -112,8 +109,8 @@ class ReconstructionHook(Hook):
         )
 
     def show(self, runner: TrainingRunner, step: int) -> None:
-        """Measure, log and draw, in the first process; all must call it."""
-        model = whole_model(runner)
+        """Measure, log and draw, on rank 0; all ranks must call it."""
+        model = unsharded_model(runner)
         if not is_main_process():
             return
         inputs, predicted = self._predict(model)
@@ -124,13 +121,13 @@ class ReconstructionHook(Hook):
         self.last_loss = losses['mask']
         self.mean_loss = masked_loss(model, visible_mean(inputs, pixels), inputs, pixels)
         parts = (masks['mask_local'], masks['mask_global']) if 'mask_local' in masks else None
-        told = f', local {losses["mask_local"]:.4f}, global {losses["mask_global"]:.4f}' if parts else ''
-        hub = runner.message_hub  # goes into checkpoints, so that a resumed run still knows where it started
+        split = f', local {losses["mask_local"]:.4f}, global {losses["mask_global"]:.4f}' if parts else ''
+        hub = runner.message_hub  # saved in checkpoints: a resumed run still knows its initial loss
         if FIRST_LOSS not in hub.runtime_info:
             hub.update_info(FIRST_LOSS, self.last_loss)
         runner.logger.info(
             f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}: masked-pixel loss {self.last_loss:.4f} '
-            f'(predicting the visible mean: {self.mean_loss:.4f}){told}'
+            f'(predicting the visible mean: {self.mean_loss:.4f}){split}'
         )
         shown = torch.arange(0, len(pixels), max(1, len(pixels) // self.num_images))[: self.num_images]
         denormalize = model.data_preprocessor.denormalize

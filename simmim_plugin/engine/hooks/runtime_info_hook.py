@@ -16,18 +16,18 @@ KEPT_VALUES = 10_000
 
 @HOOKS.register_module()
 class SimMIMRuntimeInfoHook(RuntimeInfoHook):
-    """MMEngine's `RuntimeInfoHook`; losses and gradient norms stay on the device until a log line is due.
+    """MMEngine's `RuntimeInfoHook`, keeping losses and gradient norms on the device until a log line is due.
 
-    MMEngine's own reads each value in each iteration, and waits for the device each time. Its histories grow to a
-    million values, and adding to one copies it; here they are cut to the last `KEPT_VALUES`, which then also is what a
-    `window_size='global'` averages over. Hooks with a method `after_steps_read(runner, steps)` get the values as well.
+    MMEngine's hook reads each value in each iteration, and synchronises the device each time. Its histories grow to a
+    million values, and each append copies the history; here they are cut to the last `KEPT_VALUES`, over which
+    `window_size='global'` then averages. Hooks with a method `after_steps_read(runner, steps)` receive the values.
     """
 
     def __init__(self) -> None:
         self.records = StepRecords()
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Find out when log lines are due, and have the optimiser wrapper leave its values in the records."""
+        """Get the intervals of the log lines, and connect the optimiser wrapper to the records."""
         super().before_train(runner)
         self.intervals = line_intervals(runner)
         if isinstance(runner.optim_wrapper, AutocastOptimWrapper):
@@ -36,25 +36,25 @@ class SimMIMRuntimeInfoHook(RuntimeInfoHook):
     def after_train_iter(
         self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Keep the iteration's values, and read all of them where a log line is due."""
+        """Keep the iteration's values, and read all pending values when a log line is due."""
         self.records.add(runner.iter + 1, data_batch, outputs)
         due = any(self.every_n_inner_iters(batch_idx, interval) for interval in self.intervals)
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self.flush(runner)
 
     def before_save_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
-        """Put the values of all iterations into the checkpoint."""
+        """Add the pending values to the checkpoint."""
         if self.records.steps and 'message_hub' in checkpoint:
             self.flush(runner)
             checkpoint['message_hub'] = runner.message_hub.state_dict()
 
     def after_train(self, runner: TrainingRunner) -> None:
-        """Read the rest."""
+        """Read the remaining values."""
         self.flush(runner)
         super().after_train(runner)
 
     def flush(self, runner: TrainingRunner) -> None:
-        """Add the values kept so far to the histories; waits for the device once."""
+        """Add the pending values to the histories; synchronises the device once."""
         steps, hub = self.records.read(), runner.message_hub
         for step in steps:
             hub.update_scalars({f'train/{name}': x for name, x in step.values.items() if name != SKIPPED})

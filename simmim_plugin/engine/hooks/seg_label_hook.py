@@ -1,4 +1,4 @@
-"""A check of segmentation masks against the number of classes, before a loss or a metric goes wrong on them."""
+"""Check that the values of segmentation masks are classes of the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 @HOOKS.register_module()
 class SegLabelHook(Hook):
-    """Stop training and evaluation at a mask with a value that is no class, and name the file.
+    """Stop training and evaluation at a mask with a value that is not a class, and name the file.
 
-    PyTorch's loss fails with a device-side assert on GPUs, and MMSegmentation's metric counts wrong. The check takes
-    the largest value of each mask of a batch, where the data loader has put it: on the processor.
+    Otherwise PyTorch's loss fails with a device-side assert on GPUs, and MMSegmentation's metric is wrong. The check
+    runs on the CPU, before the masks are moved to the device.
     """
 
     def _before_iter(
@@ -33,13 +33,13 @@ class SegLabelHook(Hook):
         model = bare_model(runner)
         head = model.decode_head
         for sample in (data_batch or {}).get('data_samples', ()):
-            if 'gt_sem_seg' not in sample:  # images to predict alone
+            if 'gt_sem_seg' not in sample:  # prediction without masks
                 continue
             labels = sample.gt_sem_seg.data
             wrong = labels[(labels >= head.num_classes) & (labels != head.ignore_index)]
             if wrong.numel():
                 raise ValueError(
                     f'{sample.seg_map_path} has the value {int(wrong.max())}, but decode_head.num_classes='
-                    f'{head.num_classes} means 0 ... {head.num_classes - 1} (and {head.ignore_index}: not judged); '
-                    'add the missing classes, or reduce_zero_label where the masks count from 1'
+                    f'{head.num_classes} means 0 ... {head.num_classes - 1} (and {head.ignore_index}: ignored); '
+                    'add the missing classes, or reduce_zero_label if the masks count from 1'
                 )

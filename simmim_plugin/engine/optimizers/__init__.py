@@ -1,1 +1,1 @@
-"""Mixed precision and parameter groups."""
+"""Optimizer wrapper for mixed precision, and parameter groups."""

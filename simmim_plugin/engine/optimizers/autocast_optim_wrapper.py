@@ -15,27 +15,28 @@ from torch.utils._pytree import tree_map_only
 from simmim_plugin.engine.runners.mmengine_internals import skips_steps_itself
 from simmim_plugin.engine.step_records import SKIPPED, StepRecords
 from simmim_plugin.registry import OPTIM_WRAPPERS
+from simmim_plugin.utils.arguments import choice, flag, names
 from simmim_plugin.utils.hardware import has_bfloat16
 
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """Autocast in the forward pass, and no step where loss or gradient is not finite.
+    """Autocast in the forward pass, and skip steps whose loss or gradient is not finite.
 
-    There is no gradient scaler (bfloat16 has float32's range); parameters stay float32. A step is skipped in all
-    processes alike, and nothing waits for the device for it where the optimiser is a fused one; `FaultHook` counts.
+    There is no gradient scaler (bfloat16 has the range of float32); parameters stay float32. All ranks skip the same
+    steps. With a fused optimiser this needs no device synchronisation. `FaultHook` counts the skipped steps.
 
     MMEngine's `AmpOptimWrapper` refuses to run without an accelerator and scales gradients by default.
 
     Args:
-        on_cpu: Autocast on processors, too: True, or 'auto' where it gains, see `has_bfloat16`.
-        parts: Submodules to autocast in, None for the whole model; what they return is float32 again. A detector
-            takes `('backbone', 'neck')`: MMCV's RoIAlign and NMS do not know bfloat16.
-        skip_nonfinite: Skip such steps.
+        on_cpu: Autocast on CPUs: True, or 'auto' where it is faster, see `has_bfloat16`.
+        parts: Submodules to autocast, with float32 outputs; None: the whole model. For a detector use
+            `('backbone', 'neck')`: MMCV's RoIAlign and NMS do not support bfloat16.
+        skip_nonfinite: Skip steps whose loss or gradient is not finite.
         kwargs: See `mmengine.optim.OptimWrapper`.
 
     Raises:
-        ValueError: `on_cpu` is unknown, or the model has no such part.
+        ValueError: An argument is of another kind, or the model has no such part.
     """
 
     def __init__(
@@ -46,26 +47,26 @@ class AutocastOptimWrapper(OptimWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if on_cpu not in (True, False, 'auto'):
-            raise ValueError(f"on_cpu={on_cpu!r} is unknown; choose True, False or 'auto'")
-        self.on_cpu, self.parts = has_bfloat16() if on_cpu == 'auto' else on_cpu, parts
-        self.skip_nonfinite = skip_nonfinite
+        choice('AutocastOptimWrapper.on_cpu', on_cpu, (True, False, 'auto'))
+        self.on_cpu = has_bfloat16() if on_cpu == 'auto' else on_cpu
+        self.parts = None if parts is None else names('AutocastOptimWrapper.parts', parts, "e.g. ['backbone', 'neck']")
+        self.skip_nonfinite = flag('AutocastOptimWrapper.skip_nonfinite', skip_nonfinite)
         self.records: StepRecords | None = None  # SimMIMRuntimeInfoHook's
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Backward pass; from a loss that is not finite all gradients become NaN, in every process."""
+        """Backward pass; a loss that is not finite makes all gradients NaN, on every rank."""
         if self.skip_nonfinite:  # an infinite difference has a finite gradient; a factor of 1 changes nothing
             loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
         super().backward(loss, **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        """Clip, and step unless a gradient is not finite."""
+        """Clip the gradients, and step unless one is not finite."""
         norm = self._clip_grad() if self.clip_grad_kwargs else None
         if not self.skip_nonfinite:
             self.optimizer.step(**kwargs)
             return
         if norm is None:
-            norm = _whole(nn.utils.get_total_norm([p.grad for p in self._parameters()]))
+            norm = _full(nn.utils.get_total_norm([p.grad for p in self._parameters()]))
         skipped = 1 - norm.isfinite().float()
         if self.records is not None:
             self.records.values[SKIPPED] = skipped
@@ -83,12 +84,12 @@ class AutocastOptimWrapper(OptimWrapper):
         return [p for group in groups for p in group['params'] if p.requires_grad and p.grad is not None]
 
     def _clip_grad(self) -> Tensor | None:
-        """Clip as MMEngine does; returns the norm before it, if that is what is clipped.
+        """Clip as MMEngine does, and return the norm before clipping.
 
-        Without `records` the norm is read for the message hub, which waits for the device.
+        Without `records` the norm is read for the message hub, which synchronises the device.
         """
         parameters = self._parameters()
-        norm = _whole(self.clip_func(parameters, **self.clip_grad_kwargs)) if parameters else None
+        norm = _full(self.clip_func(parameters, **self.clip_grad_kwargs)) if parameters else None
         if norm is not None and self.records is not None:
             self.records.values[self.grad_name] = norm
         elif norm is not None:
@@ -104,17 +105,17 @@ class AutocastOptimWrapper(OptimWrapper):
             yield
 
 
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients
+def _full(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded gradients have a sharded norm
 
 
 @contextmanager
 def autocast(model: nn.Module, parts: Sequence[str] | None = None) -> Iterator[None]:
-    """Within it, a model computes under bfloat16 autocast.
+    """Context in which a model computes under bfloat16 autocast.
 
     Args:
         model: The model, or a wrapper around it.
-        parts: Children of the model to autocast in, None for all of it; their outputs in bfloat16 become float32.
+        parts: Children of the model to autocast, with bfloat16 outputs converted to float32; None: the whole model.
 
     Raises:
         ValueError: The model has no such part.
@@ -127,18 +128,20 @@ def autocast(model: nn.Module, parts: Sequence[str] | None = None) -> Iterator[N
             stack.enter_context(torch.autocast(device, torch.bfloat16))
         for name in dict.fromkeys(parts or ()):
             if name not in children:
-                raise ValueError(f'parts={tuple(parts or ())}: no {name!r} in the model, but {", ".join(children)}')
+                raise ValueError(
+                    f'parts={tuple(parts or ())}: the model has no {name!r}; choose from {", ".join(children)}'
+                )
             stack.enter_context(_autocast_forward(children[name], device))
         yield
 
 
 @contextmanager
 def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
-    whole, patched = part.forward, 'forward' in vars(part)  # MMEngine patches it for activation checkpointing
+    original, patched = part.forward, 'forward' in vars(part)  # MMEngine patches it for activation checkpointing
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device, torch.bfloat16):
-            outputs = whole(*args, **kwargs)
+            outputs = original(*args, **kwargs)
         return tree_map_only(torch.Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, outputs)
 
     part.forward = forward
@@ -146,6 +149,6 @@ def _autocast_forward(part: nn.Module, device: str) -> Iterator[None]:
         yield
     finally:
         if patched:
-            part.forward = whole
+            part.forward = original
         else:
             del part.forward

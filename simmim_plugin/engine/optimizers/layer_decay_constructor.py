@@ -1,4 +1,4 @@
-"""Parameter groups: layer-wise learning rates, and no weight decay for biases, norms and tables."""
+"""Parameter groups: layer-wise learning rate decay, and no weight decay for biases, norms and embeddings."""
 
 from typing import Any
 
@@ -9,16 +9,17 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from simmim_plugin.utils.arguments import keys, number
 
-# Parameters without weight decay whatever their shape, by the end of their name.
+# Name endings of parameters without weight decay whatever their shape.
 NO_DECAY_NAMES = ('cls_token', 'pos_embed')
 
 
 def has_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Whether the reference decays a parameter.
+    """Whether a parameter has weight decay, as in the reference.
 
-    It does not decay 1-D ones (norms, biases, LayerScale), the cls token and a position embedding. The mask token and
-    the relative position bias tables are decayed, as there.
+    1-D parameters (norms, biases, LayerScale), the class token and a position embedding have none. The mask token and
+    the relative position bias tables have it.
     """
     return parameter.ndim > 1 and not name.endswith(NO_DECAY_NAMES)
 
@@ -27,37 +28,32 @@ def has_decay(name: str, parameter: nn.Parameter) -> bool:
 class SimMIMOptimWrapperConstructor:
     """Parameter groups with and without weight decay (see `has_decay`), and by layer with layer decay.
 
-    Works on any model, of MMPretrain, MMDetection, MMSegmentation or none: what has a layer is asked of the submodule
-    with `get_layer_depth(name)`, the backbone; everything outside it has the full rate. MMEngine's own
-    constructors make one group per parameter, which keeps the optimiser from working on many tensors at once.
+    Works with models of MMPretrain, MMDetection, MMSegmentation and plain ones: the submodule with
+    `get_layer_depth(name)`, the backbone, gives the layer of its parameters; all others have the full rate. MMEngine's
+    own constructors make one group per parameter, so that the optimiser cannot update many tensors at once.
 
     Args:
         optim_wrapper_cfg: Config of the optimiser wrapper, with `optimizer`.
         paramwise_cfg: None, or `dict(layer_decay_rate=0.65)`: the rate of layer i of L is lr * 0.65 ** (L - 1 - i),
-            with layer 0 what comes before the blocks, i + 1 block i, and L - 1 the rest (arXiv 2111.09886 fine-tunes
-            ViT-B so). A group says its `layer_id` and `lr_scale`.
+            where layer 0 is everything before the blocks, layer i + 1 is block i, and L - 1 the rest (the fine-tuning
+            of ViT-B in arXiv 2111.09886). Each group has a `layer_id` and an `lr_scale`.
 
     Raises:
         ValueError: `paramwise_cfg` has other keys, or the rate is not in (0, 1].
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
-        wishes = dict(paramwise_cfg or {})
-        self.layer_decay_rate = wishes.pop('layer_decay_rate', 1.0)
-        if wishes:
-            raise ValueError(
-                f'paramwise_cfg={wishes}: this constructor knows layer_decay_rate only; for other wishes set '
-                "optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
-            )
-        if not 0 < self.layer_decay_rate <= 1:
-            raise ValueError(f'layer_decay_rate={self.layer_decay_rate} is outside (0, 1]; the published value is 0.65')
+        hint = "for MMEngine's other options set optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
+        given = {} if paramwise_cfg is None else keys('paramwise_cfg', paramwise_cfg, [], ['layer_decay_rate'], hint)
+        rate = given.get('layer_decay_rate', 1.0)
+        self.layer_decay_rate = number('layer_decay_rate', rate, 0, 1, 'the published value is 0.65', ends='(]')
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build optimiser and wrapper for the parameters that have gradients.
 
         Raises:
-            ValueError: Layer decay is asked for, and no part of the model knows its layers.
+            ValueError: There is a layer decay, and no submodule has `get_layer_depth`.
         """
         cfg = {'type': 'OptimWrapper', **self.optim_wrapper_cfg}
         optimizer = dict(cfg.pop('optimizer'))
@@ -75,8 +71,8 @@ class SimMIMOptimWrapperConstructor:
                 group.update(lr=optimizer['lr'] * scale, lr_scale=scale, layer_id=layer)
             settings.append(group if decayed else {**group, 'weight_decay': 0.0})
         counts = [sum(len(p) for (_, decayed), p in groups.items() if decayed is wanted) for wanted in (True, False)]
-        told = f'; layer decay {self.layer_decay_rate} over {layers.count} layers' if layers else ''
-        print_log(f'Weight decay on {counts[0]} tensors, none on {counts[1]}{told}', 'current')
+        decay = f'; layer decay {self.layer_decay_rate} over {layers.count} layers' if layers else ''
+        print_log(f'Weight decay on {counts[0]} tensors, none on {counts[1]}{decay}', 'current')
         built = OPTIMIZERS.build({**optimizer, 'params': settings})
         return ROOT_OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=built))
 
@@ -84,17 +80,17 @@ class SimMIMOptimWrapperConstructor:
         if self.layer_decay_rate == 1:
             return None
         for name, module in model.named_modules():
-            # MMPretrain's classifiers have a method of that name, too, which asks the backbone.
+            # MMPretrain's classifiers also have this method, which calls the backbone's.
             if hasattr(module, 'get_layer_depth') and not hasattr(module, 'backbone'):
                 return _Layers(module, f'{name}.' if name else '')
         raise ValueError(
             f'layer_decay_rate={self.layer_decay_rate}: no part of {type(model).__name__} has get_layer_depth; use a '
-            'backbone that has it, such as SimMIMViT, or leave layer_decay_rate out'
+            'backbone with it, such as SimMIMViT, or leave layer_decay_rate out'
         )
 
 
 class _Layers:
-    """Layers of all parameters of a model, by those of its backbone."""
+    """Layer of each parameter of a model: the backbone's own, and the last one for all others."""
 
     def __init__(self, backbone: Any, prefix: str) -> None:
         self.backbone, self.prefix = backbone, prefix

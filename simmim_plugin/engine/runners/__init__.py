@@ -1,1 +1,1 @@
-"""Loops, logs, strategies and resuming."""
+"""Training loop, log lines, sharded training and resuming."""

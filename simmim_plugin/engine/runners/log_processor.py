@@ -1,4 +1,4 @@
-"""Log lines with images per second."""
+"""Log lines with throughput."""
 
 from typing import Any
 
@@ -13,11 +13,12 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 @LOG_PROCESSORS.register_module()
 class SimMIMLogProcessor(LogProcessor):
-    """MMEngine's log line (iteration, rate, ETA, time, loss) plus `img_s`, the images per second of all processes.
+    """MMEngine's log line (iteration, rate, ETA, time, loss) plus `img_s`, images per second over all ranks.
 
     Args:
-        mean_pattern: Names of what is averaged over the last iterations; MMEngine's own, and `error_local`.
-        kwargs: MMEngine's. Without `window_size` a line averages over the iterations since the last one.
+        mean_pattern: Regular expression for the names of values that are averaged; MMEngine's own, and `error_local`.
+        kwargs: See `mmengine.runner.LogProcessor`. Without `window_size` a line averages over the iterations since the
+            previous line.
     """
 
     def __init__(self, mean_pattern: str = r'.*(loss|error|time|data_time|grad_norm).*', **kwargs: Any) -> None:
@@ -25,7 +26,7 @@ class SimMIMLogProcessor(LogProcessor):
         self.window_follows_lines = 'window_size' not in kwargs
 
     def get_log_after_iter(self, runner: TrainingRunner, batch_idx: int, mode: str) -> tuple[dict[str, Any], str]:
-        """Return the line's values, and its text."""
+        """Return the values and the text of the line."""
         if mode == 'train' and self.window_follows_lines:
             self.window_size = min(batch_idx % interval + 1 for interval in line_intervals(runner))
         line: tuple[dict[str, Any], str] = super().get_log_after_iter(runner, batch_idx, mode)
@@ -44,5 +45,5 @@ class SimMIMLogProcessor(LogProcessor):
 
 
 def line_intervals(runner: TrainingRunner) -> set[int]:
-    """Iterations between two log lines, of each hook that writes them."""
+    """Intervals in iterations of all hooks that write log lines."""
     return {hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)} or {1}

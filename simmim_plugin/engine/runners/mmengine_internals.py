@@ -1,4 +1,4 @@
-"""Private attributes of MMEngine's and PyTorch's objects, each behind a function: what an upgrade may break is here."""
+"""Access to private attributes of MMEngine and PyTorch: all that an upgrade may break is in this file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def set_filename(cfg: Config, filename: str) -> None:
 
 
 def is_resuming(runner: Runner | FlexibleRunner) -> bool:
-    """Whether a checkpoint is loaded to resume a training, not for its weights alone."""
+    """Whether a checkpoint is loaded to resume a training rather than for its weights only."""
     return bool(runner._resume)
 
 
@@ -26,7 +26,7 @@ def has_seed_per_rank(runner: Runner | FlexibleRunner) -> bool:
 
 
 def set_auto_scale_lr(runner: Runner | FlexibleRunner, setting: Mapping[str, Any]) -> None:
-    """Replace `auto_scale_lr` of a runner that is built already."""
+    """Replace `auto_scale_lr` of a built runner."""
     if isinstance(runner, Runner):
         runner.auto_scale_lr = setting
     else:
@@ -39,19 +39,19 @@ def has_started_workers(loop: Any) -> bool:
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
-    """End the worker processes of a loader now. At exit PyTorch waits up to 5 s for each, one after the other."""
+    """End the worker processes of a loader. At exit PyTorch waits up to 5 s for each, one after the other."""
     if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
         loader._iterator._shutdown_workers()
         loader._iterator = None
 
 
 def end_all_workers(runner: Runner | FlexibleRunner) -> None:
-    """End the worker processes of all loops that are built."""
+    """End the worker processes of all built loops."""
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         if isinstance(loop, BaseLoop):
             end_workers(loop.dataloader)
 
 
 def skips_steps_itself(optimizer: Optimizer) -> bool:
-    """Whether `optimizer.found_inf` makes the optimiser skip a step, on the device. Fused ones can."""
+    """Whether `optimizer.found_inf` makes the optimiser skip a step on the device, as fused ones do."""
     return getattr(optimizer, '_step_supports_amp_scaling', False)

@@ -1,4 +1,4 @@
-"""Going on with a training: from which checkpoint, and whether it is the same training."""
+"""Resume a training: find the newest intact checkpoint, and check that it is of the same run."""
 
 import logging
 import os
@@ -13,21 +13,21 @@ from simmim_plugin.checkpoints.files import NOTE, load_file
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
-NAMED = 5  # differences that a message lists
-# What may differ between two parts of a training: how it is computed, where weights came from at its start.
-IRRELEVANT = ('with_cp', 'init_cfg', 'on_cpu', '_scope_')
+LISTED = 5  # differences in a message
+# Config keys that may differ when resuming: how things are computed, and where the initial weights came from.
+IGNORED = ('with_cp', 'init_cfg', 'on_cpu', '_scope_')
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The checkpoint in a work dir to go on from: of those that can be read whole, the one after most iterations.
+    """The checkpoint of a work dir to resume from: the intact one with the most iterations.
 
-    Damaged ones are named in the log and passed over.
+    Damaged checkpoints are logged and skipped.
 
     Returns:
-        Its path; None where there is none.
+        Its path; None if the folder has no checkpoint.
 
     Raises:
-        ValueError: There are checkpoints, and none of them can be read.
+        ValueError: There are checkpoints, but none can be read.
     """
     damaged: list[str] = []
     found: list[tuple[int, float, Path]] = []
@@ -37,24 +37,24 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> str | None:
         except ValueError:
             damaged.append(str(path))
             continue
-        if isinstance(checkpoint, Mapping) and 'optimizer' in checkpoint:  # else weights alone
+        if isinstance(checkpoint, Mapping) and 'optimizer' in checkpoint:  # else it holds weights only
             found.append((checkpoint['meta']['iter'], path.stat().st_mtime, path))
     for _, _, path in sorted(found, reverse=True):
-        if is_whole(path):
+        if is_intact(path):
             for name in damaged:
-                print_log(f'{name} is damaged and passed over', 'current', logging.WARNING)
+                print_log(f'{name} is damaged and skipped', 'current', logging.WARNING)
             return str(path)
         damaged.append(str(path))
     if damaged:
         raise ValueError(
             f'no checkpoint in {os.fspath(folder)} can be read; damaged: {", ".join(damaged)}. Remove them to start '
-            'anew, or choose another --work-dir'
+            'from scratch, or choose another --work-dir'
         )
     return None
 
 
-def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether every byte of a file of `torch.save` is as written, by its check sums; PyTorch does not compare them."""
+def is_intact(path: str | os.PathLike[str]) -> bool:
+    """Whether the checksums of a file of `torch.save` match its bytes, which PyTorch does not verify on loading."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -63,7 +63,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 def training_note(runner: TrainingRunner) -> dict[str, Any]:
-    """What must be the same when a training goes on, as plain data; its length may change."""
+    """Settings that must not change when a training is resumed, as plain data. Its length may change."""
     cfg = runner.cfg.to_dict()
     batch = batch_size_of(runner.train_dataloader) * runner.world_size
     parts = {name: cfg.get(name) for name in ('optim_wrapper', 'param_scheduler')}
@@ -71,10 +71,10 @@ def training_note(runner: TrainingRunner) -> dict[str, Any]:
 
 
 def check_same_training(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to go on with another model, batch, optimiser or schedule than the checkpoint's.
+    """Reject a checkpoint of a run with another model, batch, optimiser or schedule.
 
     Raises:
-        ValueError: They differ; the message tells in what.
+        ValueError: They differ; the message lists the differences.
     """
     note = checkpoint.get(NOTE) or {}
     faults: list[str] = []
@@ -85,23 +85,23 @@ def check_same_training(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -
         for name, value in note['training'].items():
             faults += differences(value, now[name], name)
     if faults:
-        more = f' (and {len(faults) - NAMED} more)' if len(faults) > NAMED else ''
+        more = f' (and {len(faults) - LISTED} more)' if len(faults) > LISTED else ''
         raise ValueError(
-            f'the checkpoint is of another training: {"; ".join(faults[:NAMED])}{more}. Resume with the config of the '
+            f'the checkpoint is of another training: {"; ".join(faults[:LISTED])}{more}. Resume with the config of the '
             'first run, or start a new training from the weights, without --resume: --cfg-options load_from=CHECKPOINT'
         )
 
 
 def differences(old: Any, new: Any, name: str) -> list[str]:
-    """What of two plain values differs, in words.
+    """Differences between two plain values, one sentence each.
 
     Args:
-        old: The checkpoint's value.
-        new: The value now.
-        name: Of the value, as in a config.
+        old: The value in the checkpoint.
+        new: The current value.
+        name: Its name in the config.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [key for key in dict.fromkeys((*old, *new)) if key not in IRRELEVANT]
+        keys = [key for key in dict.fromkeys((*old, *new)) if key not in IGNORED]
         return [fault for key in keys for fault in differences(old.get(key), new.get(key), f'{name}.{key}')]
     if _is_list(old) and _is_list(new) and len(old) == len(new):
         return [fault for i in range(len(old)) for fault in differences(old[i], new[i], f'{name}[{i}]')]

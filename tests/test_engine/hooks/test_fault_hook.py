@@ -1,5 +1,6 @@
-"""Losses and gradients that are not finite: the step is skipped, counted, written down; too many end the training."""
+"""Losses and gradients that are not finite: the step is skipped, counted and logged; too many abort the training."""
 
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,7 +67,7 @@ def test_a_bad_step_leaves_no_trace(value, fused, on_cpu, tmp_path, caplog):
 
 
 def test_an_infinite_loss_alone_would_not_show_in_the_gradient():
-    """What the factor in `backward` is for: the gradient of an absolute difference is its sign."""
+    """Why `backward` multiplies the loss: the gradient of an absolute difference is its sign, which is finite."""
     for skip, finite in ((False, True), (True, False)):
         weight = torch.nn.Parameter(torch.ones(2))
         wrapper = AutocastOptimWrapper(optimizer=torch.optim.SGD([weight], lr=0.1), skip_nonfinite=skip)
@@ -74,7 +75,7 @@ def test_an_infinite_loss_alone_would_not_show_in_the_gradient():
         assert weight.grad.isfinite().all() == finite
 
 
-def test_many_in_a_row_end_the_training_with_the_weights_from_before(tmp_path):
+def test_too_many_in_a_row_abort_the_training(tmp_path):
     with pytest.raises(
         TooManySkippedStepsError, match=r'3 steps in a row .* up to iteration 7.*There is no checkpoint'
     ):
@@ -100,7 +101,7 @@ def test_accumulating_iterations_are_no_steps(tmp_path, monkeypatch):
     assert runner.message_hub.get_info('skipped_steps') == 2
 
 
-def test_a_checkpoint_between_two_looks_has_the_count(tmp_path, monkeypatch):
+def test_a_checkpoint_between_two_reports_has_the_count(tmp_path, monkeypatch):
     def save(hook, runner, batch_idx, **kwargs):
         if batch_idx == 4:
             hook.save_now(runner, 5)
@@ -122,7 +123,7 @@ def test_spikes_are_reported(monkeypatch):
     losses = [0.5] * 150 + [1.4] + [0.5] * 10 + [0.9]
     hook.after_steps_read(None, [Step(i + 1, dict(loss=loss), []) for i, loss in enumerate(losses)])
     assert lines == [
-        'Loss spike: 1.4000 at iteration 151, the median of the last 162 is 0.5000 (1 such since the last look)'
+        'Loss spike: 1.4000 at iteration 151, the median of the last 162 is 0.5000 (1 since the last report)'
     ]
 
 
@@ -131,7 +132,19 @@ def test_a_missing_reader_is_named():
         FaultHook().before_train(SimpleNamespace(hooks=[RuntimeInfoHook()]))
 
 
-@pytest.mark.parametrize(('argument', 'value'), [('interval', 0), ('spike', 1.0), ('max_in_a_row', 0), ('window', -1)])
-def test_wrong_arguments_are_named(argument, value):
-    with pytest.raises(ValueError, match=f'{argument}={value} of FaultHook'):
+@pytest.mark.parametrize(
+    ('argument', 'value', 'words'),
+    [
+        ('interval', 0, 'FaultHook.interval=0 must be a whole number of at least 1'),
+        ('interval', 2.0, 'FaultHook.interval=2.0 must be a whole number of at least 1'),
+        ('spike', 1.0, 'FaultHook.spike=1.0 must be a number above 1; e.g. 2'),
+        ('spike', float('nan'), 'FaultHook.spike=nan must be a number above 1; e.g. 2'),
+        ('max_in_a_row', 0, 'FaultHook.max_in_a_row=0 must be a whole number of at least 1'),
+        ('max_in_a_row', None, 'FaultHook.max_in_a_row=None must be a whole number of at least 1'),
+        ('window', -1, 'FaultHook.window=-1 must be a whole number of at least 1'),
+        ('window', '9', "FaultHook.window='9' must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(argument, value, words):
+    with pytest.raises(ValueError, match=f'^{re.escape(words)}$'):
         FaultHook(**{argument: value})

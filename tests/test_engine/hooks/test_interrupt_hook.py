@@ -1,4 +1,4 @@
-"""A training that is terminated ends its loader's processes, too."""
+"""A terminated training ends the worker processes of its data loader."""
 
 import subprocess
 import sys
@@ -11,6 +11,21 @@ from helpers.paths import ROOT
 from helpers.processes import command_of
 from simmim_plugin.apis import train
 from simmim_plugin.config import load_config
+from simmim_plugin.engine.hooks.interrupt_hook import InterruptHook
+
+
+@pytest.mark.parametrize(
+    ('signals', 'words'),
+    [
+        (['SIGSOON'], r"InterruptHook.signals='SIGSOON' is unknown; choose one of 'SIGABRT', .*'SIGTERM', .*"),
+        (['SIGTERM', 'SIGKILL'], "InterruptHook.signals='SIGKILL' is unknown; choose one of .*"),
+        ('SIGTERM', r"InterruptHook.signals='SIGTERM' must be a list of names; e.g. \['SIGTERM', 'SIGUSR1'\]"),
+        ([15], r'InterruptHook.signals=\[15\] must be a list of names; .*'),
+    ],
+)
+def test_wrong_signals_are_named(signals, words):
+    with pytest.raises(ValueError, match=f'^{words}$'):
+        InterruptHook(signals)
 
 
 @pytest.mark.slow
@@ -45,8 +60,8 @@ def test_no_worker_outlives_a_terminated_training(image_folder, tmp_path):
     assert not left
 
 
-def test_after_the_training_its_workers_heed_the_signal(image_folder, tmp_path):
-    """As they must where the process goes on: the garbage collector ends them by it."""
+def test_after_the_training_the_signal_ends_the_workers(image_folder, tmp_path):
+    """Required where the process continues: the garbage collector ends the workers by SIGTERM."""
     options = {
         'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 1,
         'train_dataloader.persistent_workers': True, 'train_cfg.max_epochs': 1, 'log_level': 'ERROR',

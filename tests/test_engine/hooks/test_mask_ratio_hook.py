@@ -1,4 +1,4 @@
-"""Ratios that change over the iterations: the loops and data loaders are MMEngine's and PyTorch's own."""
+"""Ratios that change over the iterations, with MMEngine's loops and PyTorch's data loaders."""
 
 import copy
 import math
@@ -201,7 +201,7 @@ def test_repeated_and_joined_data(image_folder, nested):
         assert counts(batch) == expected(ratio_at(iteration))
 
 
-def test_batch_sampler_of_the_config_still_shuffles_anew_each_epoch(image_folder):
+def test_batch_sampler_of_the_config_reshuffles_each_epoch(image_folder):
     def orders(*hooks):
         dataset = folder(image_folder)
         batches = BatchSampler(DefaultSampler(dataset, seed=0), 2, drop_last=True)
@@ -213,7 +213,7 @@ def test_batch_sampler_of_the_config_still_shuffles_anew_each_epoch(image_folder
 
 
 class OwnBatchSampler(BatchSampler):
-    """MMEngine does not skip in samplers inside batch samplers that it does not know; it draws again."""
+    """MMEngine does not skip samples inside unknown batch samplers; it draws them again."""
 
 
 @pytest.mark.parametrize('batches', [BatchSampler, OwnBatchSampler])
@@ -229,7 +229,7 @@ def test_local_and_global_ratio_each_have_a_ramp_and_a_name_in_the_log(image_fol
     masks = dict(local=dict(ratio=0.75, unit=8), global_=dict(ratio=0.1, unit=16))
     loader = data_loader(_simultaneous(image_folder, masks))
     hooks = (
-        MaskRatioHook(0.2, argument='local.ratio'),  # to the generator's own, over all 18 iterations
+        MaskRatioHook(0.2, argument='local.ratio'),  # up to the generator's own, over all 18 iterations
         MaskRatioHook(0.5, 0.3, argument='global_.ratio', begin=2, until=4, schedule='cosine'),
     )
     runner = Runner(loader, *hooks, max_epochs=3)

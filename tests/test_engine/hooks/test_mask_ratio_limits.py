@@ -1,4 +1,4 @@
-"""Ramps that cannot be, and those at the ends of what can be."""
+"""Invalid ramps, and ramps to and from 0 and 1."""
 
 import pytest
 from mmengine.dataset import ClassBalancedDataset
@@ -36,7 +36,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_begin_after_the_end_of_the_training_is_named(image_folder):
-    with pytest.raises(ValueError, match='begin=12 of MaskRatioHook must lie before the last iteration, 12'):
+    with pytest.raises(ValueError, match='begin=12 of MaskRatioHook must be before the last iteration, 12'):
         Runner(data_loader(folder(image_folder)), MaskRatioHook(0.1, begin=12), max_epochs=2).train()
 
 
@@ -58,7 +58,7 @@ def test_data_that_hide_the_index_are_named(image_folder, kind):
     else:
         dataset.get_cat_ids = lambda index: [0]
         hidden = ClassBalancedDataset(dataset, 1e-3)
-    with pytest.raises(ValueError, match=rf'needs ImageFolder .* got {kind}, which does not hand the iteration'):
+    with pytest.raises(ValueError, match=rf'needs ImageFolder .* got {kind}, which does not pass the iteration'):
         Runner(data_loader(hidden), MaskRatioHook(0.1), max_epochs=1).train()
 
 
@@ -69,7 +69,7 @@ def model_with_a_grid() -> Model:
     return model
 
 
-def test_ratio_that_hides_all_in_the_end_is_found_at_the_start(image_folder):
+def test_ratio_that_masks_everything_at_the_end_is_found_at_the_start(image_folder):
     for ratios in ((0.1, 0.999), (0.999, 0.1)):
         runner = Runner(
             data_loader(folder(image_folder)), MaskRatioHook(*ratios), max_epochs=1, model=model_with_a_grid()
@@ -80,7 +80,7 @@ def test_ratio_that_hides_all_in_the_end_is_found_at_the_start(image_folder):
 
 @pytest.mark.parametrize(('start', 'end'), [(0.9, 1.0), (1.0, 0.9)])
 def test_ramp_to_or_from_one_runs_through(image_folder, start, end):
-    # Near its one end all is masked before the ratio is 1: of 0.994 ceil(89.5) of 90. The 1 asked for it.
+    # Near 1 everything is masked before the ratio is 1: at 0.994 ceil(89.5) of 90. Allowed, as 1 asks for it.
     loader = data_loader(folder(image_folder), workers=0)
     seen = Runner(loader, MaskRatioHook(start, end, until=17), max_epochs=3, model=model_with_a_grid()).train()
     for iteration, batch in enumerate(seen):
@@ -90,7 +90,7 @@ def test_ramp_to_or_from_one_runs_through(image_folder, start, end):
 
 @pytest.mark.parametrize(('start', 'end'), [(0.0, 0.9), (0.9, 0.0)])
 def test_ramp_to_or_from_zero_with_adapt_runs_through(image_folder, start, end):
-    # keep' = min(1, 2 keep): nothing is masked up to a ratio of 0.5. The 0 asked for it.
+    # keep' = min(1, 2 keep): nothing is masked up to a ratio of 0.5. Allowed, as 0 asks for it.
     loader = data_loader(folder(image_folder, 0.9, adapt=dict(reference=(144, 160), alpha=0.5)), workers=0)
     seen = Runner(loader, MaskRatioHook(start, end, until=17), max_epochs=3, model=model_with_a_grid()).train()
     for iteration, batch in enumerate(seen):

@@ -1,4 +1,4 @@
-"""Ratios that change over the iterations: the loops and data loaders are MMEngine's and PyTorch's own."""
+"""Ratios that change over the iterations, in real training runs."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def leaf(tmp_path, monkeypatch, image_folder):
 
 
 @pytest.mark.slow
-def test_resumed_training_goes_on_with_the_ramp(leaf, tmp_path):
+def test_resumed_training_continues_the_ramp(leaf, tmp_path):
     # 12 images in batches of 4, 3 iterations per epoch. 16 units of 2 x 2 tokens.
     ramps = [dict(type='MaskRatioHook', start=0.1, end=0.9, begin=1, until=8)]
     straight, logged = leaf('straight', 'train_cfg.max_epochs=3', ramps=ramps)

@@ -42,5 +42,5 @@ def test_a_terminal_sees_the_bar_and_the_file_every_line(tmp_path, monkeypatch, 
 
 def test_elsewhere_nothing_changes(tmp_path, capsys):
     train(tmp_path, 'plain')
-    told = capsys.readouterr()
-    assert '6/6' not in told.err and 'Saving checkpoint at 3 epochs' in told.out + told.err
+    printed = capsys.readouterr()
+    assert '6/6' not in printed.err and 'Saving checkpoint at 3 epochs' in printed.out + printed.err

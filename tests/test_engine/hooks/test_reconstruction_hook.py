@@ -44,7 +44,7 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
     assert random.getstate() == state[2] and model.training
 
-    # The hook compares whole pictures in three batches; the model's own loss one batch.
+    # The hook predicts in three batches; the model's own loss is computed in one.
     data = model.eval().data_preprocessor({k: v.clone() for k, v in hook.batch.items()})
     with torch.no_grad():
         expected = model(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
@@ -61,8 +61,15 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match='interval=0'):
-        ReconstructionHook(interval=0)
+    for argument, value, words in (
+        ('interval', 0, 'interval=0 must be a whole number of at least 1'),
+        ('num_images', 1.0, 'num_images=1.0 must be a whole number of at least 1'),
+        ('num_measured', None, 'num_measured=None must be a whole number of at least 1'),
+        ('by_epoch', 'yes', "by_epoch='yes' must be True or False"),
+        ('seed', -1, 'seed=-1 must be a whole number from 0 to 4294967295'),
+    ):
+        with pytest.raises(ValueError, match=f'^ReconstructionHook.{words}$'):
+            ReconstructionHook(**{argument: value})
     dataset = [dict(inputs=torch.zeros(3, 64, 64))]
     runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset))
     with pytest.raises(ValueError, match='add SimMIMMaskGenerator'):
@@ -76,7 +83,7 @@ def test_visible_mean_by_hand():
     assert visible_mean(image, torch.ones_like(mask)).unique().tolist() == [0]
 
 
-def test_fixed_seed_puts_the_random_states_back():
+def test_fixed_seed_restores_the_random_states():
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
 
@@ -88,3 +95,6 @@ def test_fixed_seed_puts_the_random_states_back():
     with fixed_seed(3):
         assert draw() == inside
     assert draw() == first
+    for seed in (-1, 2**32, 1.0, None):
+        with pytest.raises(ValueError, match=f'^seed={seed} must be a whole number from 0 to 4294967295$'):
+            fixed_seed(seed).__enter__()

@@ -1,4 +1,4 @@
-"""What iterations leave for the log: the same values as MMEngine's own hook, read rarely, in histories that end."""
+"""Scalars for the log: the same values as MMEngine's own hook, read rarely, in histories of limited length."""
 
 import time
 from types import SimpleNamespace
@@ -78,10 +78,10 @@ def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
     hook = SimMIMRuntimeInfoHook()
     runner, _ = runner_of(hook, interval=1)
     hook.before_train(runner)
-    outputs = dict(loss=torch.tensor([2.0]), whole=torch.tensor(3), number=4.5, array=np.array(1.5))
+    outputs = dict(loss=torch.tensor([2.0]), integer=torch.tensor(3), number=4.5, array=np.array(1.5))
     hook.after_train_iter(runner, 0, None, outputs)
     found = {name: x.current() for name, x in runner.message_hub.log_scalars.items()}
-    assert found == {'train/loss': 2, 'train/whole': 3, 'train/number': 4.5, 'train/array': 1.5}
+    assert found == {'train/loss': 2, 'train/integer': 3, 'train/number': 4.5, 'train/array': 1.5}
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_values_of_other_shapes_and_kinds_are_taken(runner_of):
 )
 def test_a_line_averages_over_the_iterations_since_the_last_one(settings, intervals, windows, monkeypatch):
     """In an epoch of ten iterations with a line at its end, unless the config gives the window."""
-    processor, found = SimMIMLogProcessor(**settings), []
+    formatter, found = SimMIMLogProcessor(**settings), []
     runner = SimpleNamespace(hooks=[LoggerHook(interval, ignore_last=False) for interval in intervals])
     monkeypatch.setattr(LogProcessor, 'get_log_after_iter', lambda self, *_: found.append(self.window_size))
     for i in range(10):
         if i == 9 or any((i + 1) % interval == 0 for interval in intervals):
-            processor.get_log_after_iter(runner, i, 'train')
+            formatter.get_log_after_iter(runner, i, 'train')
     assert found == windows
 
 

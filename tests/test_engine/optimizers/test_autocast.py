@@ -10,7 +10,7 @@ from simmim_plugin.utils.distributed import leave_process_group
 
 
 class TwoParts(nn.Module):
-    """A backbone that returns a tuple, and a head; both tell what they computed in."""
+    """A backbone that returns a tuple, and a head; both record the dtype they computed in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ def test_parts_compute_in_bfloat16_and_return_float32(settings, seen):
     wrapper.update_params(loss)
     assert model.seen == seen and all(p.grad is None or p.grad.dtype == FULL for p in model.parameters())
     model(torch.randn(5, 3))
-    assert model.seen == [FULL, FULL, FULL]  # the forward methods are themselves again
+    assert model.seen == [FULL, FULL, FULL]  # the forward methods are restored
 
 
 @pytest.mark.parametrize(('avx512', 'amx', 'seen'), [(False, False, FULL), (True, False, HALF), (False, True, HALF)])
-def test_auto_is_bfloat16_where_the_processor_has_it(avx512, amx, seen, monkeypatch):
+def test_auto_is_bfloat16_where_the_cpu_supports_it(avx512, amx, seen, monkeypatch):
     monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
     model = TwoParts()
@@ -67,14 +67,21 @@ def test_auto_is_bfloat16_where_the_processor_has_it(avx512, amx, seen, monkeypa
     with wrapper.optim_context(model):
         model(torch.ones(2, 3))
     assert model.seen == [seen] * 3
-    with pytest.raises(ValueError, match="on_cpu='maybe' is unknown; choose True, False or 'auto'"):
-        AutocastOptimWrapper(optimizer=wrapper.optimizer, on_cpu='maybe')
+    for argument, value, words in (
+        ('on_cpu', 'maybe', "on_cpu='maybe' is unknown; choose one of True, False, 'auto'"),
+        ('parts', 'backbone', r"parts='backbone' must be a list of names; e.g. \['backbone', 'neck'\]"),
+        ('skip_nonfinite', 1, 'skip_nonfinite=1 must be True or False'),
+    ):
+        with pytest.raises(ValueError, match=f'^AutocastOptimWrapper.{words}$'):
+            AutocastOptimWrapper(optimizer=wrapper.optimizer, **{argument: value})
 
 
-def test_what_was_patched_before_stays():
+def test_a_patched_forward_is_kept():
     model, calls = TwoParts(), []
-    whole = model.backbone.forward
-    model.backbone.forward = lambda x: calls.append(x.dtype) or whole(x)  # as MMEngine's activation checkpointing does
+    original = model.backbone.forward
+    model.backbone.forward = lambda x: (
+        calls.append(x.dtype) or original(x)
+    )  # as MMEngine's activation checkpointing does
     for _ in range(2):
         with autocast(model, ('backbone', 'backbone')):
             model(torch.randn(5, 3))
@@ -83,7 +90,7 @@ def test_what_was_patched_before_stays():
     assert len(calls) == 3 and model.seen == [FULL, FULL, FULL]
 
 
-def test_outputs_that_are_no_bfloat16_stay_what_they_are():
+def test_other_outputs_than_bfloat16_are_unchanged():
     class Counts(nn.Linear):
         def forward(self, x):
             return {'y': super().forward(x), 'n': torch.tensor([3]), 'exact': x.double()}
@@ -105,8 +112,8 @@ def test_parts_inside_a_distributed_model(tmp_path):
             wrapper.update_params(model(torch.randn(5, 3)))
         assert model.module.seen == [HALF, FULL, FULL]
     finally:
-        # Gloo's threads may still be dropping a reduction, which wants the interpreter's lock; whoever drops the last
-        # reference to the group would wait for them with that lock held.
+        # Gloo's threads may still be releasing a reduction, which needs the GIL. Dropping the last reference to the
+        # group waits for them with the GIL held: a deadlock.
         leave_process_group()
 
 
@@ -115,6 +122,9 @@ def test_a_part_that_is_not_there_is_named():
     wrapper = AutocastOptimWrapper(
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1), on_cpu=True, parts=('backbone', 'neck')
     )
-    with pytest.raises(ValueError, match="no 'neck' in the model, but backbone, head"), wrapper.optim_context(model):
+    with (
+        pytest.raises(ValueError, match="the model has no 'neck'; choose from backbone, head"),
+        wrapper.optim_context(model),
+    ):
         pass
     assert 'forward' not in vars(model.backbone)

@@ -107,9 +107,16 @@ def test_the_recipe_by_layer_and_iteration():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"paramwise_cfg=\{'norm_decay_mult': 0\}: this constructor"):
-        SimMIMOptimWrapperConstructor(WRAPPER, dict(layer_decay_rate=0.5, norm_decay_mult=0))
-    with pytest.raises(ValueError, match=r'layer_decay_rate=1.5 is outside \(0, 1\]'):
-        SimMIMOptimWrapperConstructor(WRAPPER, dict(layer_decay_rate=1.5))
+    for given in (dict(layer_decay_rate=0.5, norm_decay_mult=0), 0.65, ['layer_decay_rate']):
+        with pytest.raises(ValueError) as raised:
+            SimMIMOptimWrapperConstructor(WRAPPER, given)
+        assert str(raised.value) == (
+            f"paramwise_cfg={given} must be a dict of layer_decay_rate (optional); for MMEngine's other options set "
+            "optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
+        )
+    for rate in (1.5, 0, float('nan'), None):
+        words = rf'^layer_decay_rate={rate} must be a number in \(0, 1\]; the published value is 0.65$'
+        with pytest.raises(ValueError, match=words):
+            SimMIMOptimWrapperConstructor(WRAPPER, dict(layer_decay_rate=rate))
     with pytest.raises(ValueError, match='no part of Linear has get_layer_depth'):
         SimMIMOptimWrapperConstructor(WRAPPER, dict(layer_decay_rate=0.65))(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""What is used of MMEngine's runners is there, in both kinds: the public part, and the private one by what it does."""
+"""Both of MMEngine's runners have what the package uses: the public protocol, and the private attributes."""
 
 import multiprocessing
 import time
@@ -55,7 +55,7 @@ def test_settings_of_a_runner_are_read(runner_of):
     assert not internals.is_resuming(runner)
 
 
-def test_the_learning_rate_is_scaled_as_set_late(runner_of):
+def test_the_learning_rate_is_scaled_by_a_later_setting(runner_of):
     """A batch of two, for a rate that was found with one."""
     runner = runner_of()
     internals.set_auto_scale_lr(runner, dict(enable=True, base_batch_size=1))

@@ -1,4 +1,4 @@
-"""What a training goes on from, what it refuses to go on from, and checkpoints on a full disk."""
+"""Which checkpoints a training resumes from, which it rejects, and checkpoints on a full disk."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from helpers.paths import ROOT
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints import files
 from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.engine.runners.resume import differences, is_whole, newest_checkpoint
+from simmim_plugin.engine.runners.resume import differences, is_intact, newest_checkpoint
 from simmim_plugin.utils.files import whole_file
 
 
@@ -30,30 +30,32 @@ def checkpoint(path: Path, iteration: int, **parts: object) -> Path:
 
 
 def flip_a_bit(path: Path) -> None:
-    """In the middle of the tensor, which PyTorch reads as if nothing were wrong."""
+    """In the middle of the tensor, where PyTorch does not notice it."""
     data = bytearray(path.read_bytes())
     at = data.index(load_file(path)['state_dict']['x'].numpy().tobytes()) + 2000
     data[at] ^= 1
     path.write_bytes(data)
 
 
-def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path, caplog):
+def test_the_newest_intact_checkpoint_is_found_and_damaged_ones_are_named(tmp_path, caplog):
     assert newest_checkpoint(tmp_path) is None
     paths = [
         checkpoint(tmp_path / name, i) for i, name in ((10, 'iter_10.pth'), (30, 'epoch_3.pth'), (20, 'iter_20.pth'))
     ]
-    torch.save({'meta': {'iter': 99}, 'state_dict': {}}, tmp_path / 'best_accuracy_epoch_9.pth')  # weights alone
-    (tmp_path / 'last_checkpoint').write_text(str(paths[0]))  # a word of MMEngine's, not to be relied on
+    torch.save({'meta': {'iter': 99}, 'state_dict': {}}, tmp_path / 'best_accuracy_epoch_9.pth')  # weights only
+    (tmp_path / 'last_checkpoint').write_text(str(paths[0]))  # MMEngine's file, which may be outdated
     (tmp_path / '.iter_40.pth.123.part').write_bytes(b'half')
     assert newest_checkpoint(tmp_path) == str(paths[1])
     flip_a_bit(paths[1])
     load_file(paths[1])  # nothing is noticed
-    assert not is_whole(paths[1]) and is_whole(paths[2])
+    assert not is_intact(paths[1]) and is_intact(paths[2])
     assert newest_checkpoint(tmp_path) == str(paths[2])
     paths[2].write_bytes(paths[2].read_bytes()[:2000])
     assert newest_checkpoint(tmp_path) == str(paths[0])
     paths[0].write_bytes(b'')
-    with pytest.raises(ValueError, match=r'no checkpoint in .* can be read; damaged: .*Remove them to start anew'):
+    with pytest.raises(
+        ValueError, match=r'no checkpoint in .* can be read; damaged: .*Remove them to start from scratch'
+    ):
         newest_checkpoint(tmp_path)
 
 
@@ -96,7 +98,7 @@ def runner(work_dir: Path, epochs: int, **kwargs: object) -> Runner:
     )  # fmt: skip
 
 
-def test_old_checkpoints_go_when_the_new_one_is_safe(tmp_path, monkeypatch):
+def test_old_checkpoints_are_removed_after_the_new_one_is_written(tmp_path, monkeypatch):
     """The disk is full at the second checkpoint: the real write fails, by a limit of the process."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -111,7 +113,7 @@ def test_old_checkpoints_go_when_the_new_one_is_safe(tmp_path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth'] and is_whole(tmp_path / 'epoch_1.pth')
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth'] and is_intact(tmp_path / 'epoch_1.pth')
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
     runner(tmp_path, 2, resume=True).train()
     assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_2.pth']
@@ -135,7 +137,7 @@ def train(work_dir: Path, images: Path, *options: str, flags: tuple = (), launch
 
 
 @pytest.mark.slow
-def test_another_training_is_refused_in_words(image_folder, tmp_path):
+def test_checkpoints_of_another_training_are_rejected(image_folder, tmp_path):
     work = tmp_path / 'work'
     process = train(work, image_folder, 'train_cfg.max_epochs=1')
     output, _ = process.communicate(timeout=300)
@@ -155,7 +157,7 @@ def test_another_training_is_refused_in_words(image_folder, tmp_path):
 
 @pytest.mark.slow
 def test_all_processes_stop_together_and_workers_that_die_of_the_signal_do_no_harm(image_folder, tmp_path):
-    """As Slurm does it: the signal goes to everybody, launcher, processes and their workers."""
+    """As Slurm sends it: to the launcher, all ranks and their workers."""
     work = tmp_path / 'work'
     launcher = ('bash', ROOT / 'tools/dist_train.sh', 2)
     options = ('train_cfg.max_epochs=1000', 'train_dataloader.batch_size=2')
@@ -167,7 +169,7 @@ def test_all_processes_stop_together_and_workers_that_die_of_the_signal_do_no_ha
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output[-3000:]
     (path,) = work.glob('iter_*.pth')
-    assert f'{path} is written. Go on with --resume' in output and is_whole(path)
+    assert f'{path} is written. Continue with --resume' in output and is_intact(path)
     process = train(work, image_folder, *options, f'train_cfg.max_epochs={load_file(path)["meta"]["epoch"] + 2}',
                     launcher=launcher, flags=('--resume',))  # fmt: skip
     output, _ = process.communicate(timeout=300)

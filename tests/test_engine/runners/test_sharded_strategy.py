@@ -1,6 +1,7 @@
-"""Sharded training (FSDP) of two gloo processes: losses and checkpoints are those of data-parallel training."""
+"""Sharded training (FSDP) on two gloo ranks: losses and checkpoints equal those of data-parallel training."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from helpers.paths import ROOT
 from helpers.processes import gloo_environment
+from simmim_plugin import ShardedStrategy
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.checkpoints.loading import load_pretrained
 
@@ -76,7 +78,7 @@ def test_losses_and_checkpoints_are_those_of_data_parallel_training(train, tmp_p
     model, _ = load_pretrained(tmp_path / 'sharded/epoch_4.pth')  # one process, without a process group
     assert model.reconstruct(torch.zeros(1, 3, 64, 64), torch.ones(1, 8, 8)).isfinite().all()
 
-    # From the sharded checkpoint a sharded training goes on as if nothing had been, and one process goes on likewise.
+    # A sharded run and a single process resume from the sharded checkpoint as if never interrupted.
     for name, as_sharded, processes, batch in (('again', True, 2, 2), ('alone', False, 1, 4)):
         start = tmp_path / 'sharded/epoch_2.pth'
         losses, _ = train(
@@ -94,8 +96,15 @@ def test_losses_and_checkpoints_are_those_of_data_parallel_training(train, tmp_p
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(ddp[6:]), rtol=1e-4, atol=0)
 
 
-def test_what_does_not_go_together(train):
+def test_wrong_layers_are_named():
+    for layers in ('Block', None, [1]):
+        words = re.escape(f"ShardedStrategy.layers={layers!r} must be a list of names; e.g. ['Block']")
+        with pytest.raises(ValueError, match=f'^{words}$'):
+            ShardedStrategy(layers)
+
+
+def test_combinations_that_are_rejected(train):
     _, output = train('compiled', True, flags=('--compile',), code=1)
-    assert '--compile (CompileHook) does not go with ShardedStrategy' in output
+    assert '--compile (CompileHook) cannot be combined with ShardedStrategy' in output
     _, output = train('other_layers', True, 2, "strategy.layers=['Layer']", code=1)
     assert "layers=('Layer',) of ShardedStrategy: SimMIM has no such modules" in output
