@@ -33,7 +33,7 @@ def multiple(name: str, value: Any, of: int, hint: str = '') -> Any:
     return value
 
 
-def choice(name: str, value: T, options: Collection[T]) -> T:
+def choice(name: str, value: T, options: Collection[T], hint: str = '') -> T:
     """One of the options."""
     if not isinstance(value, str | int | float | None) or value not in options:
         raise ValueError(f'{name}={value!r} is unknown; choose one of {", ".join(map(repr, options))}{_more(hint)}')

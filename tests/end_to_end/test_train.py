@@ -66,7 +66,7 @@ def test_train_resume_and_reconstruct(image_folder, tmp_path):
     assert run(*reconstruct) == printed and out.read_bytes() == first  # fixed seed
     run(*reconstruct, '--size', 32, 64, '--mask-ratio', 0.25, '--seed', 1)
     assert 'no picture format has this ending' in run(*reconstruct[:-1], 'a.xyz', ok=False)
-    assert '--size takes a side' in run(*reconstruct, '--size', 1, 2, 3, ok=False)
+    assert '--size=[1, 2, 3] must be one side or (height, width)' in run(*reconstruct, '--size', 1, 2, 3, ok=False)
     assert 'mask_ratio=1.5 must be a number in [0, 1]' in run(*reconstruct, '--mask-ratio', 1.5, ok=False)
     message = run(*reconstruct[:3], image_folder / 'nothing.jpg', ok=False)
     assert message.startswith(f'error: {image_folder}/nothing.jpg: ') and 'no such file' in message

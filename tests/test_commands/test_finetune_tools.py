@@ -216,7 +216,7 @@ def test_errors_of_the_tools(place, tool, tmp_path):
         ([tmp_path / 'gone.pth', place / 'data'], "gone.pth' does not exist"),
         ([checkpoint, other], "needs the folders train and val, with the same class folders in both; found ['a'"),
         ([checkpoint, place / 'data', '--kinds', 'patches'], '--kinds patches: probes take one vector per image'),
-        ([checkpoint, place / 'data', '--temperature', 0], '--temperature 0.0 must be positive'),
+        ([checkpoint, place / 'data', '--temperature', 0], '--temperature=0.0 must be a number above 0'),
         (
             [checkpoint, place / 'data', '--k', 0],
             'k=0 must be a whole number from 1 to 21; there are 21 training images',
