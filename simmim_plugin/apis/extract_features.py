@@ -169,7 +169,7 @@ def _compute(
         print(f'resuming after {done} of {len(paths)} images, saved in {parts}')
     saved, dtype = done, np.dtype(settings['dtype'])
     dataset = Subset(SizedImages(paths, extractor.size, extractor.reading), range(done, len(paths)))
-    loader: DataLoader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=SizedImages.collate)
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=SizedImages.collate)
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     progress = tqdm(total=len(paths), initial=done, unit='image', mininterval=seconds, maxinterval=LOG_SECONDS)
     with progress, ExitStack() as stack:

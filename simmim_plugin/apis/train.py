@@ -196,7 +196,7 @@ def run_training(runner: Runner) -> None:
         end_all_workers(runner)
 
 
-def _report_batch(runner: Runner, loader: DataLoader) -> None:
+def _report_batch(runner: Runner, loader: DataLoader[Any]) -> None:
     counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     scale = runner.cfg.get('auto_scale_lr')
     if counts > 1 and scale and scale.get('enable'):

@@ -77,7 +77,7 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
     return result
 
 
-def _send(pipe: Any, function: Callable[..., Any], args: tuple) -> None:
+def _send(pipe: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         pipe.send(function(*args))
     except Exception as error:  # noqa: BLE001 (the waiting process raises it again)

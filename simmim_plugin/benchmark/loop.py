@@ -26,7 +26,7 @@ TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 
 
 @DATASETS.register_module()
-class FixedSample(Dataset):
+class FixedSample(Dataset[Any]):
     """The same image and mask at every index, so that loading takes no time.
 
     Args:

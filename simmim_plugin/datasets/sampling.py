@@ -33,7 +33,7 @@ class NumberedIndex(int):
     def __sub__(self, offset: int) -> 'NumberedIndex':
         return NumberedIndex(int(self) - offset, self.iteration, self.key)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return NumberedIndex, (int(self), self.iteration, self.key)
 
 
@@ -49,7 +49,7 @@ class NumberedSampler:
         seed: Seed of the run, the same on all ranks; None leaves the random state of workers unchanged.
     """
 
-    def __init__(self, sampler: Any, loader: DataLoader, seed: int | None = None) -> None:
+    def __init__(self, sampler: Any, loader: DataLoader[Any], seed: int | None = None) -> None:
         self.sampler, self.seed = sampler, seed
         self.batch_size, self.batches = batch_size_of(loader), len(loader)
         self.rank, self.world_size = get_dist_info()
@@ -79,7 +79,7 @@ class NumberedSampler:
         return getattr(self.sampler, name)
 
 
-def number_samples(loader: DataLoader, seed: int | None = None) -> NumberedSampler:
+def number_samples(loader: DataLoader[Any], seed: int | None = None) -> NumberedSampler:
     """Wrap the sampler of a data loader in a `NumberedSampler`, unless it is one.
 
     Args:
@@ -92,7 +92,7 @@ def number_samples(loader: DataLoader, seed: int | None = None) -> NumberedSampl
     return batches.sampler
 
 
-def batch_size_of(loader: DataLoader) -> int:
+def batch_size_of(loader: DataLoader[Any]) -> int:
     """Images per batch of a data loader, also where a batch sampler makes the batches."""
     sampler: Any = loader.batch_sampler
     return loader.batch_size or sampler.batch_size

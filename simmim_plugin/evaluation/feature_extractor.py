@@ -227,7 +227,7 @@ def _name(block: int, kind: str, blocks: Sequence[int]) -> str:
     return kind if len(blocks) == 1 else f'block{block}_{kind}'
 
 
-class SizedImages(Dataset):
+class SizedImages(Dataset[Any]):
     """Images resized and cropped to one size, by index; for an unreadable one, the reason instead."""
 
     def __init__(self, paths: Sequence[str], size: tuple[int, int], reading: dict[str, Any]) -> None:

@@ -166,7 +166,7 @@ class LabelledFolder:
         mine = range(rank, len(self.paths[split]), world)
         images = Subset(SizedImages(self.paths[split], extractor.size, extractor.reading), mine)
         # A separate generator: DataLoader would draw from that of the training that this may be a part of.
-        loader: DataLoader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             images, batch_size, num_workers=workers, collate_fn=SizedImages.collate, generator=torch.Generator()
         )
         numbers: list[int] = []

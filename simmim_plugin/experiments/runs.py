@@ -72,7 +72,7 @@ class Stages:
 
     jobs: int = 1
     amp: bool = False
-    _processes: set[subprocess.Popen] = field(default_factory=set)
+    _processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     def run_all(self, name: str, function: Callable[..., Any], tasks: Mapping[Any, Sequence[Any]]) -> dict[Any, Any]:
         """Call `function(self, *arguments)` for the arguments of each task, `jobs` at a time.

@@ -14,11 +14,12 @@ from simmim_plugin.checkpoints.files import NOTE, save_file
 from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.evaluation.probes import LabelledFolder
 from simmim_plugin.experiments import report, runs
-from simmim_plugin.experiments.runs import TOOLS, Stages, last_checkpoint, last_scalar
+from simmim_plugin.experiments.runs import Stages, last_checkpoint, last_scalar
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.configs import innermost, training_data
 from simmim_plugin.utils.files import read_json, write_json
+from simmim_plugin.utils.resources import TOOLS
 
 METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}  # name in the results -> name in the log
 ROWS = ('scratch', 'scratch, layer decay', 'pretrained')

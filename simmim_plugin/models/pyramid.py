@@ -1,6 +1,7 @@
 """SimpleFeaturePyramid: feature maps of several strides from the single map of a Vision Transformer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -39,7 +40,7 @@ class SimpleFeaturePyramid(BaseModule):
         out_channels: int = 256,
         num_outs: int = 5,
         start_level: int = 0,
-        init_cfg: dict | None = None,
+        init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         whole('SimpleFeaturePyramid.in_channels', in_channels, 4, hint='the embed_dims of the backbone')
