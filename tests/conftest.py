@@ -1,6 +1,9 @@
 """Fixtures: reference numbers, a model with the reference's weights, a small folder of images."""
 
 import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before NumPy and PyTorch: see helpers/commands.py
+
 from collections.abc import Iterator
 from pathlib import Path
 

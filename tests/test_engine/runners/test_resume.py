@@ -22,6 +22,8 @@ from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.engine.runners.resume import differences, is_intact, newest_checkpoint
 from simmim_plugin.utils.files import whole_file
 
+pytestmark = pytest.mark.core
+
 
 def checkpoint(path: Path, iteration: int, **parts: object) -> Path:
     """Write a checkpoint of that many iterations."""
