@@ -6,6 +6,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before NumPy and PyTorch: see h
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,12 @@ def no_scope_left_behind() -> Iterator[None]:
     """Reset MMEngine's default scope, which tests change, e.g. by building a runner."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMEngine's loop by iterations waits 2 s after each; forked commands do not, either."""
+    monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture(scope='session')
