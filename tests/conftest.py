@@ -18,7 +18,7 @@ from helpers.models import TINY, our_name
 from helpers.paths import DATA
 from simmim_plugin import SimMIM
 
-torch.set_num_threads(int((os.environ.get('OMP_NUM_THREADS') or '2').split(',')[0]))
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS'].split(',')[0]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +35,7 @@ def no_scope_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_pause_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MMEngine's loop by iterations waits 2 s after each; forked commands do not, either."""
+    """MMEngine's loop by iterations waits 2 s after each epoch."""
     monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
 
 
