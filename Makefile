@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test quickstart test test-fast test-originals test-oldest test-newest lint types docs lock clean
+.PHONY: help setup setup-test quickstart test test-slow test-all test-originals test-oldest test-newest lint types docs lock clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,15 +39,18 @@ quickstart: setup  ## Pretrain a small ViT on photos inside wheels: a checkpoint
 
 # Two at a time with one thread each: most tests start processes and train tiny models.
 PARALLEL = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal
-test: setup-test  ## All tests, two at a time
-	$(call PARALLEL,$(VENV)) tests
-
-test-fast: setup-test  ## The tests not marked slow
+test: setup-test  ## The tests to wait for: everything but those marked slow
 	$(call PARALLEL,$(VENV)) tests -m 'not slow'
+
+test-slow: setup-test  ## The others
+	$(call PARALLEL,$(VENV)) tests -m slow
+
+test-all: test test-slow  ## All tests
 
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals
-CORE := test_models/test_reference test_models/test_vit test_models/test_head test_models/test_losses test_datasets/transforms/test_masking test_datasets/transforms/test_crop test_models/test_simmim test_models/test_ema test_datasets/test_sampling test_checkpoints/test_loading test_models/test_fit test_engine/hooks/test_fault_hook test_engine/runners/test_resume end_to_end/test_train
+# Only the files that have the marker: others import what these environments lack.
+CORE = -m core $(shell grep -rl --include='test_*.py' 'mark\.core' tests)
 $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
 	grep -v '^onedl-' requirements/lock.txt > $(ORIGINALS)/lock.txt
@@ -59,7 +62,7 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 	@touch $@
 
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
-	$(call PARALLEL,$(ORIGINALS)) $(CORE:%=tests/%.py)
+	$(call PARALLEL,$(ORIGINALS)) $(CORE)
 
 # The oldest versions that pyproject.toml allows, and the newest, each in an environment of its own, without MMCV's
 # operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
@@ -75,10 +78,10 @@ $(OLDEST)/.setup $(NEWEST)/.setup: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that pyproject.toml admits
-	$(call PARALLEL,$(OLDEST)) $(CORE:%=tests/%.py)
+	$(call PARALLEL,$(OLDEST)) $(CORE)
 
 test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
-	$(call PARALLEL,$(NEWEST)) $(CORE:%=tests/%.py)
+	$(call PARALLEL,$(NEWEST)) $(CORE)
 
 lint: setup-test  ## ruff; codespell and words to avoid; import-linter: which room may import which
 	$(BIN)/ruff check .

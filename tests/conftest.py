@@ -1,8 +1,12 @@
 """Fixtures: reference numbers, a model with the reference's weights, a small folder of images."""
 
 import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before NumPy and PyTorch: see helpers/commands.py
+
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from helpers.models import TINY, our_name
 from helpers.paths import DATA
 from simmim_plugin import SimMIM
 
-torch.set_num_threads(int((os.environ.get('OMP_NUM_THREADS') or '2').split(',')[0]))
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS'].split(',')[0]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +31,12 @@ def no_scope_left_behind() -> Iterator[None]:
     """Reset MMEngine's default scope, which tests change, e.g. by building a runner."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMEngine's loop by iterations waits 2 s after each epoch."""
+    monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture(scope='session')

@@ -14,7 +14,6 @@ OLD = DATA / 'revision_2b0f184'
 ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 
 
-@pytest.mark.slow
 def test_it_resumes_with_the_same_losses(image_folder, tmp_path):
     arch = [f'model.backbone.arch.{name}={value}' for name, value in ARCH.items()]
     flags = ['--resume', OLD / 'epoch_1.pth']

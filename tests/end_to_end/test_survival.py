@@ -9,14 +9,12 @@ import time
 
 import pytest
 
+from helpers.commands import run
 from helpers.paths import ROOT
 from helpers.same import same
 from simmim_plugin.checkpoints.files import load_file
 
-pytestmark = pytest.mark.slow
-
 EPOCHS, LINES = 40, 1  # lines of the log in an epoch of six iterations: at the fourth
-KILLS = 20
 # Everything with randomness or state: drop path, crops, masks, a ramp of their ratio, an average of the weights,
 # persistent workers, histories, schedules.
 CONFIG = """
@@ -85,22 +83,24 @@ def same_end(straight, stopped):
 
 @pytest.fixture
 def straight(config, tmp_path):
-    finish(train(config, tmp_path / 'straight'))
+    run(sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'straight')
     return tmp_path / 'straight'
 
 
-def test_twenty_kills_at_random_moments(config, straight, tmp_path):
+@pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments(config, straight, kills, tmp_path):
     work_dir = tmp_path / 'killed'
-    command = [sys.executable, ROOT / 'tests/helpers/survival.py', config, work_dir, str(KILLS), '0']
+    command = [sys.executable, ROOT / 'tests/helpers/survival.py', config, work_dir, str(kills), '0']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])['killed'] == KILLS
+    assert json.loads(done.stdout.splitlines()[-1])['killed'] == kills
     same_end(straight, work_dir)
     assert {path.name for path in work_dir.glob('*.pth')} == {f'epoch_{EPOCHS - 1}.pth', f'epoch_{EPOCHS}.pth'}
     assert not list(work_dir.glob('.*.part'))  # partly written files are removed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
 def test_a_signal_writes_a_checkpoint_in_the_middle_of_an_epoch(config, straight, name, tmp_path):
     work_dir = tmp_path / 'signalled'

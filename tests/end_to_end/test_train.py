@@ -15,7 +15,7 @@ from helpers.paths import ROOT
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.checkpoints.loading import load_pretrained
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.core
 
 
 class Evil:

@@ -1,14 +1,27 @@
 """Run commands like a user."""
 
+import atexit
 import json
+import multiprocessing
 import os
+import random
+import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from mmengine.utils import ManagerMixin
 
 from helpers.paths import ROOT
+from simmim_plugin.cli import main
 
 SIMMIM = (sys.executable, '-c', 'from simmim_plugin.cli import main; main()')
+TOOLS = ROOT / 'tools'
 
 SMALL = [
     'model.backbone.arch.embed_dims=32',
@@ -24,28 +37,82 @@ SMALL = [
     'custom_hooks.0.num_images=2',
     'custom_hooks.0.num_measured=4',
 ]
+TIMEOUT = 500  # seconds
 
 
 def run(*command: object, cwd: object = None, ok: bool = True) -> str:
     """Run a command; returns its output, both streams."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable}
-    result = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    output = result.stdout + result.stderr
-    assert (result.returncode == 0) == ok, output[-3000:]
-    return output
+    code, output, errors = run_streams(*command, cwd=cwd)
+    assert (code == 0) == ok, (output + errors)[-3000:]
+    return output + errors
+
+
+def run_streams(*command: object, cwd: object = None, **environment: str) -> tuple[int, str, str]:
+    """Run a command; its exit code, and what it wrote to stdout and stderr.
+
+    A `simmim` command or a tool runs in a process forked from this one, which has imported PyTorch and MMEngine
+    already: it starts seconds sooner, and what the test has monkeypatched holds in it. Everything else is a new
+    process, and these, too, where a fork is not safe: after CUDA has started, or with threads of PyTorch.
+    """
+    words = [str(word) for word in command]
+    environment = {'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **environment}
+    with tempfile.TemporaryFile('w+') as output, tempfile.TemporaryFile('w+') as errors:
+        if _is_ours(words) and torch.get_num_threads() == 1 and not torch.cuda.is_initialized():
+            process = multiprocessing.get_context('fork').Process(
+                target=_in_child, args=(words, cwd, environment, output, errors)
+            )
+            process.start()
+            process.join(TIMEOUT)
+            code = process.exitcode
+            if code is None:
+                process.kill()
+                process.join()
+        else:
+            environment = {**os.environ, **environment}
+            code = subprocess.run(
+                words, cwd=cwd, env=environment, stdout=output, stderr=errors, check=False, timeout=TIMEOUT
+            ).returncode
+        output.seek(0)
+        errors.seek(0)
+        printed = output.read(), errors.read()
+    assert code is not None, f'{words} ran longer than {TIMEOUT} s: {printed}'
+    return code, *printed
+
+
+def _is_ours(words: Sequence[str]) -> bool:
+    return tuple(words[:3]) == SIMMIM or (words[0] == sys.executable and Path(words[1]).parent == TOOLS)
+
+
+def _in_child(words: list[str], cwd: object, environment: dict[str, str], output: IO, errors: IO) -> None:
+    """Run a command as a new process would."""
+    for number, (name, file) in enumerate((('stdout', output), ('stderr', errors)), 1):
+        os.dup2(file.fileno(), number)
+        setattr(sys, name, os.fdopen(number, 'w', closefd=False))
+    atexit._clear()
+    os.environ.update(environment)
+    if cwd is not None:
+        os.chdir(cwd)
+    torch.set_num_threads(1)
+    torch.manual_seed(67280421310721)  # PyTorch's default
+    random.seed()
+    np.random.seed()
+    for kind in ManagerMixin.__subclasses__():  # loggers, message hubs, visualisers, the default scope
+        kind._instance_dict.clear()
+    try:
+        if words[1] == '-c':
+            sys.argv = ['-c', *words[3:]]
+            main()
+        else:
+            sys.argv = words[1:]
+            sys.path.insert(0, str(TOOLS))
+            runpy.run_path(words[1], run_name='__main__')
+    finally:
+        atexit._run_exitfuncs()
 
 
 def train(images: Path, work_dir: Path, *options: str, config='simmim_vit-tiny_folder', flags=(), **kwargs) -> str:
     return run(
-        sys.executable, ROOT / 'tools/train.py', ROOT / f'configs/{config}.py', '--work-dir', work_dir, *flags,
+        sys.executable, TOOLS / 'train.py', ROOT / f'configs/{config}.py', '--work-dir', work_dir, *flags,
         '--cfg-options', f'data_root={images}', *SMALL, *options, **kwargs,
     )  # fmt: skip
 

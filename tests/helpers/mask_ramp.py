@@ -4,7 +4,6 @@ import math
 import random
 from types import SimpleNamespace
 
-import pytest
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop
@@ -55,11 +54,6 @@ class Runner:
 
     def logged(self, name) -> list[float]:
         return self.message_hub.get_scalar(f'train/{name}').data[0].tolist()
-
-
-@pytest.fixture(autouse=True)
-def no_pause_between_epochs(monkeypatch):
-    monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
 
 
 def folder(path, mask_ratio=0.5, **kwargs) -> ImageFolder:

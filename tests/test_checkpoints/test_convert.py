@@ -1,7 +1,6 @@
 """Conversion of files: kinds, configs, and loading the results here and in the other projects."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
 from helpers.other_projects import CLS, WIDE, assert_same, mmpretrain_model, plugin_state
 from helpers.paths import ROOT
@@ -96,9 +96,8 @@ def test_a_bare_backbone_loads_where_the_family_loads_one(tmp_path):
     assert torch.equal(loaded['blocks.1.attn.relative_position_bias_table'], table)
 
 
-def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / f'tools/{name}.py'), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def tool(name: str, *arguments: object) -> tuple[int, str, str]:
+    return run_streams(sys.executable, ROOT / f'tools/{name}.py', *arguments)
 
 
 @pytest.mark.slow
@@ -106,19 +105,19 @@ def test_the_tools(tmp_path):
     """Official file -> ours -> a picture by tools/reconstruct.py; and errors in one line."""
     state = from_plugin(plugin_state('pretrain'), 'official').state
     torch.save({'model': state, 'config': Path('needs/unpickling')}, tmp_path / 'official.pth')
-    refused = tool('convert_checkpoint', tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'plugin')
-    assert refused.returncode == 1 and refused.stderr.startswith('error: checkpoint ')
-    assert 'pathlib.PosixPath), which are refused' in refused.stderr and '--ignore-objects' in refused.stderr
-    done = tool(
+    code, _, errors = tool('convert_checkpoint', tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'plugin')
+    assert code == 1 and errors.startswith('error: checkpoint ')
+    assert 'pathlib.PosixPath), which are refused' in errors and '--ignore-objects' in errors
+    code, output, errors = tool(
         'convert_checkpoint', tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to=plugin', '--ignore-objects'
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ['recognised: official', f'54 tensors written: {tmp_path / "ours.pth"}']
-    done = tool('convert_checkpoint', tmp_path / 'ours.pth', tmp_path / 'beit.safetensors', '--to=timm')
-    lines = done.stdout.splitlines()
+    assert code == 0, errors
+    assert output.splitlines() == ['recognised: official', f'54 tensors written: {tmp_path / "ours.pth"}']
+    _, output, _ = tool('convert_checkpoint', tmp_path / 'ours.pth', tmp_path / 'beit.safetensors', '--to=timm')
+    lines = output.splitlines()
     assert lines[:2] == ['recognised: plugin', 'left out: backbone.mask_token']
     assert lines[4].startswith('model: timm.models.beit.Beit(img_size=(64, 64), ')
     spec = importlib.util.find_spec('skimage')
     photo = Path(spec.origin).parent / 'data/astronaut.png'
-    drawn = tool('reconstruct', tmp_path / 'ours.pth', photo, '--out', tmp_path / 'picture.png')
-    assert drawn.returncode == 0 and (tmp_path / 'picture.png').is_file(), drawn.stderr
+    code, _, errors = tool('reconstruct', tmp_path / 'ours.pth', photo, '--out', tmp_path / 'picture.png')
+    assert code == 0 and (tmp_path / 'picture.png').is_file(), errors

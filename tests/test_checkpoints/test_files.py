@@ -11,6 +11,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
+from helpers.commands import run_streams
 from helpers.models import TINY
 from helpers.paths import ROOT
 from simmim_plugin import SimMIM
@@ -107,8 +108,8 @@ def test_no_code_of_a_file_is_run(tmp_path, number, objects):
             load_file(path, objects=objects)
     tool = [sys.executable, str(ROOT / 'tools/convert_checkpoint.py'), str(path), str(tmp_path / 'x.pth'), '--to=timm']
     if objects == 'ignore' and number in (0, 1):  # through the tool as well
-        done = subprocess.run([*tool, '--ignore-objects'], capture_output=True, text=True, check=False)
-        assert done.returncode == 1 and 'error: ' in done.stderr
+        code, _, errors = run_streams(*tool, '--ignore-objects')
+        assert code == 1 and 'error: ' in errors
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()

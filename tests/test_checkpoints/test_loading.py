@@ -15,6 +15,8 @@ from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained, r
 from simmim_plugin.engine.hooks.checkpoint_hook import _from_plain, _to_plain
 from simmim_plugin.models.fit import check_fits
 
+pytestmark = pytest.mark.core
+
 
 class Evil:
     def __reduce__(self):

@@ -1,6 +1,5 @@
 """Exported backbones are run in ONNX Runtime, on photos."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
 from helpers.other_projects import FINETUNE, photos, plugin_state
 from helpers.paths import ROOT
@@ -125,9 +125,9 @@ def test_an_export_that_differs_is_refused(checkpoints, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_tool(checkpoints, tmp_path):
     tool = [sys.executable, str(ROOT / 'tools/export_onnx.py'), str(checkpoints('pretrain'))]
-    done = subprocess.run([*tool, str(tmp_path / 'a.onnx')], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('ONNX Runtime equals PyTorch, batches of 1 and 3: largest difference ')
+    code, output, errors = run_streams(*tool, tmp_path / 'a.onnx')
+    assert code == 0, errors
+    assert output.startswith('ONNX Runtime equals PyTorch, batches of 1 and 3: largest difference ')
     assert_close(run(tmp_path / 'a.onnx', photos('pretrain')), pytorch('pretrain', photos('pretrain')))
-    done = subprocess.run([*tool, str(tmp_path / 'a.bin')], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "a.bin': the name must end in .onnx" in done.stderr
+    code, _, errors = run_streams(*tool, tmp_path / 'a.bin')
+    assert code == 1 and "a.bin': the name must end in .onnx" in errors

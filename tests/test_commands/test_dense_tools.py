@@ -1,10 +1,10 @@
 """Train and evaluate the detector and the segmenter that no other test covers, with the tools."""
 
-import subprocess
 import sys
 
 import pytest
 
+from helpers.commands import run
 from helpers.dense import ARCH, NAMES, make_dense, save_pretraining
 from helpers.paths import ROOT
 
@@ -58,11 +58,7 @@ def test_train_and_evaluate(tmp_path, text, last, metric):
     options = ['--cfg-options', f'data_root={data}', f'load_from={tmp_path / "pretrained.pth"}']
     work = ['--work-dir', tmp_path / 'work']
     for command in (['train.py', tmp_path / 'leaf.py'], ['test.py', tmp_path / 'leaf.py', tmp_path / 'work' / last]):
-        done = subprocess.run(
-            [str(word) for word in (sys.executable, ROOT / 'tools' / command[0], *command[1:], *work, *options)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        log = done.stdout + done.stderr
-        assert done.returncode == 0 and metric in log, log[-3000:]
+        log = run(sys.executable, ROOT / 'tools' / command[0], *command[1:], *work, *options)
+        assert metric in log, log[-3000:]
         if command[0] == 'train.py':  # 3 blocks of 16 tensors with their tables, patch embedding, tokens, final norm
             assert 'Loaded 54 tensors of load_from' in log

@@ -1,7 +1,6 @@
 """SimMIMViT in MMDetection: our configs, and stock ones with the backbone swapped."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
+from helpers.commands import run
 from helpers.dense import (
     ARCH,
     NAMES,
@@ -267,11 +267,7 @@ def test_train_test_and_infer(tmp_path):
     )
     work = tmp_path / 'work'
     command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', work, '--cfg-options', *options]
-    done = subprocess.run(
-        [*command, f'load_from={tmp_path / "pretrained.pth"}'], capture_output=True, text=True, check=False
-    )
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-3000:]
+    log = run(*command, f'load_from={tmp_path / "pretrained.pth"}')
     assert_loaded(theirs, load_file(work / 'epoch_1.pth')['state_dict'])  # unchanged at a rate of 0
     assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in log
     assert 'bbox_mAP' in log and 'segm_mAP' in log
@@ -279,8 +275,7 @@ def test_train_test_and_infer(tmp_path):
     command[1] = ROOT / 'tools/test.py'
     command.insert(3, work / 'epoch_1.pth')
     command.insert(4, '--amp')
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and 'coco/segm_mAP' in done.stdout, done.stderr[-3000:]
+    assert 'coco/segm_mAP' in run(*command)
 
     from mmdet.apis import DetInferencer
 

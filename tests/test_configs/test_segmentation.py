@@ -1,6 +1,5 @@
 """SimMIMViT in MMSegmentation: our configs, and a stock one with the backbone swapped."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
 
+from helpers.commands import run
 from helpers.dense import (
     ARCH,
     NAMES,
@@ -212,9 +212,7 @@ def test_train_test_and_infer(tmp_path):
     work = tmp_path / 'work'
     command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', work, '--cfg-options', *options]
     loading = [*command, f'load_from={tmp_path / "pretrained.pth"}']
-    done = subprocess.run(loading, capture_output=True, text=True, check=False)
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-3000:]
+    log = run(*loading)
     # 4 blocks of 16 tensors with their tables, patch embedding (2), cls and mask token, final norm (2).
     assert 'Loaded 70 tensors of load_from' in log and 'mIoU' in log
     assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in log
@@ -222,8 +220,7 @@ def test_train_test_and_infer(tmp_path):
 
     command[1] = ROOT / 'tools/test.py'
     command.insert(3, work / 'iter_2.pth')
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and 'mIoU' in done.stdout, done.stderr[-3000:]
+    assert 'mIoU' in run(*command)
 
     from mmseg.apis import MMSegInferencer
 
@@ -236,11 +233,11 @@ def test_train_test_and_infer(tmp_path):
     for path in (data / 'masks/train').iterdir():
         Image.fromarray(mask).save(path)
     command = [sys.executable, ROOT / 'tools/train.py', leaf, '--work-dir', tmp_path / 'bad', '--cfg-options', *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    printed = run(*command, ok=False)
     fault = 'has the value 7, but decode_head.num_classes=3 means 0 ... 2 (and 255'
-    assert done.returncode and 'train/' in done.stderr and fault in done.stderr
+    assert 'train/' in printed and fault in printed
 
     Image.fromarray(mask).save(data / 'masks/valid/0.png')  # the metric would silently be wrong
     command = [sys.executable, ROOT / 'tools/test.py', leaf, work / 'iter_2.pth', '--cfg-options', *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode and 'valid/0.png' in done.stderr and fault in done.stderr
+    printed = run(*command, ok=False)
+    assert 'valid/0.png' in printed and fault in printed

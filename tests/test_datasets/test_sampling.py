@@ -12,6 +12,8 @@ from simmim_plugin.datasets import sampling
 from simmim_plugin.datasets.sampling import NumberedSampler, number_samples
 from simmim_plugin.utils.random_state import seed_everything
 
+pytestmark = pytest.mark.core
+
 PIPELINE = [
     dict(type='simmim_plugin.LoadImage'),
     dict(type='simmim_plugin.RandomResizedCrop', size=64),

@@ -10,6 +10,8 @@ from torch import nn
 from simmim_plugin import ForeachEMA
 from simmim_plugin.utils.counters import OperatorCounter
 
+pytestmark = pytest.mark.core
+
 
 def model():
     torch.manual_seed(0)

@@ -15,6 +15,8 @@ from simmim_plugin.checkpoints.state_dicts import from_plugin
 from simmim_plugin.models.fit import fit_state, grid_of_table
 from simmim_plugin.models.layers.relative_position import TABLE, resize_table
 
+pytestmark = pytest.mark.core
+
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 FINE = dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True, out_type='avg_featmap')
 

@@ -10,6 +10,8 @@ from helpers.models import TINY
 from simmim_plugin import ReconstructionLoss, SimMIM, SimMIMHead, reconstruction_loss
 from simmim_plugin.models.losses import CRITERIA
 
+pytestmark = pytest.mark.core
+
 
 def test_loss_of_masked_patches_equals_loss_of_the_decoded_image():
     torch.manual_seed(0)

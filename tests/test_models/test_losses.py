@@ -7,6 +7,8 @@ import torch
 
 from simmim_plugin import ReconstructionLoss, focal_frequency_loss, normalize_patches, reconstruction_loss
 
+pytestmark = pytest.mark.core
+
 
 def hand_example():
     """Two images of 1 x 3 pixels and two channels; errors 1, 2, 3 in one channel of each image, 0 in the other."""

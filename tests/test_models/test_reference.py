@@ -15,6 +15,8 @@ from simmim_plugin import SimMIMOptimWrapperConstructor, SimMIMViT, WarmupCosine
 from simmim_plugin.config import load_config
 from simmim_plugin.engine.optimizers.layer_decay_constructor import has_decay
 
+pytestmark = pytest.mark.core
+
 
 def test_loss_reconstruction_and_features(reference_model, pretrain_reference):
     image = torch.from_numpy(pretrain_reference['image'])

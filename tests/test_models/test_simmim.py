@@ -7,6 +7,8 @@ import torch
 from helpers.models import TINY
 from simmim_plugin import ReconstructionLoss, SimMIM, SimMIMDataPreprocessor, SimMIMHead, SimMIMViT
 
+pytestmark = pytest.mark.core
+
 
 def test_head_takes_its_sizes_from_the_backbone():
     model = SimMIM(backbone={**TINY, 'in_channels': 5, 'patch_size': 8})

@@ -11,6 +11,8 @@ from helpers.models import TINY
 from simmim_plugin import SimMIMViT
 from simmim_plugin.models.layers.architecture import block_numbers
 
+pytestmark = pytest.mark.core
+
 ARGUMENTS = {k: v for k, v in TINY.items() if k != 'type'}
 
 

@@ -54,7 +54,6 @@ def test_named_masks_fit_the_tiny_config(image_folder, tmp_path, name, hidden):
     assert found.patches == 64 and found.shares['mask'] == hidden / 64
 
 
-@pytest.mark.slow
 def test_the_tool_works_without_data(tmp_path):
     tool = [sys.executable, ROOT / 'tools/visualize_masks.py']
     printed = run(*tool, ROOT / 'configs/ablations/mask_blockwise.py', '--photos', '--masks', 8, cwd=tmp_path)

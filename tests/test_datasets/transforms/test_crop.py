@@ -18,6 +18,8 @@ from simmim_plugin.datasets.jpeg import PendingJPEG, least_size, pending_jpeg
 from simmim_plugin.datasets.transforms import crop
 from simmim_plugin.datasets.transforms.crop import _scaled
 
+pytestmark = pytest.mark.core
+
 
 def save(path, size, **kwargs):
     """A photo as JPEG; the large ones are enlarged and have noise, as cameras do."""

@@ -12,6 +12,8 @@ from helpers.masks import draw, simultaneous, units_of
 from simmim_plugin import PackSimMIMInputs, SimMIMMaskGenerator
 from simmim_plugin.models.masks import masked_count
 
+pytestmark = pytest.mark.core
+
 
 def test_published_setting_masks_120_of_196_tokens():
     generator = SimMIMMaskGenerator(input_size=224)

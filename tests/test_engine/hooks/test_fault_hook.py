@@ -19,6 +19,8 @@ from simmim_plugin.engine.hooks.fault_hook import FaultHook, TooManySkippedSteps
 from simmim_plugin.engine.optimizers.autocast_optim_wrapper import AutocastOptimWrapper
 from simmim_plugin.engine.step_records import Step
 
+pytestmark = pytest.mark.core
+
 PLAIN = dict(type='SimMIMDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
 
 

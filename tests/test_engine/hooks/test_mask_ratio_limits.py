@@ -13,7 +13,6 @@ from helpers.mask_ramp import (
     data_loader,
     expected,
     folder,
-    no_pause_between_epochs,  # noqa: F401 (a fixture for all)
     ratio_at,
 )
 from simmim_plugin import ImageFolder, MaskRatioHook

@@ -14,6 +14,7 @@ import torch
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from helpers.commands import run
 from helpers.models import TINY
 from helpers.paths import ROOT
 from simmim_plugin import SimMIM
@@ -21,6 +22,8 @@ from simmim_plugin.checkpoints import files
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.engine.runners.resume import differences, is_intact, newest_checkpoint
 from simmim_plugin.utils.files import whole_file
+
+pytestmark = pytest.mark.core
 
 
 def checkpoint(path: Path, iteration: int, **parts: object) -> Path:
@@ -136,21 +139,19 @@ def train(work_dir: Path, images: Path, *options: str, flags: tuple = (), launch
                             stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_checkpoints_of_another_training_are_rejected(image_folder, tmp_path):
     work = tmp_path / 'work'
-    process = train(work, image_folder, 'train_cfg.max_epochs=1')
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
+    command = [sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/simmim_vit-tiny_folder.py', '--work-dir', work]
+    options = ['--cfg-options', f'data_root={image_folder}', *SMALL]
+    run(*command, *options, 'train_cfg.max_epochs=1')
     for option, words in (
         ('optim_wrapper.optimizer.lr=0.1', 'optim_wrapper.optimizer.lr is 0.0015 in the checkpoint and 0.1 now'),
         ('train_dataloader.batch_size=2', 'batch_of_an_iteration is 4 in the checkpoint and 2 now'),
         ('param_scheduler.1.end=50', 'param_scheduler[1].end is 60 in the checkpoint and 50 now'),
         ('model.head.loss.criterion=l2', "model.head.loss.criterion is 'l1' in the checkpoint and 'l2' now"),
     ):
-        process = train(work, image_folder, option, flags=('--resume',))
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 1 and f'error: the checkpoint is of another training: {words}' in output, output
+        output = run(*command, '--resume', *options, option, ok=False)
+        assert f'error: the checkpoint is of another training: {words}' in output, output
         assert 'load_from=CHECKPOINT' in output
     assert (work / 'epoch_1.pth').exists()
 
