@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,66 +22,10 @@ HOSTS = ('127.0.0.1', 'localhost')  # localhost: when the port is forwarded
 START = 'Upload an image to start.'
 SIMILARITY = 'similarity to the clicked patch'
 TITLE = '# What the model makes of an image\n{name}: {height} x {width} px, patches of {patch} px. {more}'
-# A brush over the patches, since Gradio 6.17's ImageEditor stays empty when its picture is set while the page loads.
+# A brush over the patches (brush.js, brush.css): Gradio 6.17's ImageEditor stays empty when its picture is set while
+# the page loads.
 # Its value has `picture`, a URL, and `cells`, a string of 0 and 1 with one character per patch in row order, or empty.
 BRUSH_HTML = '<span>or paint over the parts to hide</span> <button>clear</button><canvas></canvas>'
-BRUSH_CSS = """
-canvas { width: 100%; cursor: crosshair; touch-action: none; }
-button { float: right; padding: 0 .5em; font-size: small; }
-"""
-BRUSH_JS = """
-let cells = [], colour = null;
-const image = new Image();
-function draw() {
-    const canvas = element.querySelector('canvas'), { rows, columns } = props;
-    if (!canvas) return;
-    const side = props.value?.picture ? 24 : 0;
-    canvas.width = columns * side;
-    canvas.height = rows * side;
-    const context = canvas.getContext('2d');
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    context.fillStyle = '#ff2a2ac0';
-    cells.forEach((cell, i) => {
-        if (cell === '1') context.fillRect((i % columns) * side, Math.floor(i / columns) * side, side, side);
-    });
-}
-function show() {
-    const { picture, cells: given } = props.value || {};
-    cells = given ? given.split('') : Array(props.rows * props.columns).fill('0');
-    if (picture && image.src !== picture) image.src = picture;
-    draw();
-}
-function paint(event) {
-    const box = element.querySelector('canvas').getBoundingClientRect();
-    const column = Math.floor(((event.clientX - box.left) / box.width) * props.columns);
-    const row = Math.floor(((event.clientY - box.top) / box.height) * props.rows);
-    if (row < 0 || column < 0 || row >= props.rows || column >= props.columns) return;
-    const i = row * props.columns + column;
-    colour = colour ?? (cells[i] === '1' ? '0' : '1');
-    cells[i] = colour;
-    draw();
-}
-function hand_over() {
-    if (!props.value?.picture) return;
-    props.value = { ...props.value, cells: cells.join('') };
-    trigger('input');
-}
-image.onload = draw;
-element.addEventListener('pointerdown', (event) => {
-    if (event.button === 0 && event.target.matches('canvas') && props.value?.picture) paint(event);
-});
-element.addEventListener('click', (event) => {
-    if (event.target.matches('button')) { cells.fill('0'); draw(); hand_over(); }
-});
-addEventListener('pointermove', (event) => {
-    if (colour !== null) (event.getCoalescedEvents?.() ?? [event]).forEach(paint);
-});
-for (const end of ['pointerup', 'pointercancel']) {
-    addEventListener(end, () => { if (colour !== null) { colour = null; hand_over(); } });
-}
-watch('value', show);
-show();
-"""
 Update = dict[Any, Any]
 
 
@@ -132,9 +77,14 @@ class Page:
             ]
         self.sliders.append(gr.Slider(0, 99, 0, step=1, label='seed', elem_id='seed'))
         self.brush = gr.HTML(
-            None, html_template=BRUSH_HTML, css_template=BRUSH_CSS, js_on_load=BRUSH_JS, elem_id='brush',
-            rows=height // patch, columns=width // patch,
-        )  # fmt: skip
+            None,
+            html_template=BRUSH_HTML,
+            css_template=_text('brush.css'),
+            js_on_load=_text('brush.js'),
+            elem_id='brush',
+            rows=height // patch,
+            columns=width // patch,
+        )
 
     def _connect(self) -> None:
         quietly: dict[str, Any] = dict(show_progress='hidden', trigger_mode='always_last')
@@ -274,3 +224,7 @@ def _data_url(picture: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format='PNG')
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
+
+
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding='utf-8')
