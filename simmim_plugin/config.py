@@ -69,19 +69,26 @@ def fill_in_parts(cfg: Config) -> None:
     """Replace every `dict(_part_='mask')` in a list by a copy of the top-level `mask`.
 
     MMEngine inherits a list as a whole, with copies of the parts. With names in the list, a leaf config only needs
-    `mask = dict(mask_ratio=0.5)`. Keys next to `_part_` override those of the part.
+    `mask = dict(mask_ratio=0.5)`, or `flip = None` to leave a part out. Keys next to `_part_` override the part's.
 
     Raises:
-        ValueError: There is no top-level part of that name.
+        ValueError: There is no top-level part of that name, or it is no dict.
     """
-    for items in list(_lists(cfg)):
-        for i, item in enumerate(items):
-            if not isinstance(item, Mapping) or PART not in item:
-                continue
-            if (name := item[PART]) not in cfg:
-                raise ValueError(f'{PART}={name!r} names no top-level key of the config{did_you_mean(name, list(cfg))}')
-            own = {key: value for key, value in item.items() if key != PART}
-            items[i] = ConfigDict({**copy.deepcopy(cfg[name]), **own})
+    for items in _lists(cfg):
+        items[:] = [part for item in items for part in _filled_in(cfg, item)]
+
+
+def _filled_in(cfg: Config, item: Any) -> list[Any]:
+    if not isinstance(item, Mapping) or PART not in item:
+        return [item]
+    if (name := item[PART]) not in cfg:
+        raise ValueError(f'{PART}={name!r} names no top-level key of the config{did_you_mean(name, list(cfg))}')
+    if cfg[name] is None:
+        return []
+    if not isinstance(cfg[name], Mapping):
+        raise ValueError(f'{name}={cfg[name]!r} must be a dict, or None to leave the part out')
+    own = {key: value for key, value in item.items() if key != PART}
+    return [ConfigDict({**copy.deepcopy(cfg[name]), **own})]
 
 
 def named_parts(cfg: Config) -> list[str]:

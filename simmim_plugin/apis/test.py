@@ -10,6 +10,7 @@ from mmengine.dist import is_main_process
 from simmim_plugin.apis.train import autocast_parts, build_runner
 from simmim_plugin.checkpoints.loading import read
 from simmim_plugin.engine.optimizers.autocast_optim_wrapper import autocast
+from simmim_plugin.engine.runners.mmengine_internals import end_all_workers
 from simmim_plugin.evaluation.metrics import BalancedAccuracy, draw_confusion
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.utils.distributed import bare_model
@@ -47,6 +48,7 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False)
     model.load_state_dict(state)
     with autocast(model, parts) if amp else nullcontext():
         scores = runner.test()
+    end_all_workers(runner)
     if not is_main_process():
         return []
     lines = [f'{name}: {round(value, 2) if isinstance(value, float) else value}' for name, value in scores.items()]

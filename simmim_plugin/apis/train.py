@@ -192,8 +192,12 @@ def run_training(runner: Runner) -> None:
         runner.train()
         if counter.iterations == 0 and runner.val_loop is not None:
             runner.val_loop.run()
-    finally:
+    except Exception:
+        raise  # it is reported first: workers that hang must not delay that
+    except BaseException:  # such as the exit after a signal
         end_all_workers(runner)
+        raise
+    end_all_workers(runner)
 
 
 def _report_batch(runner: Runner, loader: DataLoader[Any]) -> None:

@@ -48,5 +48,7 @@ def paths_of(batch: Any) -> list[str]:
     """Paths of the images of a batch in this package's or the frameworks' format, if it has them."""
     if not isinstance(batch, dict):
         return []
-    samples = batch.get('data_samples') or []
-    return list(batch.get('img_path') or [sample.img_path for sample in samples if hasattr(sample, 'img_path')])
+    paths, samples = batch.get('img_path'), batch.get('data_samples')
+    if isinstance(paths, list | tuple):
+        return list(paths)
+    return [s.img_path for s in samples if hasattr(s, 'img_path')] if isinstance(samples, list | tuple) else []

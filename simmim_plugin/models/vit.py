@@ -321,10 +321,15 @@ class SimMIMViT(BaseModule):
         """Initialise as `init_cfg` says, with `Pretrained` replaced by our `PretrainedViT`, which runs last."""
         init_cfg: Any = getattr(self, 'init_cfg', None)
         given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
-        ours = [{**cfg, 'type': 'simmim_plugin.PretrainedViT'} for cfg in given if cfg['type'] == 'Pretrained']
+        ours = [
+            dict(type='simmim_plugin.PretrainedViT', checkpoint=cfg['checkpoint'], prefix=cfg.get('prefix'))
+            for cfg in given
+            if cfg['type'] == 'Pretrained'
+        ]
         # MMEngine's `Pretrained` unpickles any object, and only warns when nothing fits.
         self.init_cfg = [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours
         super().init_weights()
+        self.init_cfg = init_cfg
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load weights of another grid, or with a shared bias table; see `fit_state`."""

@@ -90,6 +90,7 @@ def _in_child(words: list[str], cwd: object, environment: dict[str, str], output
         setattr(sys, name, os.fdopen(number, 'w', closefd=False))
     atexit._clear()
     os.environ.update(environment)
+    sys.path[:0] = [folder for folder in os.environ.get('PYTHONPATH', '').split(os.pathsep) if folder]
     if cwd is not None:
         os.chdir(cwd)
     torch.set_num_threads(1)

@@ -141,3 +141,13 @@ def test_a_run_whose_config_has_numbered_parts_resumes(tmp_path):
     with pytest.raises(ValueError, match='of a training with other settings'):
         recipes.write_config(text.replace('192', '160'), tmp_path, resume=True)
     assert recipes.write_config(text, tmp_path, resume=True).read_text() == text
+
+
+def test_a_part_may_be_left_out_or_hold_parts(load):
+    assert [t.type for t in load('flip = None\n').train_pipeline] == [
+        'LoadImage', 'RandomResizedCrop', 'SimMIMMaskGenerator', 'PackSimMIMInputs',
+    ]  # fmt: skip
+    cfg = load("views = dict(type='V', transforms=[dict(_part_='crop')])\ntrain_pipeline = [dict(_part_='views')]\n")
+    assert cfg.train_pipeline[0].transforms[0].type == 'RandomResizedCrop'
+    with pytest.raises(ValueError, match="flip='no' must be a dict, or None to leave the part out"):
+        load("flip = 'no'\n")

@@ -140,7 +140,7 @@ def test_runs_evaluates_and_resumes(labelled, tmp_path):
     message = run(*command, leaves[0], leaves[0], ok=False)
     assert 'configs must differ in their file names' in message
     message = run(*command, leaves[0], '--data-root', tmp_path, ok=False)
-    assert 'must have a folder per class, found none; data_root is the folder that has the parts' in message
+    assert 'must have a folder per class, found none; data_root is the folder that holds the training' in message
     wide = tmp_path / 'wide.py'
     wide.write_text(f"_base_ = '{tmp_path / 'finetune.py'}'\nmodel = dict(backbone=dict(patch_size=4))\n")
     message = run(*command, leaves[0], '--finetune', wide, '--out', tmp_path / 'o', ok=False)

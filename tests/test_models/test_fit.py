@@ -259,3 +259,11 @@ def test_init_cfg_runs_no_code(tmp_path, capsys):
     with pytest.raises(ValueError, match=r'holds Python objects \(.*print\), which are refused'):
         initialised(tmp_path / 'evil.pth')
     assert 'code from' not in capsys.readouterr().out
+
+
+def test_init_cfg_stays_as_given_and_takes_mmengines_other_keys(tmp_path):
+    save_pretraining(tmp_path / 'a.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), map_location='cpu')
+    model = SimMIMViT(**{**ARGUMENTS, **FINE}, init_cfg=init_cfg)
+    model.init_weights()
+    assert model.init_cfg == init_cfg

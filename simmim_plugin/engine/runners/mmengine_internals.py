@@ -40,8 +40,9 @@ def has_started_workers(loop: Any) -> bool:
 
 def end_workers(loader: DataLoader[Any]) -> None:
     """End the worker processes of a loader. At exit PyTorch waits up to 5 s for each, one after the other."""
-    if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
-        loader._iterator._shutdown_workers()
+    iterator = getattr(loader, '_iterator', None)  # other loaders have none
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
         loader._iterator = None
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin import AutocastOptimWrapper, SimMIMLogProcessor, SimMIMRuntimeInfoHook
 from simmim_plugin.engine.hooks.runtime_info_hook import KEPT_VALUES
+from simmim_plugin.engine.step_records import paths_of
 
 
 class Loader(DataLoader):
@@ -133,3 +134,11 @@ def test_a_million_iterations_leave_histories_and_time_flat(runner_of):
     assert max(lengths) <= 2 * KEPT_VALUES + 50
     assert np.median(seconds[-5:]) < 2 * np.median(seconds[:5])
     assert np.median(seconds) / 50_000 < 1e-3  # of a second, per iteration
+
+
+def test_paths_of_a_batch_in_any_format():
+    samples = [SimpleNamespace(img_path='a.jpg'), SimpleNamespace()]
+    assert paths_of(dict(data_samples=samples)) == ['a.jpg']
+    assert paths_of(dict(img_path=['b.jpg'], data_samples=samples)) == ['b.jpg']
+    for batch in (dict(data_samples=torch.zeros(2)), dict(inputs=torch.zeros(2)), torch.zeros(2), dict(img_path=None)):
+        assert paths_of(batch) == []
