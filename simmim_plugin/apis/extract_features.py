@@ -49,7 +49,7 @@ def extract_folder(
     an interruption the same call resumes from the last save. At the end they are joined into one file, which needs
     the disk space of all features twice. Unreadable images are skipped and listed in `OUT.unreadable.txt`.
 
-    A .npz file holds one array per name of the extractor, (images, *shape), and `files`, the paths below the folder,
+    A .npz file holds one array per name of the extractor, `(images, *shape)`, and `files`, the paths below the folder,
     with forward slashes. A .parquet file holds a column `file` and one list of fixed size per name, patches flattened;
     the schema's metadata `shapes` is JSON of their shapes.
 
