@@ -241,7 +241,8 @@ def test_models_out_of_memory_are_reported(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(Step, 'seconds', measured)
-    found = measure_step(Settings(SMALL, img_size=32, batch=1, repeats=2, only=['ours eager']))
+    monkeypatch.setitem(ARCHS, 'small', SMALL)
+    found = measure_step(Settings('small', img_size=32, batch=1, repeats=2, only=['ours eager']))
     assert [row['dtype'] for row in found['rows']] == ['float32']
     assert 'out of memory at batch 1' in found['skipped']['ours eager, bfloat16']
     assert calls.count('bfloat16') == 1 and calls.count('float32') == 2
