@@ -104,7 +104,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if on_gpu else _peak_memory()
     if limit:
-        total = _data_size() + int(limit * 2**30)
+        total = _status('VmData') + int(limit * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (total, total))
     times = []
     try:
@@ -126,9 +126,10 @@ def measure(
 
 
 def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status('VmHWM')  # not ru_maxrss, which a process inherits from the one that started it
 
 
-def _data_size() -> int:
-    (line,) = [x for x in Path('/proc/self/status').read_text().splitlines() if x.startswith('VmData:')]
+def _status(name: str) -> int:
+    """Bytes that Linux gives for this process."""
+    (line,) = [x for x in Path('/proc/self/status').read_text().splitlines() if x.startswith(f'{name}:')]
     return int(line.split()[1]) * 1024
