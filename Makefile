@@ -91,7 +91,7 @@ lint: setup-test  ## ruff; codespell and words to avoid; import-linter: which ro
 	$(BIN)/lint-imports --no-cache
 
 types: setup-test  ## mypy
-	$(BIN)/mypy simmim_plugin tools
+	$(BIN)/mypy simmim_plugin tools tests
 
 $(VENV)/.setup-docs: requirements/lock-docs.txt $(VENV)/.setup-test
 	$(PIP_INSTALL) -r requirements/lock-docs.txt

@@ -18,6 +18,7 @@ import subprocess
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -161,7 +162,9 @@ def soak(out: Path, minutes: float, seed: int) -> dict:
     process = start(out, 'soak', 100_000, 0.05)
     next_fault = begin + minutes * 20
     left: list[str] = []
-    faults, samples, starts = [], [], 1
+    faults: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    starts = 1
     waiting = None  # (lines of the log, time) at the last fault
     while (now := time.monotonic()) < end:
         time.sleep(1)
@@ -244,7 +247,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     prepare(args.images, out)
-    result = dict(date=str(date.today()), machine=hardware())
+    result: dict[str, Any] = dict(date=str(date.today()), machine=hardware())
     result |= soak(out, args.minutes, args.seed)
     result['compared'] = compare(out)
     (out / 'soak.json').write_text(json.dumps(result))

@@ -1,6 +1,7 @@
 """Write small checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ def write_checkpoint(path, backbone=TINY, **mask):
     torch.manual_seed(0)
     model = SimMIM(**parts)
     pipeline = [dict(type='LoadImage'), dict(type='SimMIMMaskGenerator', **mask), dict(type='PackSimMIMInputs')]
-    note = dict(model=dict(type='SimMIM', **parts), pipeline=pipeline)
+    note: dict[str, Any] = dict(model=dict(type='SimMIM', **parts), pipeline=pipeline)
     torch.save(dict(state_dict=model.state_dict(), simmim_plugin=note), path)
     return path
 
@@ -33,7 +34,7 @@ def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def save(path: Path, model: nn.Module, backbone: dict, preprocessor: dict | None, pipeline: list = PIPELINE) -> Path:
-    note = dict(model=dict(type='SimMIM', backbone=backbone), pipeline=pipeline)
+    note: dict[str, Any] = dict(model=dict(type='SimMIM', backbone=backbone), pipeline=pipeline)
     if preprocessor is not None:
         note['model']['data_preprocessor'] = preprocessor
     torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, path)

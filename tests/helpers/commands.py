@@ -40,14 +40,14 @@ SMALL = [
 TIMEOUT = 500  # seconds
 
 
-def run(*command: object, cwd: object = None, ok: bool = True) -> str:
+def run(*command: object, cwd: Path | None = None, ok: bool = True) -> str:
     """Run a command; returns its output, both streams."""
     code, output, errors = run_streams(*command, cwd=cwd)
     assert (code == 0) == ok, (output + errors)[-3000:]
     return output + errors
 
 
-def run_streams(*command: object, cwd: object = None, **environment: str) -> tuple[int, str, str]:
+def run_streams(*command: object, cwd: Path | None = None, **environment: str) -> tuple[int, str, str]:
     """Run a command; its exit code, and what it wrote to stdout and stderr.
 
     A `simmim` command or a tool runs in a process forked from this one, which has imported PyTorch and MMEngine
@@ -83,7 +83,7 @@ def _is_ours(words: Sequence[str]) -> bool:
     return tuple(words[:3]) == SIMMIM or (words[0] == sys.executable and Path(words[1]).parent == TOOLS)
 
 
-def _in_child(words: list[str], cwd: object, environment: dict[str, str], output: IO, errors: IO) -> None:
+def _in_child(words: list[str], cwd: Path | None, environment: dict[str, str], output: IO, errors: IO) -> None:
     """Run a command as a new process would."""
     for number, (name, file) in enumerate((('stdout', output), ('stderr', errors)), 1):
         os.dup2(file.fileno(), number)

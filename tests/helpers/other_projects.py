@@ -1,6 +1,7 @@
 """Models of other projects, with random weights."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ CLS = {**FINETUNE, 'out_type': 'cls_token'}
 ABSOLUTE = dict(use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0)
 CHANNELS = dict(in_channels=5, use_abs_pos_embed=True)
 WIDE = dict(img_size=(64, 96))
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     'pretrain': PRETRAIN, 'finetune': FINETUNE, 'cls': CLS, 'absolute': ABSOLUTE, 'channels': CHANNELS, 'wide': WIDE,
     'wide-finetune': {**FINETUNE, **WIDE}, 'finetune-without-tables': {**ABSOLUTE, 'out_type': 'avg_featmap'},
 }  # fmt: skip

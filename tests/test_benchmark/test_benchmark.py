@@ -54,7 +54,7 @@ def same_weights(plain, ours):
     shapes = {name: value.shape for name, value in ours.model.state_dict().items()}
     state = {}
     for name, value in plain.state_dict().items():
-        new = functools.reduce(lambda text, rule: re.sub(*rule, text), NAMES, name)
+        new = functools.reduce(lambda text, rule: re.sub(rule[0], rule[1], text), NAMES, name)
         state[new] = value.reshape(shapes[new])
     ours.model.load_state_dict(state)
 

@@ -39,7 +39,7 @@ def yacs_config():
     CfgNode.__module__, CfgNode.__qualname__ = 'yacs.config', 'CfgNode'
     saved = {name: sys.modules.get(name) for name in ('yacs', 'yacs.config')}
     sys.modules['yacs'], sys.modules['yacs.config'] = types.ModuleType('yacs'), types.ModuleType('yacs.config')
-    sys.modules['yacs.config'].CfgNode = CfgNode
+    sys.modules['yacs.config'].__dict__['CfgNode'] = CfgNode
     config = CfgNode(MODEL=CfgNode(TYPE='vit', NAME='simmim', SIZES=[1, 2]), AMP='O1')
     config.__dict__['__immutable__'] = True
     config['MODEL'].__dict__['__immutable__'] = True
@@ -117,7 +117,7 @@ def test_no_code_of_a_file_is_run(tmp_path, number, objects):
 
 def test_a_mapping_of_an_unknown_class_is_ignored_too(tmp_path):
     module = types.ModuleType('gone')
-    module.Settings = type('Settings', (dict,), {'__module__': 'gone'})
+    module.__dict__['Settings'] = type('Settings', (dict,), {'__module__': 'gone'})
     sys.modules['gone'] = module
     nested = module.Settings(a=module.Settings(b=2), c=np.int64(3))
     torch.save({'state_dict': {'w': torch.ones(2)}, 'settings': nested}, tmp_path / 'a.pth')

@@ -1,4 +1,5 @@
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ def test_a_classifier_cannot_reconstruct(tmp_path):
 
 def test_a_backbone_is_rebuilt_with_changes_and_nothing_left_out(tmp_path):
     model = SimMIM(backbone=TINY)
-    note = dict(model=dict(type='SimMIM', backbone=dict(TINY, frozen_stages=2, out_indices=[0])), pipeline=[])
+    note: dict[str, Any] = dict(
+        model=dict(type='SimMIM', backbone=dict(TINY, frozen_stages=2, out_indices=[0])), pipeline=[]
+    )
     torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
     backbone = build_backbone(read(tmp_path / 'a.pth'), img_size=96)
     assert backbone.grid == (6, 6) and all(parameter.requires_grad for parameter in backbone.parameters())

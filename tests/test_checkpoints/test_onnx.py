@@ -105,8 +105,6 @@ def test_what_cannot_be_exported(checkpoints, tmp_path, monkeypatch):
 
 def test_an_export_that_differs_is_refused(checkpoints, tmp_path, monkeypatch):
     """Weights are changed in the file before it is compared."""
-    import simmim_plugin.checkpoints.onnx as module
-
     export = torch.onnx.export
 
     def wrong(model, arguments, path, **kwargs):
@@ -116,7 +114,7 @@ def test_an_export_that_differs_is_refused(checkpoints, tmp_path, monkeypatch):
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
         onnx.save(graph, path)
 
-    monkeypatch.setattr(module.torch.onnx, 'export', wrong)
+    monkeypatch.setattr(torch.onnx, 'export', wrong)
     with pytest.raises(RuntimeError, match='ONNX Runtime and PyTorch differ by 1'):
         export_onnx(checkpoints('pretrain'), tmp_path / 'a.onnx')
     assert not (tmp_path / 'a.onnx').exists()

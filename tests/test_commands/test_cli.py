@@ -114,8 +114,8 @@ def test_pretrain_and_finetune_without_a_config(image_folder, labelled, tmp_path
     other = ('--epochs', 3, '--resume', '--out', tmp_path / 'a')
     output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *other, ok=False)
     assert "other settings: 'epochs, warmup = 2, 1' there, 'epochs, warmup = 3, 1' now" in output
-    common = ('--epochs', 2, '--resume')  # the batch size is that of the first start
-    output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *common, '--out', tmp_path / 'a')
+    again = ('--epochs', 2, '--resume')  # the batch size is that of the first start
+    output = run(*SIMMIM, 'pretrain', image_folder, '--arch', 'tiny', *again, '--out', tmp_path / 'a')
     assert 'resumed epoch: 2' in output
 
 
@@ -267,7 +267,7 @@ def test_doctor_names_each_problem_and_its_fix(monkeypatch, capsys):
         return real(name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(doctor.importlib, 'import_module', refuse)
+        patched.setattr(importlib, 'import_module', refuse)
         output = dict(doctor.conflicts())
     assert output['onedl-mmengine and mmengine both provide mmengine and overwrite each other'].startswith(
         'pip uninstall -y mmengine;'

@@ -123,7 +123,7 @@ def test_a_model_in_training_is_not_changed():
     torch.manual_seed(0)
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
     model = random_weights(SimMIM(backbone=TINY | dict(drop_path_rate=0.5), data_preprocessor=preprocessor)).train()
-    model.backbone.blocks[1].eval()  # set by the user
+    model.get_submodule('backbone.blocks.1').eval()  # set by the user
     extractor = FeatureExtractor.from_model(model, kinds=KINDS, blocks='all')
     modes = [module.training for module in model.modules()]
     inputs, mask = normalised(photos(2, 3, 64, 64)), torch.ones(2, 4, 4)

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +54,15 @@ def noisy(classes: int, each: int, width: int, signal: float, seed: int) -> Labe
 
 def test_knn_against_votes_counted_by_hand():
     angles = np.deg2rad([0, 10, 40, 90, 100])
-    train = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [5], [2], [3], [1]]  # lengths do not matter
-    train = Labelled({'x': train, 'other': -train}, np.array([0, 1, 1, 2, 2]))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [5], [2], [3], [1]]  # lengths do not matter
+    train = Labelled({'x': vectors, 'other': -vectors}, np.array([0, 1, 1, 2, 2]))
     angles = np.deg2rad([4, 95, 96])
     test = Labelled({'x': np.stack([np.cos(angles), np.sin(angles)], axis=1)}, np.array([0, 2, 2]))
     # Nearest to 4 degrees: 0, then 10 and 40 of class 1. At a high temperature all votes are equal.
     votes = {t: np.exp(np.cos(np.deg2rad([4, 6, 36])) / t) for t in (0.003, 10.0)}
     assert votes[0.003][0] > votes[0.003][1:].sum() and votes[10.0][0] < votes[10.0][1:].sum()
     assert knn_probe(train, test, 'x', k=3, temperature=0.003) == (100, 100)
-    assert knn_probe(train, test, 'x', k=3, temperature=10.0) == (pytest.approx(200 / 3), 50)
+    assert knn_probe(train, test, 'x', k=3, temperature=10.0) == pytest.approx((200 / 3, 50))
     assert knn_probe(train, test, 'x', k=1, temperature=10.0) == (100, 100)
     for k in (0, 6, 2.0):
         with pytest.raises(ValueError, match=f'k={k} must be a whole number from 1 to 5; there are 5 training images'):
@@ -84,7 +85,7 @@ def test_knn_of_random_features_against_plain_torch():
         assert score.top1 == pytest.approx(100 * right.mean())
 
 
-def fit_by_hand(train: np.ndarray, labels: np.ndarray, strength: float) -> tuple:
+def fit_by_hand(train: np.ndarray, labels: np.ndarray, strength: float) -> Callable[[np.ndarray], np.ndarray]:
     """Normalise, and fit with scikit-learn."""
     mean, std = train.mean(axis=0), train.std(axis=0)
     model = linear_model.LogisticRegression(C=strength, max_iter=1000).fit((train - mean) / std, labels)
@@ -106,10 +107,10 @@ def test_linear_probe_against_a_cross_validation_by_hand():
         best = STRENGTHS[int(np.argmax(means))]
         chosen.add(best)
         scores = {c: fit_by_hand(features, labels, c)(test.features['x'].astype(np.float64)) for c in STRENGTHS}
-        shares = {c: (predicted == test.labels).mean() for c, predicted in scores.items()}
-        assert all(shares[c] != shares[best] for c in STRENGTHS if c != best)  # so that the choice shows
+        right = {c: (predicted == test.labels).mean() for c, predicted in scores.items()}
+        assert all(right[c] != right[best] for c in STRENGTHS if c != best)  # so that the choice shows
         found = linear_probe(train, test, 'x')
-        assert found.top1 == pytest.approx(100 * shares[best])
+        assert found.top1 == pytest.approx(100 * right[best])
         assert found.balanced == pytest.approx(100 * balanced_accuracy_score(test.labels, scores[best]))
     assert len(chosen) == 2
 

@@ -192,7 +192,7 @@ def test_a_complete_comparison_and_resuming(data, tmp_path):
             text += f'train_dataloader = dict(dataset=dict(dataset=_base_.train_dataloader.dataset, {few}))\n'
         (tmp_path / f'{name}.py').write_text(text)
     command += ['--pretrain', tmp_path / 'pretrain.py', '--seeds', 0, '--rates', 1e-3, '--finetune']
-    command, more = [*command, tmp_path / 'all.py', tmp_path / 'few.py'], command
+    more, command = command, [*command, tmp_path / 'all.py', tmp_path / 'few.py']
     output = run(*command)
     assert re.search(r'\| pretrained \| 25 % \| 0.001 \| \d', output) and 'block2, linear' in output
     assert output.count('| 25 %, evaluated on the other training images |') == 4

@@ -155,7 +155,8 @@ def test_both_counts_are_exact_whatever_size_unit_ratio_and_region(grid, patch, 
     ],
 )
 def test_two_masks_never_hide_the_whole_image_together(side, units, counts, totals):
-    generator = simultaneous(*(count / total for count, total in zip(counts, totals)), units, input_size=side)
+    local, global_ = (count / total for count, total in zip(counts, totals))
+    generator = simultaneous(local, global_, units, input_size=side)
     rng = np.random.default_rng(0)
 
     def covers(unit, count, total):

@@ -4,6 +4,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ def samples(bad: dict[int, float], count: int = 8) -> list[dict]:
     torch.manual_seed(0)
     mask = torch.zeros(4, 4, dtype=torch.uint8)
     mask[:2] = 1
-    found = [dict(inputs=torch.randn(3, 64, 64), mask=mask, img_path=f'/data/{i}.png') for i in range(count)]
+    found: list[dict[str, Any]] = [
+        dict(inputs=torch.randn(3, 64, 64), mask=mask, img_path=f'/data/{i}.png') for i in range(count)
+    ]
     for i, value in bad.items():
         found[i]['inputs'][1, 5, 5] = value
     return found

@@ -189,11 +189,10 @@ def test_repeated_and_joined_data(image_folder, nested):
     else:
         dataset = ConcatDataset([first, second])
         if nested == 'both':
-            config = dict(type='simmim_plugin.ImageFolder', data_root=str(image_folder / 'part1'))
             generator = dict(
                 type='simmim_plugin.SimMIMMaskGenerator', mask_patch_size=8, model_patch_size=8, input_size=SIZE
             )
-            config['pipeline'] = [generator]
+            config = dict(type='simmim_plugin.ImageFolder', data_root=str(image_folder / 'part1'), pipeline=[generator])
             dataset = RepeatDataset(dict(type='ConcatDataset', datasets=[config, copy.deepcopy(config)]), 2)
     seen = Runner(data_loader(dataset), MaskRatioHook(**RAMP), max_epochs=2).train()
     assert len(seen) == {'repeat': 36, 'concat': 12, 'both': 24}[nested]

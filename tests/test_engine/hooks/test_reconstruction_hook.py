@@ -39,9 +39,12 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
         logger=logging.getLogger('test'), visualizer=visualizer, message_hub=MessageHub.get_instance('hook_test'),
     )  # fmt: skip
     hook = ReconstructionHook(num_images=2, num_measured=5)
-    state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    state = torch.get_rng_state(), np.random.get_state(legacy=False)['state']['key'].copy(), random.getstate()
     hook.before_train(runner)
-    assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
+    assert (
+        torch.equal(torch.get_rng_state(), state[0])
+        and (np.random.get_state(legacy=False)['state']['key'] == state[1]).all()
+    )
     assert random.getstate() == state[2] and model.training
 
     # The hook predicts in three batches; the model's own loss is computed in one.

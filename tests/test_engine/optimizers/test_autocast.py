@@ -28,7 +28,7 @@ class _Tuple(nn.Linear):
     def __init__(self) -> None:
         super().__init__(3, 4)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(self, x):
         outputs = super().forward(x)
         self.seen = outputs.dtype
         return (outputs,)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from helpers.commands import run
 from helpers.models import TINY
 from helpers.paths import ROOT
 from simmim_plugin import SimMIM
-from simmim_plugin.checkpoints import files
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.engine.runners.resume import differences, is_intact, newest_checkpoint
 from simmim_plugin.utils.files import whole_file
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(failure, tmp_path, 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError, match='No space left'), whole_file(path) as part:
         part.write_text('half')
         if failure == 'write':
@@ -129,7 +129,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def train(work_dir: Path, images: Path, *options: str, flags: tuple = (), launcher: tuple = (), **kwargs: object):
+def train(work_dir: Path, images: Path, *options: str, flags: tuple = (), launcher: tuple = (), **kwargs: Any):
     """Start a training as a user does."""
     launcher = launcher or (sys.executable, ROOT / 'tools/train.py')
     command = [launcher[0], launcher[1], ROOT / 'configs/simmim_vit-tiny_folder.py', *launcher[2:]]

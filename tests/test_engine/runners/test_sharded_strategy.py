@@ -60,10 +60,10 @@ def train(image_folder, tmp_path):
 
 
 def assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
-    one, other = load_file(one)['state_dict'], load_file(other)['state_dict']
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert (value - other[name]).abs().max() <= tolerance, name
+    first, second = load_file(one)['state_dict'], load_file(other)['state_dict']
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert (value - second[name]).abs().max() <= tolerance, name
 
 
 def test_losses_and_checkpoints_are_those_of_data_parallel_training(train, tmp_path):
