@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from torch.utils.data import DataLoader
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
-from simmim_plugin.engine.runners.resume import newest_checkpoint
+from simmim_plugin.engine.runners.work_dir import check_work_dir, checkpoint_folder, is_resumable, newest_checkpoint
 from simmim_plugin.utils.configs import datasets_of
 from simmim_plugin.utils.console import ShortLogRunner
-from simmim_plugin.utils.distributed import WAIT, start_process_group
-from simmim_plugin.utils.files import check_writable
+from simmim_plugin.utils.distributed import WAIT, is_first_process, start_process_group
+from simmim_plugin.utils.files import check_writable, lock_folder, unlock_folder
 from simmim_plugin.utils.hardware import default_workers
 
 FEW_ITERATIONS = 10
@@ -60,14 +61,15 @@ def prepare(
         set_filename(cfg, str(given.with_stem(f'{given.stem}_full')))
     cfg.launcher = launcher
     if resume == 'auto':
-        newest = newest_checkpoint(cfg.work_dir)
-        cfg.resume, cfg.load_from = newest is not None, newest or cfg.get('load_from')
-        if newest is None and os.environ.get('RANK', '0') == '0':
+        _resume_from_newest(cfg)
+        if not cfg.resume and is_first_process(launcher):
             print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting a new training')
     elif resume is not None:
         if not os.path.isfile(resume):
             raise FileNotFoundError(f'--resume {resume}: no such checkpoint (from {os.getcwd()})')
         cfg.resume, cfg.load_from = True, resume
+    elif cfg.get('resume') is True and cfg.get('load_from') is None:
+        _resume_from_newest(cfg)
     if isinstance(cfg.get('resume'), str):  # FlexibleRunner would read it unchecked
         cfg.resume, cfg.load_from = True, cfg.resume
     if amp and cfg.get('optim_wrapper'):
@@ -79,6 +81,28 @@ def prepare(
     if compiled:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='simmim_plugin.CompileHook')]
     return cfg
+
+
+def _resume_from_newest(cfg: Config) -> None:
+    """Resume from the newest checkpoint in the work dir; without one, start as configured, with `load_from`."""
+    newest = newest_checkpoint(checkpoint_folder(cfg), cfg.work_dir)
+    cfg.resume, cfg.load_from = newest is not None, newest or cfg.get('load_from')
+
+
+@contextmanager
+def claimed_work_dir(cfg: Config) -> Iterator[None]:
+    """Lock the work dir of a training (rank 0 holds the lock), which must not hold checkpoints of another run.
+
+    Raises:
+        ValueError: It does, or another training uses it.
+    """
+    holds = is_first_process(cfg.launcher) and lock_folder(cfg.work_dir)
+    try:
+        check_work_dir(cfg)
+        yield
+    finally:
+        if holds:
+            unlock_folder(cfg.work_dir)
 
 
 def autocast_parts(cfg: Config) -> Sequence[str] | None:
@@ -157,7 +181,7 @@ def _adapt_to_machine(cfg: Config) -> None:
 def _check_checkpoint(cfg: Config) -> None:
     """Raise if the checkpoint to load is missing, damaged, or could run code: MMEngine unpickles anything."""
     if cfg.get('resume') and cfg.get('load_from') is None:
-        cfg.load_from = newest_checkpoint(cfg.work_dir)
+        _resume_from_newest(cfg)
     source = cfg.get('load_from')
     if source is not None:
         source = os.path.expanduser(source)
@@ -167,8 +191,13 @@ def _check_checkpoint(cfg: Config) -> None:
                 'set them as checkpoint of model.backbone.init_cfg'
             )
         cfg.load_from = source
-        meta = load_file(source).get('meta')
-        if cfg.get('resume') and isinstance(meta, Mapping) and 'config' in meta:
+        checkpoint = load_file(source)
+        if cfg.get('resume') and not is_resumable(checkpoint):
+            raise ValueError(
+                f'checkpoint {source!r} is none to resume from: meta.epoch and meta.iter do not say where it was '
+                'written. To start from its weights: --cfg-options load_from=CHECKPOINT, without --resume'
+            )
+        if cfg.get('resume') and 'config' in checkpoint['meta']:
             raise ValueError(
                 f"checkpoint {source!r} has code in meta['config'], which MMEngine would run; current versions do not "
                 'write it. Start from its weights instead: --cfg-options load_from=CHECKPOINT'

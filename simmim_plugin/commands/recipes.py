@@ -21,7 +21,7 @@ from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.counters import saved_bytes
-from simmim_plugin.utils.files import check_writable
+from simmim_plugin.utils.files import check_writable, lock_folder
 from simmim_plugin.utils.hardware import default_workers, free_memory
 from simmim_plugin.utils.resources import ROOT, TOOLS
 
@@ -132,9 +132,10 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     """Write the config into the work dir; it replaces one that these commands wrote and that was never trained.
 
     Raises:
-        ValueError: The folder has another config or other settings, or is not writable.
+        ValueError: The folder has another config or other settings, is in use, or is not writable.
     """
     check_writable(str(out))
+    lock_folder(out)
     path = out / 'config.py'
     old = path.read_text(encoding='utf-8') if path.is_file() else text
     if old != text and not old.startswith(WRITTEN):

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     cfg = load_config(args.config, args.cfg_options)
     train.prepare(cfg, args.config, args.work_dir, args.resume, args.amp, args.launcher, args.compile)
-    keep_traceback_in(cfg.work_dir)
-    train.run_training(train.build_runner(cfg))
-    leave_process_group()
+    with train.claimed_work_dir(cfg):
+        keep_traceback_in(cfg.work_dir)
+        train.run_training(train.build_runner(cfg))
+        leave_process_group()

@@ -18,6 +18,12 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 WAIT = 1800  # default timeout in seconds for other ranks and for data loader workers
 
 
+def is_first_process(launcher: str) -> bool:
+    """Whether this is rank 0, by the launcher's environment: before there is a process group."""
+    variable = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK').get(launcher)
+    return variable is None or os.environ.get(variable, '0') == '0'
+
+
 def start_process_group(cfg: Config) -> None:
     """Start gloo without a GPU, and NCCL after torchrun has restarted the ranks; MMEngine starts the other groups.
 

@@ -1,14 +1,20 @@
-"""Atomic writes, JSON files, and paths in messages."""
+"""Atomic writes, locks of folders, JSON files, and paths in messages."""
 
+import errno
+import fcntl
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PART_SUFFIX = '.part'
+LOCK = '.lock'  # file in a locked folder; it stays, and means nothing unless a process holds the lock
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
+_locks: dict[tuple[int, str], tuple[IO[str], int]] = {}  # process and folder -> lock file, how often it was taken
 
 
 @contextmanager
@@ -40,6 +46,55 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_folder(folder: str | os.PathLike[str]) -> bool:
+    """Lock a folder for this process; it may do so several times.
+
+    The lock ends after as many calls of `unlock_folder`, or with the process, however that ends: the kernel holds it
+    (`fcntl`, also over NFS). Forked processes do not have it.
+
+    Returns:
+        Whether it is locked; False on a file system without locks.
+
+    Raises:
+        ValueError: Another process has locked it; the message has its id and host.
+    """
+    key = os.getpid(), os.path.realpath(folder)
+    if key in _locks:
+        file, times = _locks[key]
+        _locks[key] = file, times + 1
+        return True
+    os.makedirs(folder, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.fdopen(os.open(os.path.join(folder, LOCK), flags, 0o666), 'r+', encoding='utf-8')
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = file.read() or 'another process'
+        file.close()
+        if error.errno in NO_LOCKS:
+            return False
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise ValueError(
+            f'{printable(folder)!r} is in use by another training ({holder}): wait for its end, stop it, or choose '
+            'another --work-dir (simmim: --out)'
+        ) from error
+    file.truncate(0)
+    print(f'process {os.getpid()} on {platform.node()}', end='', file=file, flush=True)
+    _locks[key] = file, 1
+    return True
+
+
+def unlock_folder(folder: str | os.PathLike[str]) -> None:
+    """Undo one call of `lock_folder`."""
+    key = os.getpid(), os.path.realpath(folder)
+    file, times = _locks.pop(key, (None, 0))
+    if file is not None and times > 1:
+        _locks[key] = file, times - 1
+    elif file is not None:
+        file.close()
 
 
 def read_json(path: Path) -> dict[str, Any]:

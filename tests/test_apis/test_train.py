@@ -163,7 +163,7 @@ def test_prepare_fills_in_the_command_line(tmp_path):
     train.prepare(cfg, CONFIG, str(tmp_path), resume='auto', amp=True)
     assert not cfg.resume and cfg.load_from == 'start.pth'  # nothing to resume from: a first start
     assert cfg.optim_wrapper.on_cpu and cfg.work_dir == str(tmp_path)
-    torch.save({'meta': {'iter': 3}, 'optimizer': {}, 'state_dict': {}}, tmp_path / 'epoch_1.pth')
+    torch.save({'meta': {'epoch': 1, 'iter': 3}, 'optimizer': {}, 'state_dict': {}}, tmp_path / 'epoch_1.pth')
     train.prepare(cfg, CONFIG, str(tmp_path), resume='auto')
     assert cfg.resume and cfg.load_from == str(tmp_path / 'epoch_1.pth')
     with pytest.raises(FileNotFoundError, match=r'--resume nothing.pth'):

@@ -1,6 +1,7 @@
 """Write checkpoints atomically and as plain data, and check what is loaded."""
 
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ from simmim_plugin.checkpoints.files import NOTE, tensors_of
 from simmim_plugin.checkpoints.loading import fit_checkpoint
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
+from simmim_plugin.engine.runners.work_dir import LAST, RUN_ID, has_own_name, run_of
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.configs import innermost
 from simmim_plugin.utils.distributed import bare_model
-from simmim_plugin.utils.files import PART_SUFFIX, whole_file
+from simmim_plugin.utils.files import PART_SUFFIX, lock_folder, unlock_folder, whole_file
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 BACKEND = 'simmim_whole'  # name among MMEngine's file backends
-LAST = 'last_checkpoint'  # MMEngine's name of the file that names the last checkpoint
 
 
 class WholeFileBackend(LocalBackend):
@@ -67,7 +68,8 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     A checkpoint holds tensors, numbers and strings only, so reading it never runs code. It includes the config of model
     and pipeline: `tools/reconstruct.py CHECKPOINT` needs no config file. It is written under a hidden name, synced and
-    renamed; `max_keep_ckpts` removes older checkpoints after that.
+    renamed; `max_keep_ckpts` removes older checkpoints after that. A training locks its work dir and the folder of its
+    checkpoints, and only removes files there that are named like its checkpoints, whatever a checkpoint lists.
 
     Args:
         args: See `mmengine.hooks.CheckpointHook`.
@@ -75,10 +77,13 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     Raises:
         OSError: A checkpoint cannot be written (the disk is full); earlier checkpoints are untouched.
+        ValueError: Another training uses the work dir.
     """
 
     backend_args: dict[str, Any] | None
     last_ckpt: str | None
+    best_ckpt_path: str | None  # MMEngine sets it for one metric,
+    best_ckpt_path_dict: dict[str, str | None]  # and this for several
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,14 +92,45 @@ class SimMIMCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend=BACKEND)
         self.meta: dict[str, Any] | None = None  # epoch and iteration, while `_save` writes
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
+        self.run: str | None = uuid.uuid4().hex  # None: resumed from a checkpoint without an id, written by others
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Restore the list of kept checkpoints, and remove what a killed run left behind."""
+        """Lock the folders, restore the lists of files to remove later, and remove what a killed run left behind."""
+        info = runner.message_hub.runtime_info
+        info.pop('keep_ckpt_ids', None)  # MMEngine's own list, by which it would remove files and folders
         super().before_train(runner)
-        self.kept = list(runner.message_hub.runtime_info.get('kept_checkpoints', []))
+        if is_main_process():
+            for folder in self._folders(runner):
+                if lock_folder(folder):  # else a run on another machine may be writing
+                    self._remove_parts(Path(folder))
+        kept = info.get('kept_checkpoints')
+        self.kept = [name for name in kept if has_own_name(name, self.filename_tmpl)] if isinstance(kept, list) else []
+        if hasattr(self, 'best_ckpt_path'):
+            self.best_ckpt_path = self._own_best(self.best_ckpt_path)
+        elif hasattr(self, 'best_ckpt_path_dict'):
+            self.best_ckpt_path_dict = {key: self._own_best(path) for key, path in self.best_ckpt_path_dict.items()}
         self._remove_outdated()
-        if is_main_process() and os.path.isdir(self.out_dir):
-            for part in Path(self.out_dir).glob(f'.*{PART_SUFFIX}'):
+
+    def after_run(self, runner: TrainingRunner) -> None:
+        """Unlock the folders."""
+        if is_main_process():
+            for folder in self._folders(runner):
+                unlock_folder(folder)
+
+    def _folders(self, runner: TrainingRunner) -> list[str]:
+        """The local folders that a training writes checkpoints and their names to."""
+        return [folder for folder in {runner.work_dir, str(self.out_dir)} if '://' not in folder]
+
+    def _own_best(self, path: Any) -> str | None:
+        """The best checkpoint in the output folder; the noted path is another if the run was copied."""
+        name = os.path.basename(path) if isinstance(path, str) else ''
+        own = name.startswith('best_') and has_own_name(name, self.filename_tmpl, best=True)
+        return self.file_backend.join_path(self.out_dir, name) if own else None
+
+    def _remove_parts(self, folder: Path) -> None:
+        for part in folder.glob(f'.*{PART_SUFFIX}'):
+            name = part.name.removesuffix(PART_SUFFIX).rpartition('.')[0][1:]
+            if name == LAST or has_own_name(name, self.filename_tmpl, best=True):
                 part.unlink(missing_ok=True)
 
     def save_now(self, runner: TrainingRunner, iterations: int) -> str:
@@ -145,7 +181,7 @@ class SimMIMCheckpointHook(CheckpointHook):
     def before_save_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
         """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and convert to plain data."""
         # In `_save` FlexibleRunner's counters are one ahead; they are right when others save, after a validation.
-        checkpoint['meta'].update(self.meta or dict(epoch=runner.epoch, iter=runner.iter))
+        checkpoint['meta'].update(self.meta or dict(epoch=runner.epoch, iter=runner.iter), **{RUN_ID: self.run})
         for name in ('message_hub', 'meta'):
             checkpoint[name] = _to_plain(checkpoint[name])
         cfg = runner.cfg.to_dict()
@@ -161,6 +197,7 @@ class SimMIMCheckpointHook(CheckpointHook):
             return
         check_fits(model.state_dict(), tensors_of(checkpoint))
         check_same_training(runner, checkpoint)
+        self.run = run_of(checkpoint)
         if 'message_hub' in checkpoint:
             hub = checkpoint['message_hub']
             hub['log_scalars'] = {name: _from_plain(value) for name, value in hub['log_scalars'].items()}

@@ -1,15 +1,11 @@
-"""Resume a training: find the newest intact checkpoint, and check that it is of the same run."""
+"""Resume a training: check that a checkpoint is of the same training."""
 
-import logging
+import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
-
-from simmim_plugin.checkpoints.files import NOTE, load_file
+from simmim_plugin.checkpoints.files import NOTE
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
@@ -18,60 +14,19 @@ LISTED = 5  # differences in a message
 IGNORED = ('with_cp', 'init_cfg', 'on_cpu', '_scope_')
 
 
-def newest_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The checkpoint of a work dir to resume from: the intact one with the most iterations.
-
-    Damaged checkpoints are logged and skipped.
-
-    Returns:
-        Its path; None if the folder has no checkpoint.
-
-    Raises:
-        ValueError: There are checkpoints, but none can be read.
-    """
-    damaged: list[str] = []
-    found: list[tuple[int, float, Path]] = []
-    for path in Path(folder).glob('*.pth'):
-        try:
-            checkpoint = load_file(path)
-        except ValueError:
-            damaged.append(str(path))
-            continue
-        if isinstance(checkpoint, Mapping) and 'optimizer' in checkpoint:  # else it holds weights only
-            found.append((checkpoint['meta']['iter'], path.stat().st_mtime, path))
-    for _, _, path in sorted(found, reverse=True):
-        if is_intact(path):
-            for name in damaged:
-                print_log(f'{name} is damaged and skipped', 'current', logging.WARNING)
-            return str(path)
-        damaged.append(str(path))
-    if damaged:
-        raise ValueError(
-            f'no checkpoint in {os.fspath(folder)} can be read; damaged: {", ".join(damaged)}. Remove them to start '
-            'from scratch, or choose another --work-dir'
-        )
-    return None
-
-
-def is_intact(path: str | os.PathLike[str]) -> bool:
-    """Whether the checksums of a file of `torch.save` match its bytes, which PyTorch does not verify on loading."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except zipfile.BadZipFile:
-        return False
-
-
 def training_note(runner: TrainingRunner) -> dict[str, Any]:
     """Settings that must not change when a training is resumed, as plain data. Its length may change."""
     cfg = runner.cfg.to_dict()
     batch = batch_size_of(runner.train_dataloader) * runner.world_size
     parts = {name: cfg.get(name) for name in ('optim_wrapper', 'param_scheduler')}
-    return dict(batch_of_an_iteration=batch, **parts)
+    # Values that a checkpoint cannot hold, such as functions, are named by their type.
+    data = (cfg.get('train_dataloader') or {}).get('dataset')
+    plain = json.loads(json.dumps(data, default=lambda value: type(value).__name__, skipkeys=True))
+    return dict(batch_of_an_iteration=batch, **parts, data=plain)
 
 
 def check_same_training(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:
-    """Reject a checkpoint of a run with another model, batch, optimiser or schedule.
+    """Reject a checkpoint of a run with another model, batch, optimiser, schedule or data.
 
     Raises:
         ValueError: They differ; the message lists the differences.
@@ -107,8 +62,16 @@ def differences(old: Any, new: Any, name: str) -> list[str]:
         return [fault for i in range(len(old)) for fault in differences(old[i], new[i], f'{name}[{i}]')]
     if _is_list(old) and _is_list(new):
         return [f'{name} has {len(old)} entries in the checkpoint and {len(new)} now']
-    return [] if old == new else [f'{name} is {old!r} in the checkpoint and {new!r} now']
+    return [] if old == new or _is_same_place(old, new) else [f'{name} is {old!r} in the checkpoint and {new!r} now']
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_same_place(old: Any, new: Any) -> bool:
+    """Whether two values are paths of one folder or file, such as a relative and an absolute one."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    old, new = os.path.expanduser(old), os.path.expanduser(new)
+    return os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new)

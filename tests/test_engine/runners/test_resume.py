@@ -11,55 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from helpers.commands import run
-from helpers.models import TINY
 from helpers.paths import ROOT
-from simmim_plugin import SimMIM
+from helpers.runners import runner
 from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.engine.runners.resume import differences, is_intact, newest_checkpoint
+from simmim_plugin.engine.runners.resume import differences
+from simmim_plugin.engine.runners.work_dir import is_intact, newest_checkpoint
 from simmim_plugin.utils.files import whole_file
 
 pytestmark = pytest.mark.core
-
-
-def checkpoint(path: Path, iteration: int, **parts: object) -> Path:
-    """Write a checkpoint of that many iterations."""
-    torch.save({'meta': {'iter': iteration}, 'optimizer': {}, 'state_dict': {'x': torch.rand(1000)}, **parts}, path)
-    return path
-
-
-def flip_a_bit(path: Path) -> None:
-    """In the middle of the tensor, where PyTorch does not notice it."""
-    data = bytearray(path.read_bytes())
-    at = data.index(load_file(path)['state_dict']['x'].numpy().tobytes()) + 2000
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
-def test_the_newest_intact_checkpoint_is_found_and_damaged_ones_are_named(tmp_path, caplog):
-    assert newest_checkpoint(tmp_path) is None
-    paths = [
-        checkpoint(tmp_path / name, i) for i, name in ((10, 'iter_10.pth'), (30, 'epoch_3.pth'), (20, 'iter_20.pth'))
-    ]
-    torch.save({'meta': {'iter': 99}, 'state_dict': {}}, tmp_path / 'best_accuracy_epoch_9.pth')  # weights only
-    (tmp_path / 'last_checkpoint').write_text(str(paths[0]))  # MMEngine's file, which may be outdated
-    (tmp_path / '.iter_40.pth.123.part').write_bytes(b'half')
-    assert newest_checkpoint(tmp_path) == str(paths[1])
-    flip_a_bit(paths[1])
-    load_file(paths[1])  # nothing is noticed
-    assert not is_intact(paths[1]) and is_intact(paths[2])
-    assert newest_checkpoint(tmp_path) == str(paths[2])
-    paths[2].write_bytes(paths[2].read_bytes()[:2000])
-    assert newest_checkpoint(tmp_path) == str(paths[0])
-    paths[0].write_bytes(b'')
-    with pytest.raises(
-        ValueError, match=r'no checkpoint in .* can be read; damaged: .*Remove them to start from scratch'
-    ):
-        newest_checkpoint(tmp_path)
 
 
 def test_differences_by_hand():
@@ -88,17 +49,6 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(failure, tmp_path, 
         if failure == 'write':
             full(0)
     assert path.read_text() == 'before' and list(tmp_path.iterdir()) == [path]
-
-
-def runner(work_dir: Path, epochs: int, **kwargs: object) -> Runner:
-    """A tiny training of two iterations per epoch."""
-    samples = [dict(inputs=torch.rand(3, 64, 64), mask=torch.ones(4, 4)) for _ in range(4)]
-    return Runner(
-        model=SimMIM(backbone=TINY), work_dir=str(work_dir), train_dataloader=DataLoader(samples, batch_size=2),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1, max_keep_ckpts=1)),
-        experiment_name=str(time.time_ns()), log_level='ERROR', **kwargs,
-    )  # fmt: skip
 
 
 def test_old_checkpoints_are_removed_after_the_new_one_is_written(tmp_path, monkeypatch):
