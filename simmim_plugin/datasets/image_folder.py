@@ -74,10 +74,11 @@ class ImageFolder(BaseDataset):
         number('max_bad_ratio', max_bad_ratio, 0, 1, '0.05 tolerates 5 % of unreadable images')
         if data_root is None:
             raise ValueError(f'data_root of {kind} is not set; set it to the folder of the images')
+        prefix: Any = data_prefix
         if isinstance(data_prefix, Mapping):
-            data_prefix = keys('data_prefix', data_prefix, (), ('img_path',)).get('img_path', '')
+            prefix = keys('data_prefix', data_prefix, (), ('img_path',)).get('img_path', '')
         roots = folders('data_root', data_root)
-        self.folders = [os.path.join(root, data_prefix) if data_prefix else root for root in roots]
+        self.folders = [os.path.join(root, prefix) if prefix else root for root in roots]
         self.lists = [os.path.join(root, ann_file) for root in roots] if ann_file else []
         self.suffixes = tuple(suffix.lower() for suffix in suffixes)
         self.max_bad_ratio = max_bad_ratio
