@@ -18,6 +18,7 @@ NO_MMENGINE = (
 _MODULE_OF = {
     'AutocastOptimWrapper': 'engine.optimizers.autocast_optim_wrapper',
     'BalancedAccuracy': 'evaluation.metrics',
+    'ClassFolders': 'datasets.class_folders',
     'CompileHook': 'engine.hooks.compile_hook',
     'FaultHook': 'engine.hooks.fault_hook',
     'FeatureExtractor': 'evaluation.feature_extractor',

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from simmim_plugin.datasets.class_names import fill_in_classes
 from simmim_plugin.registry import SCOPE
-from simmim_plugin.utils.configs import datasets_of, innermost, training_data
+from simmim_plugin.utils.configs import datasets_of, innermost, inside, training_data
 from simmim_plugin.utils.errors import did_you_mean
 from simmim_plugin.utils.resources import find_config
 
@@ -51,7 +51,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             raise ValueError(f'unknown config key {key!r}; did you mean {near[0]!r}?')
         if ours and key not in RUNNER_KEYS and (places := _places(key, cfg)) and cfg[key] not in places.values():
             raise ValueError(f'config key {key!r} does nothing at the top level; did you mean {next(iter(places))!r}?')
-    if ours and cfg.get('train_pipeline') and cfg.train_pipeline != training_data(cfg).get('pipeline'):
+    if ours and cfg.get('train_pipeline') and cfg.train_pipeline not in _pipelines(cfg):
         print_log(
             f'train_pipeline in {path} is not the pipeline of train_dataloader.dataset, which is the one that is used; '
             'to use it: train_dataloader = dict(dataset=dict(pipeline=train_pipeline))',
@@ -114,9 +114,11 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     cfg.merge_from_dict(named)
     for items in list(_lists(cfg)):
         items[:] = [next((copy.deepcopy(cfg[n]) for n, part in before.items() if item == part), item) for item in items]
+    with_it = [data for data in _training(cfg) if data.get('pipeline') == cfg.get('train_pipeline')]
     cfg.merge_from_dict({key: value for key, value in options.items() if key not in named})
     if any(key.split('.')[0] == 'train_pipeline' for key in options):
-        training_data(cfg).pipeline = cfg.train_pipeline
+        for data in with_it or [training_data(cfg)]:
+            data.pipeline = cfg.train_pipeline
 
 
 def fill_in_data(cfg: Config) -> None:
@@ -145,6 +147,14 @@ def fill_in_data(cfg: Config) -> None:
             if 'ann_file' in metric and metric['ann_file'] is None:
                 data = innermost(cfg[f'{split}_dataloader'].dataset)
                 metric['ann_file'] = os.path.join(data.get('data_root') or '', data['ann_file'])
+
+
+def _training(cfg: Config) -> list[Any]:
+    return inside(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else []
+
+
+def _pipelines(cfg: Config) -> list[Any]:
+    return [data.get('pipeline') for data in _training(cfg)]
 
 
 def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:

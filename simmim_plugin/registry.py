@@ -32,7 +32,7 @@ TRANSFORMS = _child('transform', root.TRANSFORMS, {'datasets.transforms': 'crop 
 DATASETS = _child(
     'dataset',
     root.DATASETS,
-    {'datasets': 'few_labels image_folder tar_shards', 'datasets.preparation': 'sample_sets'},
+    {'datasets': 'class_folders few_labels image_folder tar_shards', 'datasets.preparation': 'sample_sets'},
 )
 HOOKS = _child(
     'hook',

@@ -13,8 +13,9 @@ data_root = None
 model = dict(data_preprocessor=dict(num_classes=None), head=dict(num_classes=None))  # the number of folders
 photos = dict(
     _delete_=True,
-    type='CustomDataset',
+    type='simmim_plugin.ClassFolders',
     data_root=None,
+    metainfo=None,  # the names of the folders
     extensions=('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.tif', '.tiff'),
 )
 train_dataloader = dict(batch_size=128, dataset=dict(data_prefix='train', pipeline=_base_.train_pipeline, **photos))

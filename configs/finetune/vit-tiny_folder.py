@@ -23,15 +23,14 @@ flip = dict(type='torchvision/RandomHorizontalFlip')
 resize = dict(type='torchvision/Resize', size=73, interpolation='bicubic', antialias=True)  # 64 * 256 / 224
 center_crop = dict(type='torchvision/CenterCrop', size=64)
 pack = dict(type='PackInputs')
-extensions = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif', '.tif', '.tiff', '.npy')
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     dataset=dict(
-        type='CustomDataset',
+        type='simmim_plugin.ClassFolders',
         data_root=None,
+        metainfo=None,  # the names of the folders
         data_prefix='train',
-        extensions=extensions,
         pipeline=[dict(_part_=name) for name in ('load', 'crop', 'flip', 'pack')],
     ),
 )
@@ -39,10 +38,10 @@ val_dataloader = dict(
     batch_size=128,
     num_workers=1,
     dataset=dict(
-        type='CustomDataset',
+        type='simmim_plugin.ClassFolders',
         data_root=None,
+        metainfo=None,  # the names of the folders
         data_prefix='val',
-        extensions=extensions,
         pipeline=[dict(_part_=name) for name in ('load', 'resize', 'center_crop', 'pack')],
     ),
 )

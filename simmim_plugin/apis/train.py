@@ -19,6 +19,7 @@ from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.work_dir import check_work_dir, checkpoint_folder, is_resumable, newest_checkpoint
+from simmim_plugin.utils.arguments import folders
 from simmim_plugin.utils.configs import datasets_of
 from simmim_plugin.utils.console import ShortLogRunner
 from simmim_plugin.utils.distributed import WAIT, is_first_process, start_process_group
@@ -132,17 +133,18 @@ def build_runner(cfg: Config) -> Runner:
         FileNotFoundError: `data_root` is not a folder.
         ValueError: `data_root` is not set, the data do not fill one batch, or a checkpoint cannot be read.
     """
-    roots = [data['data_root'] for data in datasets_of(cfg) if 'data_root' in data]
-    if None in roots:
+    given = [data['data_root'] for data in datasets_of(cfg) if 'data_root' in data]
+    if None in given:
         raise ValueError(
             'data_root is not set; set it in the config, or on the command line: --cfg-options data_root=/path/to/data'
         )
+    roots = [root for value in given if value for root in folders('data_root', value)]
     start_process_group(cfg)
     _adapt_to_machine(cfg)
     if cfg.get('strategy') and cfg.get('sync_bn'):  # where FlexibleRunner expects it
         cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     _check_checkpoint(cfg)
-    if gone := [root for root in roots if root and '://' not in root and not os.path.isdir(os.path.expanduser(root))]:
+    if gone := [root for root in roots if '://' not in root and not os.path.isdir(root)]:
         raise FileNotFoundError(
             f'data_root={gone[0]!r} is not a folder (from {os.getcwd()}); set data_root in the config, or on the '
             'command line: --cfg-options data_root=/path/to/data'
@@ -175,7 +177,8 @@ def _adapt_to_machine(cfg: Config) -> None:
         if loader.get('num_workers'):
             loader.setdefault('timeout', WAIT)
         else:
-            loader.persistent_workers, loader.prefetch_factor = False, None  # PyTorch raises without workers
+            # Without workers PyTorch raises for these, which a dumped config may have.
+            loader.persistent_workers, loader.prefetch_factor, loader.timeout = False, None, 0
 
 
 def _check_checkpoint(cfg: Config) -> None:

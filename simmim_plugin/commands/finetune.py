@@ -54,7 +54,7 @@ custom_hooks = [dict(type='simmim_plugin.ProgressHook')]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('data', metavar='DATA', help='folder with train/ and val/')
+    parser.add_argument('data', metavar='DATA', nargs='+', help='folder with train/ and val/, or several')
     parser.add_argument('--checkpoint', required=True, help='pretraining checkpoint; its architecture is read from it')
     parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
     add_recipe(parser, f'100; below {SMALL} px: 20')
@@ -70,19 +70,20 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.checkpoints.loading import read
     from simmim_plugin.commands import recipes
     from simmim_plugin.config import load_config
+    from simmim_plugin.datasets.class_names import class_folders
     from simmim_plugin.datasets.image_folder import ImageFolder
     from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
     from simmim_plugin.utils.arguments import multiple
 
     recipes.check_arguments(args)
     out = Path(args.out or 'work_dirs/finetune').resolve()
-    if not Path(args.data).is_dir():
-        raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
-    for part in ('train', 'val'):
-        if not Path(args.data, part).is_dir():
-            raise FileNotFoundError(
-                f'DATA {args.data!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
-            )
+    data = recipes.data_folders(args)
+    for folder in args.data:
+        for part in ('train', 'val'):
+            if not Path(folder, part).is_dir():
+                raise FileNotFoundError(
+                    f'DATA {folder!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
+                )
     backbone = read(args.checkpoint).backbone
     if backbone.get('in_channels', 3) != 3:
         raise ValueError(
@@ -105,20 +106,20 @@ def run(args: argparse.Namespace) -> None:
     multiple('--img-size', size, patch, 'whole patches of the checkpoint')
     recipe, epochs, (crop, resize, center_crop) = RECIPES[size < SMALL]
     epochs = args.epochs or epochs
-    cfg = load_config(str(CONFIGS / recipe), {'data_root': args.data})
-    images = len(ImageFolder(str(Path(args.data, 'train'))))
+    cfg = load_config(str(CONFIGS / recipe), {'data_root': data})
+    images = len(ImageFolder(data, data_prefix='train'))
     fit = recipes.given_batch(args, out, images)
     if fit is None:
         cfg.model.backbone = dict(cfg.model.backbone, arch=arch, **settings)
         fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     text = TEXT.format(
-        command=recipes.command_of(out), base=str(CONFIGS / recipe), data=str(Path(args.data).resolve()),
+        command=recipes.command_of(out), base=str(CONFIGS / recipe), data=data,
         checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, settings=settings,
         width=arch['embed_dims'], crop=crop, resize=resize, center_crop=center_crop, size=size,
         edge=round(size * EDGE), batch=fit.batch, warmup=max(1, epochs // 5), epochs=epochs,
     )  # fmt: skip
     path = recipes.write_config(text, out, args.resume)
-    classes = sum(folder.is_dir() for folder in Path(args.data, 'train').iterdir())
-    print(f'classes: {classes}, the folders of {Path(args.data, "train")}')
+    parts = [Path(folder, 'train') for folder in args.data]
+    print(f'classes: {len(class_folders(parts))}, the folders of {", ".join(map(str, parts))}')
     recipes.print_summary(cfg, images, fit, args.devices, epochs)
     recipes.start(path, args)

@@ -45,7 +45,7 @@ default_hooks = dict(checkpoint=dict(interval={interval}))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('data', metavar='DATA', help='folder of images, searched recursively')
+    parser.add_argument('data', metavar='DATA', nargs='+', help='folder of images, searched recursively, or several')
     parser.add_argument('--arch', default='base', choices=SIZES, help='size of the ViT (base)')
     parser.add_argument('--img-size', type=int, help='side of the crops in pixels (224; tiny: 64)')
     parser.add_argument('--patch-size', type=int, help='side of the patches (16; huge: 14; tiny: 8)')
@@ -79,11 +79,10 @@ def run(args: argparse.Namespace) -> None:
     epochs = args.epochs or epochs
     whole('--patch-size', patch, 1)
     multiple('--img-size', size, patch, 'whole patches of --patch-size')
-    if not Path(args.data).is_dir():
-        raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
-    images = len(ImageFolder(args.data))
+    data = recipes.data_folders(args)
+    images = len(ImageFolder(data))
     values = dict(
-        command=recipes.command_of(out), base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
+        command=recipes.command_of(out), base=str(CONFIGS / base), data=data, seed=args.seed,
         arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
         warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         values['then'] = "    dict(type='CosineAnnealingLR', begin=warmup, end=epochs, convert_to_iter_based=True),\n"
     else:
         values['then'] = "    dict(type='MultiStepLR', milestones=[max(1, epochs * 7 // 8)], gamma=0.1),\n"
-    cfg = load_config(str(CONFIGS / base), {'data_root': args.data})
+    cfg = load_config(str(CONFIGS / base), {'data_root': data})
     fit = recipes.given_batch(args, out, images)
     if fit is None:
         cfg.model.backbone.update(dict(img_size=size, patch_size=patch, **({} if tiny else {'arch': args.arch})))

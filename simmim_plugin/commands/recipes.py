@@ -59,6 +59,19 @@ def check_arguments(args: argparse.Namespace) -> None:
             whole(f'--{name.replace("_", "-")}', value, 1)
 
 
+def data_folders(args: argparse.Namespace) -> str | list[str]:
+    """DATA as `data_root` of a config: the absolute path of the folder, or a list of them.
+
+    Raises:
+        FileNotFoundError: One is not a folder.
+    """
+    for folder in args.data:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f'DATA {folder!r} is not a folder (from {Path.cwd()})')
+    resolved = [str(Path(folder).resolve()) for folder in args.data]
+    return resolved if len(resolved) > 1 else resolved[0]
+
+
 class Loss(nn.Module):
     """SimMIM or a backbone alone as a differentiable function of images and masks."""
 

@@ -2,8 +2,10 @@
 
 import io
 import logging
+import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tifffile
@@ -12,15 +14,16 @@ from mmengine.logging import print_log
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from simmim_plugin.datasets.jpeg import MAX_PIXELS
-from simmim_plugin.utils.files import printable
+from simmim_plugin.datasets.jpeg import MAX_BYTES, PIXELS_PER_BYTE
+from simmim_plugin.utils.files import open_regular, printable
 
 ARRAY_SUFFIXES = ('.npy',)
 TIFF_SUFFIXES = ('.tif', '.tiff')
 PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.gif')
 SUFFIXES = PHOTO_SUFFIXES + TIFF_SUFFIXES + ARRAY_SUFFIXES
 DTYPES = ('uint8', 'float32')
-Source = str | os.PathLike[str] | io.BytesIO
+RESULT_BYTES = {'uint8': 1, 'float32': 4}
+Source = str | os.PathLike[str] | BinaryIO
 MODES = {1: 'L', 3: 'RGB'}  # PIL's names, by number of channels
 FEW_LEVELS = 64  # of 256; reached by values of less than 14 of 16 bits
 _WARNED_OF: list[str] = []  # the first image that lost most of its levels
@@ -31,7 +34,12 @@ class ImageReadError(ValueError):
 
 
 def read_image(
-    path: str | os.PathLike[str], channels: int = 3, dtype: str = 'uint8', data: bytes | None = None
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    dtype: str = 'uint8',
+    data: bytes | None = None,
+    max_bytes: int = MAX_BYTES,
+    nodata: float | None = None,
 ) -> Tensor:
     """Read a photo, a TIFF or a .npy array.
 
@@ -46,27 +54,48 @@ def read_image(
             'float32': the values as stored; NaN and infinity are refused. (PIL reads only the upper 8 bits of 16-bit
             PNGs with several channels: store such data as TIFF or .npy.)
         data: The content of the file, if it was read before; `path` then only names it.
+        max_bytes: Largest size of the decoded array, in bytes, as stored and as returned. For photos, Pillow's own
+            limit (`Image.MAX_IMAGE_PIXELS`) holds as well.
+        nodata: Value that stands for missing data, such as -9999 or NaN; None: that in the file's GDAL_NODATA tag
+            (GeoTIFF), if it has one. Missing values are filled with the mean of the others of their channel.
 
     Returns:
         (channels, H, W), uint8 or float32.
 
     Raises:
-        ImageReadError: The file is missing or damaged, has more than `MAX_PIXELS`, or is not such an image.
+        ImageReadError: The file is missing, damaged, no regular file or too large, is not such an image, or one of its
+            channels has no value.
     """
+    return read_with_missing(path, channels, dtype, data, max_bytes, nodata)[0]
+
+
+def read_with_missing(
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    dtype: str = 'uint8',
+    data: bytes | None = None,
+    max_bytes: int = MAX_BYTES,
+    nodata: float | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`read_image`, and where its values were missing, (channels, H, W) bool; None if nowhere."""
     suffix = Path(path).suffix.lower()
-    source = path if data is None else io.BytesIO(data)
     try:
-        if suffix in ARRAY_SUFFIXES:
-            array = _channels_first(np.load(source, allow_pickle=False), channels)
-        elif suffix in TIFF_SUFFIXES and (values := read_tiff(source)) is not None:
-            array = _channels_first(values, channels)
-        else:
-            array = _read_photo(source, channels)
+        with open(path, 'rb', opener=open_regular) if data is None else io.BytesIO(data) as source:
+            if suffix in ARRAY_SUFFIXES:
+                _check_size(_length(source), max_bytes)  # not compressed, so no array is larger
+                array = _channels_first(np.load(source, allow_pickle=False), channels)
+            elif suffix in TIFF_SUFFIXES and (found := read_tiff(source, max_bytes)) is not None:
+                array = _channels_first(found[0], channels)
+                nodata = found[1] if nodata is None else nodata
+            else:
+                array = _read_photo(source, channels, max_bytes)
         array = _fit_channels(array, channels)
+        _check_size(array.size * RESULT_BYTES[dtype], max_bytes)
+        array, missing = _filled(array, nodata)
         pixels = _as_dtype(array, dtype)
         if pixels.itemsize < array.itemsize and pixels.max() < FEW_LEVELS:
             _warn_of_lost_values(printable(path), int(array.max()))
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(pixels), None if missing is None else torch.from_numpy(missing)
     # Decoders raise exceptions of many types for damaged files; all become one type that names the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -75,6 +104,36 @@ def read_image(
         elif isinstance(error, FileNotFoundError):
             reason = f'no such file (from {os.getcwd()})'
         raise ImageReadError(f'{printable(path)}: {reason}') from error
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ValueError(f'it takes {size:,} bytes, more than max_bytes={max_bytes:,} of LoadImage; cut it into '
+                         'smaller images, or raise that')  # fmt: skip
+
+
+def _length(source: BinaryIO) -> int:
+    """Bytes of an open file."""
+    length = source.seek(0, os.SEEK_END)
+    source.seek(0)
+    return length
+
+
+def _filled(array: np.ndarray, nodata: float | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Fill missing values with the mean of the others of their channel; where they were, or None."""
+    if nodata is None:
+        return array, None
+    value = array.dtype.type(nodata) if array.dtype.kind == 'f' else nodata  # as rounded in the file
+    missing = np.isnan(array) if np.isnan(nodata) else array == value
+    if not missing.any():
+        return array, None
+    array = array.copy()
+    for number, (channel, gap) in enumerate(zip(array, missing)):
+        if gap.all():
+            raise ValueError(f'channel {number} has no value but nodata={nodata:g}')
+        mean = channel[~gap].mean(dtype=np.float64)
+        channel[gap] = mean if array.dtype.kind == 'f' else round(mean)
+    return array, missing
 
 
 def _warn_of_lost_values(path: str, largest: int) -> None:
@@ -89,21 +148,27 @@ def _warn_of_lost_values(path: str, largest: int) -> None:
         )
 
 
-def read_tiff(source: Source) -> np.ndarray | None:
-    """Values of a TIFF as stored; None if its colours need a conversion (CMYK, palette, white is zero ...)."""
+def read_tiff(source: Source, max_bytes: int = MAX_BYTES) -> tuple[np.ndarray, float | None] | None:
+    """Values of a TIFF as stored, and its nodata value; None if its colours need a conversion (CMYK, palette ...)."""
     with tifffile.TiffFile(source) as file:
-        first = file.pages.first
-        if (pixels := first.imagelength * first.imagewidth) > MAX_PIXELS:
-            raise ValueError(f'it claims {pixels:,} pixels, more than {MAX_PIXELS:,}; cut it into smaller images')
+        first, images = file.pages.first, file.series[0]
+        _check_size(math.prod(images.shape) * images.dtype.itemsize, max_bytes)
+        if not any(first.databytecounts):
+            raise ValueError('it holds no pixels')
         if first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
-            return file.asarray()
+            tag = first.tags.get('GDAL_NODATA')
+            return images.asarray(), None if tag is None else float(tag.value)
     return None
 
 
-def _read_photo(source: Source, channels: int) -> np.ndarray:
+def _read_photo(source: BinaryIO, channels: int, max_bytes: int) -> np.ndarray:
     """Read a file by PIL: (C, H, W)."""
     with Image.open(source) as opened:
         image: Image.Image = opened
+        pixels = image.width * image.height
+        _check_size(pixels * max(len(image.getbands()) * (4 if has_many_bits(image) else 1), channels), max_bytes)
+        if image.format == 'JPEG' and pixels > PIXELS_PER_BYTE * (length := _length(source)):
+            raise ValueError(f'{length:,} bytes cannot hold the {image.width} x {image.height} px that it claims')
         ImageOps.exif_transpose(image, in_place=True)
         if channels in MODES and not has_many_bits(image):
             image = convert_mode(image, MODES[channels])

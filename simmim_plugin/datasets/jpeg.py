@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from simmim_plugin.utils.files import open_regular
+
 JPEG_SUFFIXES = ('.jpg', '.jpeg')
 COLOURS = ('YCbCr', 'RGB', 'Gray')  # libjpeg converts these to RGB
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # the limit of Pillow: more is taken for a decompression bomb
+MAX_BYTES = 2**29  # of a decoded image; more is taken for a decompression bomb
+PIXELS_PER_BYTE = 512  # at most: each block of 8 x 8 pixels takes at least one bit
 ORIENTATION = 0x0112  # EXIF tag
 APP1, SCAN = 0xE1, 0xDA  # markers of EXIF or XMP data, and of the pixels
 
@@ -23,10 +26,11 @@ class PendingJPEG:
         data: Bytes of the file.
         path: Path of the file.
         size: Height and width in pixels.
+        max_bytes: See `read_image`.
     """
 
-    def __init__(self, data: bytes, path: str, size: tuple[int, int]) -> None:
-        self.data, self.path, self.size = data, path, size
+    def __init__(self, data: bytes, path: str, size: tuple[int, int], max_bytes: int = MAX_BYTES) -> None:
+        self.data, self.path, self.size, self.max_bytes = data, path, size, max_bytes
 
     def decode(self, least: tuple[int, int]) -> Tensor:
         """Decode it, scaled down during decoding if possible: by 2 or more, in the steps of libjpeg.
@@ -45,37 +49,47 @@ class PendingJPEG:
         return torch.from_numpy(simplejpeg.decode_jpeg(self.data, fastupsample=True, **limits).transpose(2, 0, 1))
 
 
-def pending_jpeg(path: str | os.PathLike[str], data: bytes | None = None) -> PendingJPEG | None:
+def pending_jpeg(
+    path: str | os.PathLike[str], data: bytes | None = None, max_bytes: int = MAX_BYTES
+) -> PendingJPEG | None:
     """Read a JPEG without decoding it.
 
     Args:
         path: The file.
         data: Content of the file, if it was read before.
+        max_bytes: See `read_image`.
 
     Returns:
-        The JPEG; None if it needs more than decoding (rotation by the EXIF tag, CMYK), is damaged or not a JPEG, or has
-        more than `MAX_PIXELS`.
+        The JPEG; None if it needs more than decoding (rotation by the EXIF tag, CMYK), is damaged or not a JPEG, or is
+        larger than allowed: `read_image` reads it or reports what is wrong.
+
+    Raises:
+        OSError: The file cannot be read.
     """
     if not os.fspath(path).lower().endswith(JPEG_SUFFIXES):
         return None
     if data is None:
-        data = _read(path)
+        data = _read(path, max_bytes)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # `read_image` reads it or reports what is wrong
+    except ValueError:
         return None
     if _may_be_turned(data) and not _upright(data):
         return None
-    if colours not in COLOURS or height * width > MAX_PIXELS:
+    if colours not in COLOURS or 3 * height * width > max_bytes:
         return None
-    return PendingJPEG(data, os.fspath(path), (height, width))
+    if height * width > PIXELS_PER_BYTE * len(data):
+        return None
+    return PendingJPEG(data, os.fspath(path), (height, width), max_bytes)
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """Read a file with few system calls, in half the time of `open(path, 'rb').read()`."""
-    file = os.open(path, os.O_RDONLY)
+    file = open_regular(path)
     try:
         size = os.fstat(file).st_size
+        if size > max_bytes:
+            raise OSError(f'a file of {size:,} bytes, more than max_bytes={max_bytes:,}')
         data = os.read(file, size)
         while len(data) < size and (more := os.read(file, size - len(data))):  # some file systems return less per call
             data += more

@@ -37,6 +37,23 @@ class NumberedIndex(int):
         return NumberedIndex, (int(self), self.iteration, self.key)
 
 
+class NumberedList(list[int]):
+    """A list of indices that gives a `NumberedIndex` for one."""
+
+    def __getitem__(self, index: Any) -> Any:
+        value = super().__getitem__(index)
+        return NumberedIndex(value, index.iteration, index.key) if isinstance(index, NumberedIndex) else value
+
+
+def _keep_numbers(dataset: Any) -> None:
+    """Let the lists of indices in ClassBalancedDataset, KFoldDataset and Subset pass on the numbers."""
+    for name in ('repeat_indices', 'indices'):
+        if hasattr(dataset, 'dataset') and isinstance(given := getattr(dataset, name, None), list):
+            setattr(dataset, name, NumberedList(given))
+    for part in [*getattr(dataset, 'datasets', ()), *([dataset.dataset] if hasattr(dataset, 'dataset') else ())]:
+        _keep_numbers(part)
+
+
 class NumberedSampler:
     """Wrap a sampler to yield `NumberedIndex`: indices with their iteration and their number in the run.
 
@@ -88,6 +105,7 @@ def number_samples(loader: DataLoader[Any], seed: int | None = None) -> Numbered
     """
     batches: Any = loader.batch_sampler
     if not isinstance(batches.sampler, NumberedSampler):
+        _keep_numbers(loader.dataset)
         batches.sampler = NumberedSampler(batches.sampler, loader, seed)
     return batches.sampler
 

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import ImageFolder, list_images
 from simmim_plugin.datasets.images import ImageReadError
+from simmim_plugin.datasets.jpeg import MAX_BYTES
 from simmim_plugin.registry import DATASETS
 from simmim_plugin.utils.arguments import number
-from simmim_plugin.utils.files import printable
+from simmim_plugin.utils.files import is_hidden, open_regular, printable, read_json
 
+END_BYTES = 2**16  # of zeros that are looked for behind the last file
 OPEN_FILES = 64  # most shards that a process keeps open
 
 
@@ -41,19 +43,23 @@ class TarShards(ImageFolder):
     """
 
     _open: dict[str, int] | None = None
+    unused = (*ImageFolder.unused, 'ann_file')
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """List the images of all shards, in the order of shard names and offsets."""
-        folder = Path(self.data_root)
-        if not folder.is_dir():
-            raise FileNotFoundError(f'data_root={self.data_root!r} is not a folder (from {os.getcwd()})')
-        shards = sorted(folder.glob('*.tar'))
+        self._check_folders()
+        found = [image for folder in self.folders for image in self._shards(Path(folder))]
+        if not found:
+            raise ValueError(f'the tar files in {self._place()} hold no file ending in {" ".join(self.suffixes)}')
+        return found
+
+    def _shards(self, folder: Path) -> list[dict[str, Any]]:
+        shards = sorted(path for path in folder.glob('*.tar') if not is_hidden(path.name))
         if not shards:
-            raise ValueError(f'data_root={self.data_root!r} holds no *.tar file; write some with '
+            raise ValueError(f'data_root={str(folder)!r} holds no *.tar file; write some with '
                              '`simmim prepare --shards-mb`, or use ImageFolder for files')  # fmt: skip
         index = folder / INDEX
-        listed = json.loads(index.read_text(encoding='utf-8'))['shards'] if index.is_file() else []
-        counts = {shard['file']: shard['images'] for shard in listed}
+        counts = _counts(index)
         if missing := sorted(set(counts) - {shard.name for shard in shards}):
             raise ValueError(f'{index} lists {", ".join(missing)}, which do not exist; copy them, or create them again')
         found: list[dict[str, Any]] = []
@@ -63,14 +69,18 @@ class TarShards(ImageFolder):
                 raise ValueError(f'{shard} holds {len(images)} images, but {INDEX} says {counts[shard.name]}; '
                                  'remove it and run the same `simmim prepare` again')  # fmt: skip
             found += images
-        if not found:
-            raise ValueError(f'the tar files in {self.data_root} hold no file ending in {" ".join(self.suffixes)}')
         return found
 
     def _images(self, shard: Path) -> list[dict[str, Any]]:
         try:
-            with tarfile.open(shard, 'r:') as tar:
+            with open(shard, 'rb', opener=open_regular) as file, tarfile.open(fileobj=file, mode='r:') as tar:
                 members = [member for member in tar if member.isfile()]
+                file.seek(tar.offset)
+                rest = file.read(END_BYTES)
+            if len(rest) < tarfile.BLOCKSIZE or rest.strip(b'\0'):  # tarfile takes any end for the end of the archive
+                raise tarfile.TarError(f'no end of archive behind its first {len(members)} files, at byte {tar.offset}')
+            if sparse := [member.name for member in members if member.issparse()]:
+                raise tarfile.TarError(f'{sparse[0]} is a sparse file')
         except (tarfile.TarError, OSError) as error:
             raise ValueError(f'{shard} is damaged, or not an uncompressed tar file ({error}); create it again, or '
                              'remove it') from error  # fmt: skip
@@ -87,13 +97,15 @@ class TarShards(ImageFolder):
         return {**info, 'img_bytes': self._read(*place)}
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
+        if size > MAX_BYTES:
+            raise ImageReadError(f'{printable(shard)}: a file of {size:,} bytes in it, more than {MAX_BYTES:,}')
         if self._open is None:
             self._open = {}
         try:
             if shard not in self._open:
                 if len(self._open) >= OPEN_FILES:
                     os.close(self._open.pop(next(iter(self._open))))
-                self._open[shard] = os.open(shard, os.O_RDONLY)
+                self._open[shard] = open_regular(shard)
             return os.pread(self._open[shard], size, offset)
         except OSError as error:
             raise ImageReadError(f'{printable(shard)}: {error}') from error
@@ -104,6 +116,18 @@ class TarShards(ImageFolder):
 
 
 INDEX = 'shards.json'
+
+
+def _counts(index: Path) -> dict[str, int]:
+    """Number of images per file, as `shards.json` says; {} without one."""
+    content = read_json(index)
+    try:
+        return {str(shard['file']): int(shard['images']) for shard in content.get('shards', ())}
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f'{str(index)!r} is damaged: it must list file and images of each shard; remove it, or run '
+                         'the same `simmim prepare` again') from error  # fmt: skip
+
+
 SEED = 0  # of the order of images: sequential readers get them shuffled
 
 
@@ -161,7 +185,7 @@ def _write(file: Path, samples: Iterable[tuple[int, str, str]]) -> None:
     with tarfile.open(part, 'w', format=tarfile.USTAR_FORMAT) as tar:
         for number, path, name in samples:
             for suffix, content in (
-                (os.path.splitext(name)[1].lower(), Path(path).read_bytes()),
+                (os.path.splitext(name)[1].lower(), _read(path)),
                 ('.txt', name.encode('utf-8', 'backslashreplace')),
             ):
                 member = tarfile.TarInfo(f'{number:09d}{suffix}')
@@ -170,6 +194,11 @@ def _write(file: Path, samples: Iterable[tuple[int, str, str]]) -> None:
     with part.open('rb') as written:
         os.fsync(written.fileno())
     part.replace(file)
+
+
+def _read(path: str) -> bytes:
+    with open(path, 'rb', opener=open_regular) as file:
+        return file.read()
 
 
 def _digest(names: list[str]) -> str:
@@ -181,8 +210,7 @@ def _check_index(target: Path, index: dict[str, Any]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     file = target / INDEX
     if file.is_file():
-        there = json.loads(file.read_text(encoding='utf-8'))
-        if there != index:
+        if read_json(file) != index:
             raise ValueError(f'{target} holds shards of other images, or of another size; choose another folder')
     else:
         file.write_text(json.dumps(index, indent=1), encoding='utf-8')

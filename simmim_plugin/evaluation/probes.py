@@ -119,7 +119,7 @@ class LabelledFolder:
         if not isinstance(data_root, str | os.PathLike):
             raise ValueError(f'data_root={data_root!r} must be the path of a folder with train and val')
         root = Path(data_root).expanduser()
-        found = [class_folders(dict(data_root=root, data_prefix=split)) for split in SPLITS]
+        found = [class_folders([root / split]) for split in SPLITS]
         if not found[0] or found[0] != found[1]:
             raise ValueError(
                 f'data_root={os.fspath(data_root)!r} needs the folders train and val, with the same class folders '

@@ -69,7 +69,7 @@ def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
         if 'dataset' in data and ('fraction' not in data or data.get('rest') or 'dataset' in data.dataset):
             raise ValueError(f'{name}: its training data may be reduced by a FewLabels, not by {data.type}')
         if 'data_prefix' not in innermost(data) or 'data_prefix' not in innermost(cfg.val_dataloader.dataset):
-            raise ValueError(f'{name}: its data must be a CustomDataset with data_prefix, a folder per class')
+            raise ValueError(f'{name}: its data must be ClassFolders with data_prefix, a folder per class')
         share = float(number(f'{name}: fraction', data.get('fraction', 1.0), 0, 1, 'see FewLabels', ends='(]'))
         if share in shares:
             raise ValueError(f'{name} and {shares[share]} have the same share of labels, {share:g}')

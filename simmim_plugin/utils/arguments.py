@@ -5,6 +5,7 @@ Each function returns the value or raises a ValueError such as
 """
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -52,6 +53,14 @@ def names(name: str, value: Any, hint: str = '') -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or any(not isinstance(item, str) for item in value):
         raise ValueError(f'{name}={value!r} must be a list of names{_more(hint)}')
     return tuple(value)
+
+
+def folders(name: str, value: Any) -> list[str]:
+    """The path of a folder, or a list of them, as a list; a leading ~ is the home folder."""
+    given = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(given, Sequence) or not given or any(not isinstance(path, str | os.PathLike) for path in given):
+        raise ValueError(f'{name}={value!r} must be the path of a folder, or a list of them')
+    return [os.path.expanduser(path) for path in given]
 
 
 def keys(name: str, value: Any, required: Sequence[str], optional: Sequence[str] = (), hint: str = '') -> Any:

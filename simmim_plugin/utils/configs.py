@@ -5,23 +5,32 @@ from typing import Any
 
 from mmengine.config import Config
 
+READING = ('channels', 'dtype', 'max_bytes', 'nodata')  # arguments of LoadImage that read_image has, too
+
 
 def training_data(cfg: Config) -> Any:
-    """Config of the training data set, see `innermost`; {} if there is none."""
+    """Config of the (first) training data set, see `innermost`; {} if there is none."""
     return innermost(cfg.train_dataloader.dataset) if cfg.get('train_dataloader') else {}
 
 
 def datasets_of(cfg: Config) -> list[Any]:
-    """Configs of the data sets of training, validation and test, see `innermost`."""
+    """Configs of all data sets of training, validation and test, see `inside`."""
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
-    return [innermost(loader.dataset) for loader in loaders if loader]
+    return [data for loader in loaders if loader for data in inside(loader.dataset)]
 
 
 def innermost(dataset: Any) -> Any:
-    """Config of the data set inside wrappers such as RepeatDataset."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+    """Config of the data set inside wrappers such as RepeatDataset; of several, the first."""
+    return inside(dataset)[0]
+
+
+def inside(dataset: Any) -> list[Any]:
+    """Configs of the data sets inside wrappers such as RepeatDataset (one) and ConcatDataset (several)."""
+    if 'dataset' in dataset:
+        return inside(dataset['dataset'])
+    if 'datasets' in dataset:
+        return [data for part in dataset['datasets'] for data in inside(part)]
+    return [dataset]
 
 
 def type_name(cfg: Mapping[str, Any]) -> str:
@@ -39,4 +48,4 @@ def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[s
 
 def reading_arguments(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Arguments of `read_image` to read images as the pipeline does."""
-    return {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in ('channels', 'dtype')}
+    return {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in READING}

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,16 @@ PART_SUFFIX = '.part'
 LOCK = '.lock'  # file in a locked folder; it stays, and means nothing unless a process holds the lock
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 _locks: dict[tuple[int, str], tuple[IO[str], int]] = {}  # process and folder -> lock file, how often it was taken
+# Folders that systems and devices create between a user's own; those with a leading dot are hidden anyway.
+SYSTEM_FOLDERS = (
+    '__MACOSX', '__pycache__', '@eaDir', '@Recycle', '@Recently-Snapshot', '#recycle', '#snapshot', '$RECYCLE.BIN',
+    'System Volume Information', 'lost+found',
+)  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether every list of images and classes passes over a name: one with a leading dot, or a system's folder."""
+    return name.startswith('.') or name in SYSTEM_FOLDERS
 
 
 @contextmanager
@@ -97,9 +108,34 @@ def unlock_folder(folder: str | os.PathLike[str]) -> None:
         file.close()
 
 
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Descriptor of a regular file, also as `opener` of `open`; without waiting for the writer of a named pipe.
+
+    Raises:
+        OSError: There is no such file, or it is a folder, a named pipe, a socket or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    code, what = (errno.EISDIR, 'Is a directory') if stat.S_ISDIR(mode) else (errno.EINVAL, 'Not a regular file')
+    raise OSError(code, what, os.fspath(path))
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; {} if it does not exist."""
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    """Read a JSON file with a dict; {} if it does not exist.
+
+    Raises:
+        ValueError: It holds something else; the message names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{str(path)!r} is damaged, or no JSON file ({error})') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{str(path)!r} holds a {type(content).__name__}, not a dict')
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from simmim_plugin import config
 from simmim_plugin.apis import train
 from simmim_plugin.commands import options as command_options
 from simmim_plugin.utils import errors, files, hardware
+from simmim_plugin.utils.distributed import WAIT
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
@@ -301,6 +302,18 @@ def test_workers_of_the_config_count(tmp_path):
         cfg = config.load_config(CONFIG, {**options, **given})
         train.prepare(cfg, CONFIG, str(tmp_path / 'work'))
         assert train.build_runner(cfg).train_dataloader.num_workers == workers
+
+
+def test_a_dumped_config_runs_without_workers(image_folder, tmp_path):
+    """It has the timeout that was filled in for workers, for which PyTorch raises without them."""
+    small = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    cfg = config.load_config(small, {'data_root': str(image_folder), 'train_dataloader.batch_size': 4})
+    train.build_runner(train.prepare(cfg, small, str(tmp_path / 'work')))
+    assert cfg.train_dataloader.timeout == WAIT
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = config.load_config(str(tmp_path / 'dumped.py'), {'train_dataloader.num_workers': 0})
+    loader = train.build_runner(train.prepare(dumped, 'dumped.py', str(tmp_path / 'work'))).train_dataloader
+    assert len(list(loader)) == 3
 
 
 @pytest.mark.parametrize('stops', [False, True])

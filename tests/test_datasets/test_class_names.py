@@ -66,3 +66,15 @@ def test_what_does_not_fit_is_named(coco, model, files, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         fill_in_classes(ConfigDict(model), data)
     assert data[0].metainfo is None
+
+
+def test_json_of_openmmlab_names_its_classes(tmp_path):
+    content = dict(metainfo=dict(classes=['cat', 'dog']), data_list=[dict(img_path='a.jpg', gt_label=1)])
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    assert class_names(dataset(tmp_path, 'train.json')) == ['cat', 'dog']
+    (tmp_path / 'train.json').write_text('{"metainfo": ')
+    with pytest.raises(ValueError, match=r"train.json' is damaged, or no JSON file"):
+        class_names(dataset(tmp_path, 'train.json'))
+    (tmp_path / 'train.json').write_text('[1]')
+    with pytest.raises(ValueError, match=r"train.json' holds a list, not a dict"):
+        class_names(dataset(tmp_path, 'train.json'))

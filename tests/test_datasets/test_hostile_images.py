@@ -14,9 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import astronaut
+from torch.utils.data import DataLoader
 
-from simmim_plugin import ImageFolder, LoadImage, RandomResizedCrop
+from simmim_plugin import ImageFolder, LoadImage, RandomResizedCrop, TarShards
 from simmim_plugin.datasets.images import ImageReadError, read_image
+from simmim_plugin.datasets.preparation.mean_std import folder_mean_std
+from simmim_plugin.datasets.preparation.shrink import prepare_folder
+from simmim_plugin.datasets.tar_shards import write_shards
 
 PIPELINE = [dict(type='simmim_plugin.LoadImage', defer=True), dict(type='simmim_plugin.RandomResizedCrop', size=32)]
 PHOTO = np.ascontiguousarray(astronaut()[:120, :160])
@@ -159,6 +163,112 @@ def test_a_folder_of_them_is_read_to_the_end(tmp_path):
         for i in range(len(strict)):
             strict[i]
     str(error.value).encode('utf-8')
+
+
+def cut_jpeg(side):
+    """A JPEG that claims a size and has pixels of 16 x 16 px: libjpeg takes the rest to be grey."""
+    return with_size(encoded('JPEG', np.zeros((16, 16, 3), np.uint8)), side, side)
+
+
+def peak_in_child(call):
+    """MiB that a forked process needs more than before, and its exit code: 0 for an ImageReadError."""
+    pid = os.fork()
+    if not pid:
+        before, code = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 1
+        try:
+            call()
+        except ImageReadError:
+            code = 0
+        finally:
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+            os._exit(code or min(255, 10 + grown // 10))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return None if code == 1 else 10 * (code - 10)
+
+
+def deep_tiff(path):
+    """A TIFF of some 100 kB: 5 GB of zeros, 30 samples per pixel."""
+    tile = zlib.compress(bytes(2048 * 2048 * 30))
+    tifffile.imwrite(
+        path, iter([tile] * 49), shape=(13000, 13000, 30), dtype=np.uint8, tile=(2048, 2048), compression='zlib',
+        photometric='minisblack', planarconfig='contig',
+    )  # fmt: skip
+
+
+TOO_LARGE = {
+    'deep.tif': deep_tiff,
+    'grey.jpg': lambda path: path.write_bytes(cut_jpeg(13000)),
+    'grey.png': lambda path: path.write_bytes(png_bomb(14000)),
+    'pages.tif': lambda path: tifffile.imwrite(path, np.zeros((600, 1024, 1024), np.uint8), compression='zlib'),
+}
+
+
+@pytest.mark.parametrize('name', TOO_LARGE)
+def test_the_limit_counts_the_bytes_of_the_decoded_array(name, tmp_path):
+    TOO_LARGE[name](tmp_path / name)
+    for channels, defer in ((30, False), (3, True)):
+        load = LoadImage(channels, defer=defer)
+        assert peak_in_child(lambda load=load: load({'img_path': str(tmp_path / name)})) <= 300  # MiB
+
+
+def test_the_limit_is_stated_and_can_be_set(tmp_path):
+    """100 x 50 px of 3 bytes are 15,000 bytes, of 3 floats 60,000."""
+    for name, content in (('a.png', encoded('PNG', np.zeros((50, 100, 3), np.uint8))),
+                          ('a.jpg', encoded('JPEG', np.zeros((50, 100, 3), np.uint8))),
+                          ('a.tif', tiff(np.zeros((50, 100, 3), np.uint8)))):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        sample = {'img_path': str(tmp_path / name)}
+        assert LoadImage(max_bytes=15_200)(dict(sample))['img'].shape == (3, 50, 100)
+        with pytest.raises(ImageReadError, match=rf'{name}: it takes 15,000 bytes, more than max_bytes=14,999 of Load'):
+            LoadImage(max_bytes=14_999, defer=True)(dict(sample))
+        with pytest.raises(ImageReadError, match=r'it takes 60,000 bytes, more than max_bytes=59,999'):
+            LoadImage(max_bytes=59_999, dtype='float32')(dict(sample))
+    with pytest.raises(ValueError, match=r'LoadImage.max_bytes=0 must be a whole number of at least 1'):
+        LoadImage(max_bytes=0)
+
+
+def test_what_holds_no_pixels_is_a_bad_image(tmp_path):
+    content = bytearray(tiff(np.full((64, 64), 7, np.uint8)))
+    at = content.index(struct.pack('<HHII', 279, 4, 1, 4096))  # StripByteCounts
+    content[at + 8 : at + 12] = bytes(4)
+    (tmp_path / 'nothing.tif').write_bytes(content)
+    with pytest.raises(ImageReadError, match=r'nothing.tif: it holds no pixels'):
+        read_image(tmp_path / 'nothing.tif')
+
+
+SPECIAL = ['pipe.jpg', 'pipe.png', 'pipe.tif', 'pipe.npy', 'device.jpg', 'link.jpg']
+
+
+@pytest.fixture
+def special(tmp_path):
+    """Five photos, and named pipes and devices that are called like images: a pipe waits for ever for a writer."""
+    for i in range(5):
+        (tmp_path / f'{i}.jpg').write_bytes(JPEG)
+    for name in SPECIAL[:4]:
+        os.mkfifo(tmp_path / name)
+    (tmp_path / 'device.jpg').symlink_to('/dev/zero')
+    (tmp_path / 'link.jpg').symlink_to(tmp_path / 'pipe.jpg')
+    return tmp_path
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_named_pipe_is_a_bad_image(special, workers):
+    dataset = ImageFolder(str(special), PIPELINE, max_bad_ratio=1.0)
+    loader = DataLoader(dataset, 4, num_workers=workers, timeout=60 if workers else 0)
+    assert sum(len(batch['img']) for batch in loader) == 11
+    assert {os.path.basename(path) for path in dataset.bad_images()} == set(SPECIAL)
+
+
+def test_no_tool_waits_for_a_named_pipe(special, tmp_path_factory):
+    out = tmp_path_factory.mktemp('out')
+    folder_mean_std(str(special))
+    assert prepare_folder(str(special), str(out / 'small'))['unreadable'] == len(SPECIAL)
+    with pytest.raises(OSError, match=r"Not a regular file: '.*(pipe|link|device)\."):
+        write_shards(special, out / 'shards', 1)
+    (out / 'tar').mkdir()
+    os.mkfifo(out / 'tar/a.tar')
+    with pytest.raises(ValueError, match=r'a.tar is damaged, or not an uncompressed tar file .*Not a regular file'):
+        TarShards(str(out / 'tar'))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')

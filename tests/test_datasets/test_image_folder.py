@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from simmim_plugin import ImageFolder, LoadImage, PackagePhotos
+from simmim_plugin import ImageFolder, LoadImage, PackagePhotos, TarShards
 from simmim_plugin.datasets.image_folder import TooManyBadImagesError, list_images
 
 
@@ -116,3 +116,56 @@ def test_package_photos():
     dataset = PackagePhotos([LoadImage()])
     assert len(dataset) == 9
     assert all(sample['img'].shape[0] == 3 and min(sample['img'].shape[1:]) >= 300 for sample in dataset)
+
+
+def names(dataset):
+    return [os.path.relpath(dataset.get_data_info(i)['img_path'], dataset.data_root) for i in range(len(dataset))]
+
+
+def test_a_list_of_files_and_a_subfolder_are_honoured(image_folder):
+    """A user of other toolboxes would otherwise pretrain on the validation images."""
+    (image_folder / 'train.txt').write_text('part0/00.jpg 3\npart1/01.jpg 0\n\n')
+    assert names(ImageFolder(str(image_folder), ann_file='train.txt')) == ['part0/00.jpg', 'part1/01.jpg']
+    below = ImageFolder(str(image_folder), data_prefix=dict(img_path='part1'))
+    assert names(below) == sorted(f'part1/{path.name}' for path in (image_folder / 'part1').glob('*.jpg'))
+    (image_folder / 'train.txt').write_text('01.jpg')
+    assert names(ImageFolder(str(image_folder), ann_file='train.txt', data_prefix='part1')) == ['part1/01.jpg']
+    (image_folder / 'train.txt').write_text('{"data_list": []}')
+    with pytest.raises(ValueError, match=r'train.txt., line 1: .* is not the path of an image, such as a/b.jpg'):
+        ImageFolder(str(image_folder), ann_file='train.txt')
+    with pytest.raises(FileNotFoundError, match=r"ann_file '.*val.txt' does not exist"):
+        ImageFolder(str(image_folder), ann_file='val.txt')
+
+
+def test_several_folders_in_their_order(image_folder):
+    parts = [str(image_folder / name) for name in ('part1', 'part0')]
+    several, single = ImageFolder(parts), [ImageFolder(part) for part in parts]
+    assert len(several) == 12 == sum(map(len, single))
+    assert several.get_data_info(0)['img_path'].startswith(parts[0])
+    with pytest.raises(FileNotFoundError, match=r"data_root='.*nowhere' is not a folder"):
+        ImageFolder([parts[0], '/nowhere'])
+    with pytest.raises(ValueError, match=r'data_root=\[\] must be the path of a folder, or a list of them'):
+        ImageFolder([])
+
+
+@pytest.mark.parametrize(
+    ('kind', 'arguments', 'error'),
+    [
+        (ImageFolder, dict(split='train'), "unexpected keyword argument 'split'"),
+        (ImageFolder, dict(filter_cfg=dict(min_size=8)), r'ImageFolder does not use filter_cfg='),
+        (ImageFolder, dict(data_prefix=dict(img='train')), r'data_prefix=.* must be a dict of img_path \(optional\)'),
+        (TarShards, dict(ann_file='train.txt'), 'TarShards does not use ann_file=.train.txt.; remove it'),
+    ],
+)
+def test_arguments_that_would_do_nothing_are_errors(image_folder, kind, arguments, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        kind(str(image_folder), **arguments)
+
+
+HIDDEN = ('.ipynb_checkpoints', '@eaDir', '__MACOSX')
+
+
+def test_hidden_folders_are_not_listed(image_folder):
+    for name in HIDDEN:
+        shutil.copytree(image_folder / 'part0', image_folder / 'part0' / name)
+    assert len(list_images(str(image_folder))) == 12

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,64 @@ def test_a_broken_shard_is_named(shards, fault):
     else:
         second.write_bytes(b'')
     with pytest.raises(ValueError, match=message):
+        TarShards(str(shards))
+
+
+@pytest.fixture
+def plain(image_folder, tmp_path):
+    """A tar file of three images as others write it, without shards.json; its bytes, and the offsets of the headers."""
+    (tmp_path / 'plain').mkdir()
+    path = tmp_path / 'plain/a.tar'
+    with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for i, image in enumerate(sorted(image_folder.rglob('*.jpg'))[:3]):
+            tar.add(image, f'{i}.jpg')
+    with tarfile.open(path) as tar:
+        offsets = [member.offset for member in tar.getmembers()]
+    return path, path.read_bytes(), offsets
+
+
+def test_a_damaged_tar_without_an_index_is_named_and_counted(plain):
+    path, content, (_, second, third) = plain
+    assert len(TarShards(str(path.parent))) == 3
+    flipped = bytearray(content)
+    flipped[second + 20] ^= 0xFF
+    zeroed = bytearray(content)
+    zeroed[second : second + 512] = bytes(512)
+    for damaged, count, place in ((flipped, 1, second), (zeroed, 1, second), (content[:third], 2, third),
+                                  (content[: third + 700], 2, None), (content + content, 3, None)):  # fmt: skip
+        path.write_bytes(damaged)
+        where = '' if place is None else f' at byte {place}'
+        message = rf'a.tar is damaged, .*(no end of archive behind its first {count} files,{where}|unexpected end)'
+        with pytest.raises(ValueError, match=message):
+            TarShards(str(path.parent))
+
+
+def test_a_sparse_member_is_named(plain):
+    path, *_ = plain
+    header = tarfile.TarInfo('0.jpg')
+    header.size, header.type = 512, tarfile.GNUTYPE_SPARSE
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[386:410] = b'%011o\0%011o\0' % (0, 512)  # a piece of 512 bytes
+    block[483:495] = b'%011o\0' % (2**33 - 1)  # the size that it claims
+    block[148:156] = b' ' * 8
+    block[148:156] = b'%06o\0 ' % sum(block)
+    path.write_bytes(bytes(block) + bytes(512) + bytes(10240))
+    with pytest.raises(ValueError, match=r'a.tar is damaged, or .*\(0.jpg is a sparse file\)'):
+        TarShards(str(path.parent))
+
+
+def test_a_member_larger_than_any_image_is_a_bad_image(shards, monkeypatch):
+    monkeypatch.setattr(tar_shards, 'MAX_BYTES', 100)
+    dataset = TarShards(str(shards), PIPELINE)
+    with pytest.raises(RuntimeError, match=r'cannot be read, .* a file of [\d,]+ bytes in it, more than 100'):
+        dataset[0]
+
+
+@pytest.mark.parametrize('content', ['{"shards": [{}]}', '{"shards": 3}', '{"shards": [{"file": "a", "images": "x"}]}',
+                                     '{"shards": [', '[]', '{"shards": [[]]}'])  # fmt: skip
+def test_a_damaged_index_is_named(shards, content):
+    (shards / 'shards.json').write_text(content)
+    with pytest.raises(ValueError, match=r"shards.json' (is damaged|holds a list)"):
         TarShards(str(shards))
 
 

@@ -169,6 +169,8 @@ class PackagePhotos(ImageFolder):
         'sklearn': ('datasets/images', ('china.jpg', 'flower.jpg')),
     }  # fmt: skip
 
+    unused = (*ImageFolder.unused, 'ann_file', 'data_prefix')
+
     def __init__(self, pipeline: Sequence[Any] = (), **kwargs: Any) -> None:
         super().__init__(data_root='', pipeline=pipeline, **kwargs)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import ARRAY_SUFFIXES, MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits, read_tiff
 from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.files import open_regular, read_json
 
 SETTINGS = 'prepare.json'
 UNREADABLE = 'unreadable.txt'
@@ -114,7 +115,7 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
     Raises:
         Exception: Of the decoder, for a damaged file.
     """
-    with Image.open(path) as opened:
+    with open(path, 'rb', opener=open_regular) as source, Image.open(source) as opened:
         image: Image.Image = opened
         if has_many_bits(image):
             image.load()
@@ -148,11 +149,12 @@ def check_values(path: Path) -> None:
     Raises:
         Exception: Of the decoder, for a damaged file.
     """
-    if path.name.lower().endswith(ARRAY_SUFFIXES):
-        np.load(path, allow_pickle=False)
-    elif read_tiff(path) is None:
-        with Image.open(path) as image:
-            image.load()
+    with open(path, 'rb', opener=open_regular) as source:
+        if path.name.lower().endswith(ARRAY_SUFFIXES):
+            np.load(source, allow_pickle=False)
+        elif read_tiff(source) is None:
+            with Image.open(source) as image:
+                image.load()
 
 
 def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int, str]:
@@ -194,7 +196,7 @@ def _check_target(source: Path, target: Path, settings: Settings) -> None:
     file = target / SETTINGS
     here = {'source': str(source.resolve()), **asdict(settings)}
     if file.is_file():
-        there = json.loads(file.read_text(encoding='utf-8'))
+        there = read_json(file)
         if there != here:
             raise ValueError(f'{target} was made with {there}, not {here}; choose another folder, or remove it')
     elif any(target.iterdir()):

@@ -97,7 +97,7 @@ class RandomResizedCrop:
         try:
             return image.decode(least)
         except ValueError:  # `read_image` may read part of a damaged file, or reports what is wrong
-            decoded = read_image(image.path, data=image.data)
+            decoded = read_image(image.path, data=image.data, max_bytes=image.max_bytes)
         if (decoded.shape[-2], decoded.shape[-1]) != image.size:
             raise ImageReadError(f'{printable(image.path)}: it has {tuple(decoded.shape)} pixels, not {image.size}')
         return decoded

@@ -1,5 +1,6 @@
 """Transforms that load the image of a sample, and pack the sample for the model."""
 
+import math
 from typing import Any
 
 import cv2
@@ -8,16 +9,16 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.datasets.images import DTYPES, ImageReadError, photo_rows, read_image
-from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
+from simmim_plugin.datasets.jpeg import MAX_BYTES, PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
-from simmim_plugin.utils.arguments import choice, whole
+from simmim_plugin.utils.arguments import choice, number, whole
 from simmim_plugin.utils.files import printable
 
 
-def _read_pending(path: str, data: bytes | None) -> PendingJPEG | None:
+def _read_pending(path: str, data: bytes | None, max_bytes: int) -> PendingJPEG | None:
     try:
-        return pending_jpeg(path, data)
+        return pending_jpeg(path, data, max_bytes)
     except OSError as error:
         raise ImageReadError(f'{printable(path)}: {error}') from error
 
@@ -35,15 +36,29 @@ class LoadImage:
         keep: Number of decoded images that each process keeps in memory; for small data sets.
         defer: Let our `RandomResizedCrop` decode JPEGs, at the scale that its crop needs. Only for 3 channels of uint8
             and images that are not kept; `ImageFolder` disables it if another transform follows.
+        max_bytes: Largest size of a decoded image, in bytes; larger ones count as bad.
+        nodata: Value that stands for missing data, see `read_image`; it is filled with the mean of the others.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, channels: int = 3, dtype: str = 'uint8', keep: int = 0, defer: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int = 3,
+        dtype: str = 'uint8',
+        keep: int = 0,
+        defer: bool = False,
+        max_bytes: int = MAX_BYTES,
+        nodata: float | None = None,
+    ) -> None:
         self.channels = whole('LoadImage.channels', channels, 1, hint='3 for RGB')
         self.dtype = choice('LoadImage.dtype', dtype, DTYPES)
         self.keep = whole('LoadImage.keep', keep, 0, hint='the number of images to keep in memory')
+        self.max_bytes = whole('LoadImage.max_bytes', max_bytes, 1, hint='512 MiB is usual: 2**29')
+        if nodata is not None and not (isinstance(nodata, float) and math.isnan(nodata)):
+            number('LoadImage.nodata', nodata, hint='e.g. -9999')
+        self.nodata = nodata
         self.defer = defer and channels == 3 and dtype == 'uint8'
         self._kept: dict[str, Tensor] = {}
 
@@ -52,9 +67,9 @@ class LoadImage:
         path, data = results['img_path'], results.pop('img_bytes', None)
         image: Tensor | PendingJPEG | None = self._kept.get(path)
         if image is None and self.defer and len(self._kept) >= self.keep:
-            image = _read_pending(path, data)
+            image = _read_pending(path, data, self.max_bytes)
         if image is None:
-            image = read_image(path, self.channels, self.dtype, data)
+            image = read_image(path, self.channels, self.dtype, data, self.max_bytes, self.nodata)
             if len(self._kept) < self.keep:
                 self._kept[path] = image
         results['img'] = image

@@ -87,6 +87,8 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args:  # MMEngine would raise at the first checkpoint
+            raise TypeError(f'SimMIMCheckpointHook has no argument {next(iter(self.args))!r}')
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)

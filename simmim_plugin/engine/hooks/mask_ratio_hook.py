@@ -103,16 +103,16 @@ class MaskRatioHook(Hook):
 
 
 def _datasets(dataset: Any) -> list[BaseDataset]:
-    """Base datasets inside MMEngine's RepeatDataset and ConcatDataset."""
+    """Base datasets inside MMEngine's RepeatDataset, ClassBalancedDataset and ConcatDataset."""
     if isinstance(dataset, ImageFolder):
         return [dataset]
     kind = type(dataset).__name__
-    if kind == 'RepeatDataset':
+    if kind in ('RepeatDataset', 'ClassBalancedDataset'):
         return _datasets(dataset.dataset)
     if kind == 'ConcatDataset':
         return [base for part in dataset.datasets for base in _datasets(part)]
     raise ValueError(
-        f'MaskRatioHook needs ImageFolder (also inside RepeatDataset or ConcatDataset) as training data, got {kind}, '
+        f'MaskRatioHook needs ImageFolder (also inside RepeatDataset, ConcatDataset ...) as training data, got {kind}, '
         'which does not pass the iteration to the masks'
     )
 
