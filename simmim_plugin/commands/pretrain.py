@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f'DATA {args.data!r} is not a folder (from {Path.cwd()})')
     images = len(ImageFolder(args.data))
     values = dict(
-        command=recipes.command_of(out), base=str(CONFIGS / base), data=str(Path(args.data).resolve()), seed=args.seed,
-        arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
-        warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
+        command=recipes.in_docstring(recipes.command_of(out)), base=str(CONFIGS / base),
+        data=str(Path(args.data).resolve()), seed=args.seed, arch='' if tiny else f'arch={args.arch!r}, ', size=size,
+        patch=patch, unit=2 * patch, epochs=epochs, warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip
     if epochs == values['warmup']:
         values['then'] = ''
