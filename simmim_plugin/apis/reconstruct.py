@@ -18,7 +18,7 @@ from simmim_plugin.models.losses import masked_loss
 from simmim_plugin.models.masks import MASKS, pixel_mask
 from simmim_plugin.registry import SCOPE
 from simmim_plugin.utils.arguments import grid_of, sides
-from simmim_plugin.utils.configs import reading_arguments, transform_arguments
+from simmim_plugin.utils.configs import reading_arguments, transform_arguments, type_name
 from simmim_plugin.utils.random_state import fixed_seed
 from simmim_plugin.visualization.sheets import check_picture_name, reconstruction_sheet
 
@@ -131,10 +131,10 @@ def _generator(
 ) -> Any:
     """The mask generator of the training for images of a size, with another ratio if one is given."""
     masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
-    other = next((t for t in pipeline if str(t['type']).endswith('MaskGenerator')), None)
+    other = next((t for t in pipeline if type_name(t).endswith('MaskGenerator')), None)
     if not masking and other is not None and mask_ratio is None:  # such as mmpretrain.BEiTMaskGenerator
         init_default_scope(SCOPE)
-        return TRANSFORMS.build(other)
+        return TRANSFORMS.build(other)  # its type was checked when the checkpoint was read
     if mask_ratio is not None and ('local' in masking or 'global_' in masking):
         raise ValueError(
             f'--mask-ratio {mask_ratio}: this model was trained with local and global masks; leave the ratio out, or '

@@ -96,7 +96,7 @@ def convert_file(
     else:
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
         if to == 'plugin':
-            has_note = kind == 'plugin' and 'pipeline' in saved.note
+            has_note = kind == 'plugin' and 'pipeline' in saved.note and bool(saved.built)  # raises, if not for tools
             wrapped[NOTE] = saved.note if has_note else note_of(facts, *check_mean_std(facts.in_channels, *given))
         save_file(converted.state if to == 'timm' else wrapped, target)
     if to == 'timm':

@@ -129,7 +129,10 @@ def _load_safetensors(path: str | os.PathLike[str], map_location: str) -> dict[s
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: it is damaged or no checkpoint') from error
-    note = {NOTE: json.loads(metadata[NOTE])} if NOTE in metadata else {}
+    try:
+        note = {NOTE: json.loads(metadata[NOTE])} if NOTE in metadata else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: its config is no JSON') from error
     return {'state_dict': tensors, **note}
 
 

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
+from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
 from simmim_plugin.checkpoints.state_dicts import backbone_state
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import Fitted, check_fits, fit_state
 from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.models.vit import SimMIMViT
-from simmim_plugin.registry import SCOPE, WEIGHT_INITIALIZERS, build_part
+from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS, WEIGHT_INITIALIZERS, build_part
+from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
-TRAINING_ONLY = ('frozen_stages', 'with_cp', 'init_cfg', 'out_indices')  # arguments of SimMIMViT
+TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
 
 
 class Saved(NamedTuple):
@@ -30,7 +32,7 @@ class Saved(NamedTuple):
 
     path: str  # for messages
     state: dict[str, Tensor]  # with the names in the file
-    note: dict[str, Any]  # `checkpoint['simmim_plugin']`; {} without
+    note: dict[str, Any]  # `checkpoint['simmim_plugin']`, plain data; {} without
 
     @property
     def model(self) -> dict[str, Any]:
@@ -53,11 +55,27 @@ class Saved(NamedTuple):
         Raises:
             ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
         """
-        backbone = self.model.get('backbone') or {}
+        backbone = self.model and self.part('backbone')  # raises without a model
         if type_name(backbone) != 'SimMIMViT':
             found = backbone.get('type')
             raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
-        return backbone
+        with _named(self.path):
+            return buildable(backbone, 'model.backbone', MODELS)
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """Config of what a tool builds: the whole SimMIM, or the backbone of another model.
+
+        Raises:
+            ValueError: The checkpoint has none, or it or a mask generator has a type that is not built from a file.
+        """
+        with _named(self.path):
+            for i, transform in enumerate(self.pipeline):
+                if type_name(transform).endswith('MaskGenerator'):
+                    buildable(transform, f'pipeline[{i}]', TRANSFORMS)
+            if type_name(self.model) == 'SimMIM':
+                return buildable(self.model, 'model', MODELS)
+        return self.backbone
 
     @property
     def pipeline(self) -> list[dict[str, Any]]:
@@ -66,18 +84,21 @@ class Saved(NamedTuple):
 
     def part(self, name: str) -> dict[str, Any]:
         """Config of a part of the model, such as 'backbone'; {} without."""
-        return self.note.get('model', {}).get(name) or {}
+        part = self.note.get('model', {}).get(name)
+        return part if isinstance(part, dict) else {}
 
     @property
     def img_size(self) -> tuple[int, int] | None:
         """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
         size = self.part('backbone').get('img_size')
-        return (size, size) if isinstance(size, int) else size and tuple(size)
+        with _named(self.path):
+            return None if size is None else sides('img_size', size)
 
     @property
     def grid(self) -> Grid | None:
         """`img_size` in patches."""
-        patch = self.part('backbone').get('patch_size', 16)
+        with _named(self.path):
+            patch = whole('patch_size', self.part('backbone').get('patch_size', 16), 1)
         return self.img_size and (self.img_size[0] // patch, self.img_size[1] // patch)
 
 
@@ -100,8 +121,9 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
 def _saved(path: str, content: Any) -> Saved:
     state = tensors_of(content)
     note = content.get(NOTE)
-    known = isinstance(note, Mapping) and isinstance(note.get('model'), Mapping)
-    return Saved(path, state, dict(note) if known else {})
+    if not isinstance(note, Mapping) or not isinstance(note.get('model'), Mapping):
+        return Saved(path, state, {})
+    return Saved(path, state, plain_copy(note))
 
 
 @contextmanager
@@ -152,7 +174,7 @@ def build_data_preprocessor(saved: Saved) -> SimMIMDataPreprocessor:
         ValueError: The checkpoint has no mean and std, or the model was trained on images in BGR.
     """
     noted = saved.part('data_preprocessor')
-    if noted.get('mean') is None or noted.get('std') is None:
+    if not isinstance(noted.get('mean'), list | tuple) or not isinstance(noted.get('std'), list | tuple):
         raise ValueError(
             f'checkpoint {saved.path!r} has no mean and std of the images; data_preprocessor of its model needs them'
         )
@@ -189,7 +211,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
-    model = build_part(saved.model)
+    model = build_part(saved.built)
     with _named(path):
         check_fits(model.state_dict(), saved.state)
     model.load_state_dict(saved.state)

@@ -1,7 +1,9 @@
 """Fine-tune a checkpoint for classification without writing a config: the command writes it."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from simmim_plugin.commands.options import add_recipe
 from simmim_plugin.utils.resources import CONFIGS
@@ -19,6 +21,10 @@ RECIPES = {
     False: ('finetune/vit-b_folder.py', 100, ('scale', 'scale', 'crop_size')),
 }
 EDGE = 256 / 224  # shorter side of a test image / side of its crop
+DEFAULTS = dict(
+    arch='base', img_size=224, patch_size=16, in_channels=3, layer_scale_init_value=0.1, use_abs_pos_embed=False,
+    use_shared_rel_pos_bias=True, use_rel_pos_bias=False,
+)  # of SimMIMViT  # fmt: skip
 
 TEXT = '''"""Written by `simmim finetune`; everything else is inherited.
 
@@ -72,7 +78,6 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.config import load_config
     from simmim_plugin.datasets.class_names import class_folders
     from simmim_plugin.datasets.image_folder import ImageFolder
-    from simmim_plugin.models.layers.architecture import ARCH_KEYS, ARCHS
     from simmim_plugin.utils.arguments import multiple
 
     recipes.check_arguments(args)
@@ -84,25 +89,21 @@ def run(args: argparse.Namespace) -> None:
                 raise FileNotFoundError(
                     f'DATA {folder!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
                 )
-    backbone = read(args.checkpoint).backbone
-    if backbone.get('in_channels', 3) != 3:
+    backbone = read(args.checkpoint).backbone  # data from elsewhere, which is written into a program below
+    if (channels := backbone.get('in_channels', 3)) != 3:
         raise ValueError(
-            f'checkpoint {args.checkpoint!r} is for images of {backbone["in_channels"]} channels, for which '
+            f'checkpoint {args.checkpoint!r}: in_channels={channels!r}, images of as many channels, for which '
             '`simmim finetune` has no recipe; write a config (docs/finetune.md)'
         )
-    arch = backbone.get('arch', 'base')
-    arch = ARCHS[arch] if isinstance(arch, str) else {key: arch[key] for key in ARCH_KEYS}
-    patch, size = backbone.get('patch_size', 16), args.img_size
-    size = backbone.get('img_size', 224) if size is None else size
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ValueError(f'{args.checkpoint!r} was trained at {size} px (height, width); give one side by --img-size')
-    size = sides.pop()
-    settings = dict(
-        img_size=size, patch_size=patch, layer_scale_init_value=backbone.get('layer_scale_init_value', 0.1),
-        use_abs_pos_embed=backbone.get('use_abs_pos_embed', False),
-        use_rel_pos_bias=backbone.get('use_shared_rel_pos_bias', True) or backbone.get('use_rel_pos_bias', False),
-    )  # fmt: skip
+    arch, settings = settings_of(backbone, args.checkpoint)
+    patch, size = settings['patch_size'], args.img_size
+    if size is None:
+        size, width = settings['img_size']
+        if size != width:
+            raise ValueError(
+                f'{args.checkpoint!r} was trained at {size} x {width} px (height x width); give one side by --img-size'
+            )
+    settings['img_size'] = size
     multiple('--img-size', size, patch, 'whole patches of the checkpoint')
     recipe, epochs, (crop, resize, center_crop) = RECIPES[size < SMALL]
     epochs = args.epochs or epochs
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         cfg.model.backbone = dict(cfg.model.backbone, arch=arch, **settings)
         fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
     text = TEXT.format(
-        command=recipes.command_of(out), base=str(CONFIGS / recipe), data=data,
+        command=recipes.in_docstring(recipes.command_of(out)), base=str(CONFIGS / recipe), data=data,
         checkpoint=str(Path(args.checkpoint).resolve()), seed=args.seed, arch=arch, settings=settings,
         width=arch['embed_dims'], crop=crop, resize=resize, center_crop=center_crop, size=size,
         edge=round(size * EDGE), batch=fit.batch, warmup=max(1, epochs // 5), epochs=epochs,
@@ -123,3 +124,27 @@ def run(args: argparse.Namespace) -> None:
     print(f'classes: {len(class_folders(parts))}, the folders of {", ".join(map(str, parts))}')
     recipes.print_summary(cfg, images, fit, args.devices, epochs)
     recipes.start(path, args)
+
+
+def settings_of(backbone: Mapping[str, Any], checkpoint: str) -> tuple[dict[str, int], dict[str, Any]]:
+    """Architecture and further arguments of the backbone of a checkpoint for its fine-tuning, each of them checked.
+
+    Raises:
+        ValueError: A value is of another type or out of range; the message names the checkpoint.
+    """
+    from simmim_plugin.models.layers.architecture import ARCH_KEYS, arch_settings
+    from simmim_plugin.utils.arguments import flag, number, sides, whole
+
+    value = {**DEFAULTS, **backbone}
+    try:
+        arch = dict(zip(ARCH_KEYS, arch_settings(value['arch'])))
+        settings = dict(
+            img_size=sides('img_size', value['img_size']),
+            patch_size=whole('patch_size', value['patch_size'], 1),
+            layer_scale_init_value=number('layer_scale_init_value', value['layer_scale_init_value'], 0),
+            use_abs_pos_embed=flag('use_abs_pos_embed', value['use_abs_pos_embed']),
+        )
+        tables = [flag(name, value[name]) for name in ('use_shared_rel_pos_bias', 'use_rel_pos_bias')]
+    except ValueError as error:
+        raise ValueError(f'checkpoint {checkpoint!r}: {error}') from error
+    return arch, {**settings, 'use_rel_pos_bias': any(tables)}

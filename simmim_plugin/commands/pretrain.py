@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     data = recipes.data_folders(args)
     images = len(ImageFolder(data))
     values = dict(
-        command=recipes.command_of(out), base=str(CONFIGS / base), data=data, seed=args.seed,
+        command=recipes.in_docstring(recipes.command_of(out)), base=str(CONFIGS / base), data=data, seed=args.seed,
         arch='' if tiny else f'arch={args.arch!r}, ', size=size, patch=patch, unit=2 * patch, epochs=epochs,
         warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip

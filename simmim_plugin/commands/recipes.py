@@ -20,6 +20,7 @@ from simmim_plugin.config import RUNNER_KEYS, fill_in_parts, load_config
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.configs import without_variables
 from simmim_plugin.utils.counters import saved_bytes
 from simmim_plugin.utils.files import check_writable, lock_folder
 from simmim_plugin.utils.hardware import default_workers, free_memory
@@ -149,6 +150,7 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     """
     check_writable(str(out))
     lock_folder(out)
+    text = without_variables(text)
     path = out / 'config.py'
     old = path.read_text(encoding='utf-8') if path.is_file() else text
     if old != text and not old.startswith(WRITTEN):
@@ -181,7 +183,12 @@ def _settings(text: str) -> dict[str, Any]:
 
 def command_of(out: Path) -> str:
     """The command that trains the config in a work dir."""
-    return shlex.join(['simmim', 'train', str(out / 'config.py'), '--work-dir', str(out)]).replace('\\', '\\\\')
+    return shlex.join(['simmim', 'train', str(out / 'config.py'), '--work-dir', str(out)])
+
+
+def in_docstring(text: str) -> str:
+    """Text as it is written between triple quotes."""
+    return text.replace('\\', '\\\\').replace('"', '\\"')
 
 
 def print_summary(cfg: Config, images: int, fit: Fit, devices: int, epochs: int) -> None:

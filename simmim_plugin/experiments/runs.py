@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.utils.arguments import whole
-from simmim_plugin.utils.configs import training_data
+from simmim_plugin.utils.configs import training_data, without_variables
 from simmim_plugin.utils.files import check_writable, read_json, write_json
 from simmim_plugin.utils.resources import TOOLS
 from simmim_plugin.visualization.curves import read_scalars
@@ -116,7 +116,7 @@ class Stages:
             RuntimeError: The training failed, or did not load the weights of `load_from`; the message names its log.
         """
         path, done = folder.with_name(f'{folder.name}.py'), folder.with_name(f'{folder.name}.json')
-        text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{cfg.pretty_text}'
+        text = f'# {"bfloat16 autocast (--amp)" if self.amp else "float32"}\n{without_variables(cfg.pretty_text)}'
         if path.is_file() and path.read_text(encoding='utf-8') != text:
             raise ValueError(
                 f'{path} has other settings than the current ones; choose another --out, or remove {folder}*'

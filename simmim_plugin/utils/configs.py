@@ -1,5 +1,6 @@
 """Find data sets and transforms in a config."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,3 +50,12 @@ def transform_arguments(pipeline: Sequence[dict[str, Any]], name: str) -> dict[s
 def reading_arguments(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Arguments of `read_image` to read images as the pipeline does."""
     return {k: v for k, v in transform_arguments(pipeline, 'LoadImage').items() if k in READING}
+
+
+def without_variables(text: str) -> str:
+    """Text of a config in which MMEngine replaces nothing: two braces in a string are written as an escape and one.
+
+    MMEngine replaces {{ fileBasename }}, {{$NAME:default}} and {{ _base_.x }} in the text of a config file before it
+    runs it, also inside strings, such as a path of the data.
+    """
+    return re.sub(r'\{(?=\{)', r'\\x7b', text)

@@ -1,0 +1,81 @@
+"""The config that a checkpoint carries is data from elsewhere: check it before anything is built from it or written.
+
+MMEngine's registries import and call whatever a `type` names by its full path, and look it up in the package that a
+`_scope_` names. So a config from a file may name only what is on a closed list.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.registry import Registry
+
+from simmim_plugin.registry import SCOPE
+
+PLAIN = (bool, int, float, str, type(None))
+DEEPEST = 50  # dicts and lists in each other
+MOST = 100_000  # values
+_ALLOWED = '; only numbers, strings, True, False, None, and lists and dicts of these are data'
+# Types of other packages that are built from the config in a checkpoint; ours are those in our registries.
+FOREIGN = ('mmpretrain.BEiTMaskGenerator', 'mmpretrain.SimMIMMaskGenerator', 'mmpretrain.SelfSupDataPreprocessor')
+
+
+def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy of a config without the scopes that MMEngine notes in it.
+
+    Raises:
+        ValueError: A value is neither int, float, bool, str or None, nor a list, tuple or dict of these; the message
+            has its key's path. Or there are too many.
+    """
+    budget = iter(range(MOST))
+    plain = {str(key): _plain(value, str(key), 1, budget) for key, value in note.items()}
+    for name, kind, words in (('model', dict, 'a dict'), ('pipeline', list, 'a list of dicts')):
+        found = plain.get(name) or kind()
+        if not isinstance(found, kind) or any(not isinstance(item, Mapping) for item in found if kind is list):
+            raise ValueError(f'its config has {name}={found!r}, which must be {words}')
+    return plain
+
+
+def _plain(value: Any, place: str, depth: int, budget: Iterator[int]) -> Any:
+    if depth > DEEPEST or next(budget, None) is None:
+        raise ValueError(f'its config is nested more than {DEEPEST} deep or has more than {MOST} values')
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if type(key) not in PLAIN]:
+            raise ValueError(f'its config has {place!r} with a key of type {type(odd[0]).__name__}{_ALLOWED}')
+        items = {key: item for key, item in value.items() if key != '_scope_'}
+        return {key: _plain(item, f'{place}.{key}', depth + 1, budget) for key, item in items.items()}
+    if isinstance(value, list | tuple):
+        found = [_plain(item, f'{place}[{i}]', depth + 1, budget) for i, item in enumerate(value)]
+        return found if isinstance(value, list) else tuple(found)
+    if type(value) not in PLAIN:
+        raise ValueError(f'its config has {place!r} of type {type(value).__name__}{_ALLOWED}')
+    return value
+
+
+def buildable(config: Any, place: str, registry: Registry) -> Any:
+    """Copy of a part of a config, from which the registry may build; without `init_cfg`: the file has the weights.
+
+    Args:
+        config: The part, plain data.
+        place: The path of its key, for messages.
+        registry: Where its types are registered.
+
+    Raises:
+        ValueError: A type is neither registered in this package nor in `FOREIGN`; the message has its key's path.
+    """
+    if isinstance(config, list | tuple):
+        return [buildable(item, f'{place}[{i}]', registry) for i, item in enumerate(config)]
+    if not isinstance(config, Mapping):
+        return config
+    if 'type' in config and not is_known(config['type'], registry):
+        raise ValueError(
+            f'its config has {place}.type={config["type"]!r}, which is not built from a file: only the types of '
+            f'{SCOPE} and {", ".join(FOREIGN)}'
+        )
+    kept = {key: value for key, value in config.items() if key != 'init_cfg'}
+    return {key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}
+
+
+def is_known(name: Any, registry: Registry) -> bool:
+    """Whether a type is on the closed list: registered in this package, or in `FOREIGN`."""
+    registry.import_from_location()
+    return isinstance(name, str) and (name in FOREIGN or name.removeprefix(f'{SCOPE}.') in registry.module_dict)
