@@ -14,6 +14,7 @@ from mmengine.logging import HistoryBuffer
 
 from simmim_plugin.checkpoints.files import NOTE, tensors_of
 from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.engine.runners.accumulation import count_from_the_epoch, gradients_are_pending
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
 from simmim_plugin.models.fit import check_fits
@@ -67,7 +68,8 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     A checkpoint holds tensors, numbers and strings only, so reading it never runs code. It includes the config of model
     and pipeline: `tools/reconstruct.py CHECKPOINT` needs no config file. It is written under a hidden name, synced and
-    renamed; `max_keep_ckpts` removes older checkpoints after that.
+    renamed; `max_keep_ckpts` removes older checkpoints after that. Accumulated gradients are not in it: it is written
+    after a step, by iterations up to `accumulative_counts - 1` later than `interval`, and every epoch ends with one.
 
     Args:
         args: See `mmengine.hooks.CheckpointHook`.
@@ -85,6 +87,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
+        self.is_due = False  # by iterations, and waiting for a step of the optimiser
         self.meta: dict[str, Any] | None = None  # epoch and iteration, while `_save` writes
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
 
@@ -96,6 +99,20 @@ class SimMIMCheckpointHook(CheckpointHook):
         if is_main_process() and os.path.isdir(self.out_dir):
             for part in Path(self.out_dir).glob(f'.*{PART_SUFFIX}'):
                 part.unlink(missing_ok=True)
+
+    def before_train_epoch(self, runner: TrainingRunner) -> None:
+        """Let the epoch end with a step of the optimiser."""
+        count_from_the_epoch(runner)
+
+    def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
+        """Save every `interval` iterations and after the last, unless `by_epoch`."""
+        if not self.by_epoch:
+            last = self.save_last and self.is_last_train_iter(runner)
+            self.is_due |= last or self.every_n_train_iters(runner, self.interval, self.save_begin)
+            if self.is_due and not gradients_are_pending(runner):
+                self.is_due = False
+                runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+                self._save_checkpoint(runner)
 
     def save_now(self, runner: TrainingRunner, iterations: int) -> str:
         """Write a checkpoint in the middle of an epoch, to resume from.
