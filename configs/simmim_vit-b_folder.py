@@ -7,3 +7,4 @@ Command:  python tools/train.py configs/simmim_vit-b_folder.py --cfg-options dat
 _base_ = 'simmim_vit-b.py'
 
 data_root = 'data/images'
+val_root = None  # a folder of other images: their loss after every epoch shows overfitting

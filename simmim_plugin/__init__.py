@@ -23,6 +23,7 @@ _MODULE_OF = {
     'FaultHook': 'engine.hooks.fault_hook',
     'FeatureExtractor': 'evaluation.feature_extractor',
     'ForeachEMA': 'models.ema',
+    'HeldOutLoss': 'evaluation.metrics',
     'ImageFolder': 'datasets.image_folder',
     'InterruptHook': 'engine.hooks.interrupt_hook',
     'IterationSeedHook': 'engine.hooks.iteration_seed_hook',

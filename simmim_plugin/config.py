@@ -58,6 +58,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             level=logging.WARNING,
         )
     apply_options(cfg, options or {})
+    fill_in_held_out(cfg)
     fill_in_data(cfg)
     if 'data_root' in (options or {}) and cfg.data_root not in (data.get('data_root') for data in datasets_of(cfg)):
         kind = training_data(cfg).get('type')
@@ -119,6 +120,15 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     if any(key.split('.')[0] == 'train_pipeline' for key in options):
         for data in with_it or [training_data(cfg)]:
             data.pipeline = cfg.train_pipeline
+
+
+def fill_in_held_out(cfg: Config) -> None:
+    """With `val_root`, validate on it as the top-level `held_out` says; what the config has itself wins."""
+    if cfg.get('val_root') and cfg.get('held_out'):
+        held_out = Config(copy.deepcopy(cfg.held_out.to_dict()))
+        held_out.val_dataloader.dataset.data_root = cfg.val_root
+        held_out.merge_from_dict({key: cfg[key] for key in held_out if cfg.get(key)})
+        cfg.merge_from_dict(held_out.to_dict())
 
 
 def fill_in_data(cfg: Config) -> None:

@@ -24,3 +24,23 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='ImageFolder', data_root=None, pipeline=train_pipeline),  # None: the data_root above
 )
+
+# The loss on other images, with the same crops and masks each time: set val_root to their folder.
+val_root = None
+held_out = dict(
+    val_dataloader=dict(
+        batch_size=64,
+        num_workers=None,
+        persistent_workers=True,
+        pin_memory=True,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+        dataset=dict(
+            type='ImageFolder',
+            data_root=None,  # None: val_root
+            pipeline=[dict(_part_=name) for name in ('load', 'crop', 'mask', 'pack')],
+        ),
+    ),
+    val_evaluator=dict(type='HeldOutLoss'),
+    val_cfg=dict(),
+)

@@ -1,4 +1,4 @@
-"""Classification metrics that MMPretrain lacks: balanced accuracy, and the confusion matrix as a picture."""
+"""Metrics that MMPretrain lacks: held-out loss of pretraining, balanced accuracy, the confusion matrix as a picture."""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric
 
 from simmim_plugin.registry import METRICS
@@ -41,6 +42,29 @@ class BalancedAccuracy(BaseMetric):
         truth, predicted = np.array(results)[:, :2].T
         self.confusion = confusion_matrix(truth, predicted, labels=range(results[0][2]))
         return {'balanced': 100 * float(balanced_accuracy_score(truth, predicted))}
+
+
+@METRICS.register_module()
+class HeldOutLoss(BaseMetric):
+    """Mean over images of what `SimMIM` computes in mode 'predict': its training loss, and errors of single masks.
+
+    Logged as `held_out/loss`, `held_out/error_local` ...; `IterationSeedHook` keeps crops and masks the same each time.
+
+    Args:
+        kwargs: See `mmengine.evaluator.BaseMetric`.
+    """
+
+    default_prefix = 'held_out'
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Keep the values of each image."""
+        names = list(data_samples[0])
+        values = torch.stack([torch.stack([sample[name] for name in names]) for sample in data_samples])
+        self.results += [dict(zip(names, row)) for row in values.tolist()]
+
+    def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
+        """Return the mean of each value."""
+        return {name: float(np.mean([values[name] for values in results])) for name in results[0]}
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], out: str | os.PathLike[str]) -> None:

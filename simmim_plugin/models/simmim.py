@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from simmim_plugin.registry import MODELS, build_part
 from simmim_plugin.utils.arguments import choice
 
-MODES = ('loss', 'tensor')
+MODES = ('loss', 'predict', 'tensor')
 
 
 @MODELS.register_module()
@@ -49,13 +49,14 @@ class SimMIM(BaseModel):
         mode: str = 'tensor',
         mask_local: Tensor | None = None,
         mask_global: Tensor | None = None,
-    ) -> dict[str, Tensor] | tuple[Tensor, ...]:
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]] | tuple[Tensor, ...]:
         """Loss or features of normalised images.
 
         Args:
             inputs: (B, C, H, W).
-            mask: (B, h, w) over the patches, 1 = masked. Needed by mode 'loss', unused by 'tensor'.
-            mode: 'loss' returns what `SimMIMHead.loss` returns; 'tensor' the backbone's features without a mask.
+            mask: (B, h, w) over the patches, 1 = masked. Unused by mode 'tensor', needed by the others.
+            mode: 'loss' returns what `SimMIMHead.loss` returns, 'predict' the same for each image, as MMEngine's
+                validation needs it; 'tensor' the backbone's features without a mask.
             mask_local: The local one of two simultaneous masks; its error is logged.
             mask_global: The global one; its error is logged. `mask` is their union.
 
@@ -65,7 +66,9 @@ class SimMIM(BaseModel):
         if choice('mode', mode, MODES) == 'tensor':
             return self.backbone(inputs)
         if mask is None:
-            raise ValueError("mode='loss' needs a mask; add SimMIMMaskGenerator to the pipeline")
+            raise ValueError(f'mode={mode!r} needs a mask; add SimMIMMaskGenerator to the pipeline')
+        if mode == 'predict':
+            return self.losses_by_image(inputs, mask, mask_local, mask_global)
         return self.loss(inputs, mask, mask_local, mask_global)
 
     def loss(
@@ -78,6 +81,18 @@ class SimMIM(BaseModel):
         """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`."""
         features = self.backbone(inputs, mask)[-1]  # (B, embed_dims, h, w)
         return self.head.loss(features, inputs, mask, local=mask_local, global_=mask_global)
+
+    def losses_by_image(
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        mask_local: Tensor | None = None,
+        mask_global: Tensor | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """`loss` of each image alone. Ranks pad their last batches, so a mean over a batch would count some twice."""
+        images = zip(*(x.split(1) for x in (self.backbone(inputs, mask)[-1], inputs, mask)))
+        parts = [[None] * len(inputs) if x is None else x.split(1) for x in (mask_local, mask_global)]
+        return [self.head.loss(*image, local=local, global_=global_) for image, local, global_ in zip(images, *parts)]
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Predict every pixel, visible ones included: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.

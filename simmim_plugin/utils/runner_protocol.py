@@ -25,6 +25,7 @@ class TrainingRunner(Protocol):
     model: nn.Module
     optim_wrapper: Any
     train_dataloader: DataLoader[Any]
+    val_dataloader: DataLoader[Any]
     train_loop: Any
     hooks: list[Hook]
     message_hub: MessageHub

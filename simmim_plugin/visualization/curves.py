@@ -27,7 +27,7 @@ def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Plot the training loss over epochs, and the loss on the fixed images with its visible-mean baseline.
+    """Plot the training loss over epochs, the held-out loss, and that of the fixed images with its visible mean.
 
     Args:
         work_dirs: Work dirs of trainings, one colour each.
@@ -47,6 +47,9 @@ def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
             [by_iteration[it]['loss'] for it in iterations],
             color, alpha=0.6, label=f'{name}: training',
         )  # fmt: skip
+        held_out = {line['step']: line['held_out/loss'] for line in lines if 'held_out/loss' in line}
+        if held_out:
+            axis.plot(*zip(*sorted(held_out.items())), f'{color}s:', label=f'{name}: held out')
         fixed = {line['step']: line for line in lines if 'fixed/loss' in line}
         steps = sorted(fixed)
         axis.plot(steps, [fixed[s]['fixed/loss'] for s in steps], f'{color}o-', label=f'{name}: fixed images')

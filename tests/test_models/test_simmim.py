@@ -38,8 +38,8 @@ def test_any_backbone_that_takes_a_mask_works():
 
 def test_modes_and_missing_masks_are_named():
     model = SimMIM(backbone=TINY)
-    with pytest.raises(ValueError, match="mode='predict' is unknown; choose one of 'loss', 'tensor'"):
-        model(torch.zeros(1, 3, 64, 64), mode='predict')
+    with pytest.raises(ValueError, match="mode='guess' is unknown; choose one of 'loss', 'predict', 'tensor'"):
+        model(torch.zeros(1, 3, 64, 64), mode='guess')
     with pytest.raises(ValueError, match='SimMIMMaskGenerator'):
         model(torch.zeros(1, 3, 64, 64), mode='loss')
 

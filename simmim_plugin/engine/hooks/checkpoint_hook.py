@@ -15,6 +15,7 @@ from mmengine.logging import HistoryBuffer
 
 from simmim_plugin.checkpoints.files import NOTE, tensors_of
 from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.engine.runners.accumulation import count_from_the_epoch, gradients_are_pending
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
 from simmim_plugin.engine.runners.work_dir import LAST, RUN_ID, has_own_name, run_of
@@ -70,6 +71,8 @@ class SimMIMCheckpointHook(CheckpointHook):
     and pipeline: `tools/reconstruct.py CHECKPOINT` needs no config file. It is written under a hidden name, synced and
     renamed; `max_keep_ckpts` removes older checkpoints after that. A training locks its work dir and the folder of its
     checkpoints, and only removes files there that are named like its checkpoints, whatever a checkpoint lists.
+    Accumulated gradients are not in a checkpoint: it is written after a step, by iterations up to
+    `accumulative_counts - 1` later than `interval`, and every epoch ends with one.
 
     Args:
         args: See `mmengine.hooks.CheckpointHook`.
@@ -92,6 +95,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
+        self.is_due = False  # by iterations, and waiting for a step of the optimiser
         self.meta: dict[str, Any] | None = None  # epoch and iteration, while `_save` writes
         self.kept: list[str] = []  # names of the checkpoints that `max_keep_ckpts` counts, oldest first
         self.run: str | None = uuid.uuid4().hex  # None: resumed from a checkpoint without an id, written by others
@@ -134,6 +138,20 @@ class SimMIMCheckpointHook(CheckpointHook):
             name = part.name.removesuffix(PART_SUFFIX).rpartition('.')[0][1:]
             if name == LAST or has_own_name(name, self.filename_tmpl, best=True):
                 part.unlink(missing_ok=True)
+
+    def before_train_epoch(self, runner: TrainingRunner) -> None:
+        """Let the epoch end with a step of the optimiser."""
+        count_from_the_epoch(runner)
+
+    def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
+        """Save every `interval` iterations and after the last, unless `by_epoch`."""
+        if not self.by_epoch:
+            last = self.save_last and self.is_last_train_iter(runner)
+            self.is_due |= last or self.every_n_train_iters(runner, self.interval, self.save_begin)
+            if self.is_due and not gradients_are_pending(runner):
+                self.is_due = False
+                runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+                self._save_checkpoint(runner)
 
     def save_now(self, runner: TrainingRunner, iterations: int) -> str:
         """Write a checkpoint in the middle of an epoch, to resume from.

@@ -1,5 +1,6 @@
 """Compile the model's forward and backward pass."""
 
+import torch
 from mmengine.hooks import Hook
 
 from simmim_plugin.models.simmim import SimMIM
@@ -15,7 +16,7 @@ class CompileHook(Hook):
 
     The state dict keeps its names: checkpoints of compiled and other runs are the same. (MMEngine's `compile = True`
     compiles the whole step instead, which breaks into six graphs.) The first iteration takes a minute or more; on CPUs
-    a C++ compiler is required.
+    a C++ compiler is required. The validation of `SimMIM` is not compiled.
 
     Args:
         mode: See `torch.compile`: None, 'reduce-overhead', 'max-autotune' ...
@@ -37,3 +38,12 @@ class CompileHook(Hook):
             raise ValueError('--compile (CompileHook) cannot be combined with ShardedStrategy; leave one of them out')
         fullgraph = isinstance(model, SimMIM) if self.fullgraph is None else self.fullgraph
         model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph)
+
+    def before_val(self, runner: TrainingRunner) -> None:
+        """The losses of single images would be a graph as long as the batch."""
+        if isinstance(bare_model(runner), SimMIM):
+            torch.compiler.set_stance('force_eager')
+
+    def after_val(self, runner: TrainingRunner) -> None:
+        """Go on with the compiled training."""
+        torch.compiler.set_stance('default')

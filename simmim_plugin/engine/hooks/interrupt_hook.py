@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
+from simmim_plugin.engine.runners.accumulation import gradients_are_pending
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import choice, names
 from simmim_plugin.utils.errors import EXIT_CODE
@@ -55,8 +56,8 @@ class InterruptHook(Hook):
     """On a signal, write a checkpoint and exit with code 75; `--resume` continues the training.
 
     The checkpoint is written after the current iteration; with several ranks after the next one, when all ranks know
-    about the signal, whichever received it. Slurm announces the end of a job by SIGUSR1 (`--signal=USR1@180`) or
-    SIGTERM.
+    about the signal, whichever received it; with accumulated gradients after their step. Slurm announces the end of a
+    job by SIGUSR1 (`--signal=USR1@180`) or SIGTERM.
 
     Args:
         signals: Names of the signals.
@@ -71,6 +72,7 @@ class InterruptHook(Hook):
         listed = names('InterruptHook.signals', signals, "e.g. ['SIGTERM', 'SIGUSR1']")
         self.signals = [signal.Signals[choice('InterruptHook.signals', name, SIGNALS)] for name in listed]
         self.received: signal.Signals | None = None
+        self._stopping = False
         self._before: dict[signal.Signals, Any] = {}
         self._workers: PatientWorker | None = None
         self._group: Any = None
@@ -87,12 +89,14 @@ class InterruptHook(Hook):
 
     def after_train_iter(self, runner: TrainingRunner, *args: Any, **kwargs: Any) -> None:
         """Stop if a rank has received a signal."""
-        if self._agreed():
+        self._stopping = self._stopping or self._agreed()
+        if self._stopping and not gradients_are_pending(runner):
             self._stop(runner)
 
     def after_train(self, runner: TrainingRunner) -> None:
         """Restore the previous handlers, here and in the workers."""
-        self._agreed()
+        if not self._stopping:
+            self._agreed()
         if self._workers is not None:
             self._workers.leaving.fill_(1)
         for number, handler in self._before.items():

@@ -10,11 +10,14 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from simmim_plugin.datasets.sampling import number_samples
 from simmim_plugin.engine.runners.mmengine_internals import has_seed_per_rank
+from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.distributed import bare_model
 from simmim_plugin.utils.random_state import seed_everything
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 STEP = 1  # second number of an iteration's seed; a sample's is 0
+HELD_OUT_SEED = 0  # the same for every run, so that their held-out losses can be compared
 
 
 @HOOKS.register_module()
@@ -24,7 +27,7 @@ class IterationSeedHook(Hook):
     What the model draws (drop path) depends on seed, iteration and rank; what `ImageFolder`'s pipeline draws (crops,
     masks) on the seed and the number of the sample. So no random state needs to be saved, and the samples are the same
     for any number of workers and, at a given total batch, of ranks. The order of the samples also follows the seed,
-    unless the sampler's config has its own.
+    unless the sampler's config has its own. In the validation of SimMIM, an image has the same crop and mask each time.
     """
 
     priority = 'VERY_HIGH'
@@ -42,6 +45,11 @@ class IterationSeedHook(Hook):
     def before_train_epoch(self, runner: TrainingRunner) -> None:
         """Set the first iteration of the epoch."""
         number_samples(runner.train_dataloader).next_iteration = first_iteration(runner)
+
+    def before_val_epoch(self, runner: TrainingRunner) -> None:
+        """Number the held-out samples from 0."""
+        if isinstance(bare_model(runner), SimMIM):
+            number_samples(runner.val_dataloader, HELD_OUT_SEED).next_iteration = 0
 
     def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the iteration."""

@@ -53,6 +53,11 @@ class AutocastOptimWrapper(OptimWrapper):
         self.skip_nonfinite = flag('AutocastOptimWrapper.skip_nonfinite', skip_nonfinite)
         self.records: StepRecords | None = None  # SimMIMRuntimeInfoHook's
 
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """As in MMEngine, without its warning about lost gradients, which supposes steps counted over the run."""
+        super().initialize_count_status(model, 0, max_counts)
+        self._inner_count = init_counts
+
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Backward pass; a loss that is not finite makes all gradients NaN, on every rank."""
         if self.skip_nonfinite:  # an infinite difference has a finite gradient; a factor of 1 changes nothing
