@@ -36,7 +36,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
     """Fit the weights of one backbone to another of the same width and depth.
 
     A shared bias table is copied to every block if the model has one table per block. Bias tables and position
-    embeddings are interpolated (bicubic, see `resize_table`) to the model's grid.
+    embeddings are interpolated to the model's grid (see `resize_table`; embeddings bicubic).
 
     Args:
         model: A `SimMIMViT`.
@@ -51,7 +51,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
     _refuse(spread, own, _blocks(state))
     loaded = {name: value for name, value in spread.items() if name in own}
     skipped = [name for name in spread if name not in own]
-    fitted, resized = _resize(loaded, own, grid, model.grid)
+    fitted, resized = _resize(loaded, own, grid, model)
     return Fitted(fitted, skipped, resized, [name for name in own if name not in fitted])
 
 
@@ -130,16 +130,16 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
 
 
 def _resize(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], old: Grid | None, new: Grid
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], old: Grid | None, model: Any
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Interpolate parameters of another grid; also return their names, with both grids."""
-    fitted, resized = dict(state), []
+    fitted, resized, new = dict(state), [], model.grid
     for name, value in state.items():
         # 2 x 3 and 3 x 2 patches have tables of the same shape.
         if name.endswith(ON_GRID) and (value.shape != own[name].shape or old not in (None, new)):
             grid = grid_of_table(name, value, old, like=new)
             if name.endswith(TABLE):
-                fitted[name] = resize_table(value, grid, new)
+                fitted[name] = resize_table(value, grid, new, model.table_interpolation)
             else:
                 fitted[name] = resample_abs_pos_embed(value, list(new), list(grid))
             resized.append(f'{name} {grid[0]}x{grid[1]} -> {new[0]}x{new[1]}')

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from simmim_plugin.models.fit import fit_state
 from simmim_plugin.models.layers.architecture import arch_settings, rising_blocks, window_sizes
-from simmim_plugin.models.layers.relative_position import Grid, RelativePositionBias
+from simmim_plugin.models.layers.relative_position import INTERPOLATIONS, Grid, RelativePositionBias
 from simmim_plugin.models.layers.transformer import (
     LAYER_NORM_EPS,
     Biases,
     Block,
     LinearPatchEmbed,
     has_windows,
+    init_parameters,
     window_parts,
 )
 from simmim_plugin.registry import MODELS
@@ -37,7 +38,7 @@ class SimMIMViT(BaseModule):
     Args:
         arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
         img_size: Side, or (height, width), in pixels, that the bias tables (or position embedding) are for.
-            Other inputs whose sides are multiples of `patch_size` work: tables are interpolated (bicubic).
+            Other inputs whose sides are multiples of `patch_size` work: see `table_interpolation`.
         dynamic_img_pad: Zero-pad inputs at the right and bottom to multiples of `patch_size`; feature maps then include
             the padding. If False, such inputs are an error.
         patch_size: Side of a patch in pixels.
@@ -58,6 +59,9 @@ class SimMIMViT(BaseModule):
             as they are. 0: global attention. See `in_windows`.
         global_blocks: Blocks with global attention despite `window_size`, such as (2, 5, 8, 11) of 12 (ViTDet).
         with_cp: Save memory by recomputing each block in the backward pass.
+        table_interpolation: How bias tables fit other image sizes, in `forward` and on loading: 'geometric', as in the
+            reference implementation and MMPretrain, or 'plain', bicubic as if all offsets counted alike (see
+            `resize_table`).
         init_cut: Weights are drawn from a normal of std 0.02 truncated at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
         init_cfg: See `mmengine.model.BaseModule`, e.g. `dict(type='Pretrained', checkpoint=...)` with a checkpoint of
@@ -85,6 +89,7 @@ class SimMIMViT(BaseModule):
         global_blocks: Sequence[int] = (),
         dynamic_img_pad: bool = False,
         with_cp: bool = False,
+        table_interpolation: str = 'geometric',
         init_cut: float = 0.02,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -100,6 +105,7 @@ class SimMIMViT(BaseModule):
         self.patch_size = whole('SimMIMViT.patch_size', patch_size, 1, hint='e.g. 16')
         self.in_channels = whole('SimMIMViT.in_channels', in_channels, 1, hint='3 for RGB')
         self.out_type = choice('out_type', out_type, OUT_TYPES)
+        self.table_interpolation = choice('table_interpolation', table_interpolation, INTERPOLATIONS)
         self.out_indices = rising_blocks('out_indices', out_indices, self.num_layers)
         self.frozen_stages = whole('frozen_stages', frozen_stages, -1, self.num_layers, 'the number of blocks')
         self.with_cp = with_cp
@@ -116,12 +122,15 @@ class SimMIMViT(BaseModule):
         self.pos_embed = None
         if use_abs_pos_embed:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], D))
-        self.rel_pos_bias = RelativePositionBias(self.grid, num_heads) if use_shared_rel_pos_bias else None
+        self.rel_pos_bias = None
+        if use_shared_rel_pos_bias:
+            self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, table_interpolation)
         table_grid = self.grid if use_rel_pos_bias else None
+        widths = (D, num_heads, feedforward_channels)
         rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
         self.window_sizes = window_sizes(window_size, global_blocks, self.num_layers)  # of each block
         self.blocks = nn.ModuleList(
-            Block(D, num_heads, feedforward_channels, rate, layer_scale_init_value, table_grid, window)
+            Block(*widths, rate, layer_scale_init_value, table_grid, window, table_interpolation)
             for rate, window in zip(rates, self.window_sizes)
         )
         pooled = out_type == 'avg_featmap'
@@ -342,22 +351,3 @@ class SimMIMViT(BaseModule):
         if fitted.state.keys() != own.keys() or fitted.resized:
             print_log(fitted.report('a state dict'), 'current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def init_parameters(vit: 'SimMIMViT', cut: float) -> None:
-    """Draw weights from a normal of std 0.02 truncated at +-`cut`; divide output layers of block i by sqrt(2 (i + 1)).
-
-    Bias tables and q and v biases keep their 0, norms their 1 and 0.
-    """
-    drawn: list[Tensor] = [vit.cls_token, vit.mask_token, *([] if vit.pos_embed is None else [vit.pos_embed])]
-    for module in vit.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            drawn.append(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for parameter in drawn:
-        nn.init.trunc_normal_(parameter, std=0.02, a=-cut, b=cut)
-    with torch.no_grad():
-        for i in range(vit.num_layers):
-            for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
-                vit.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 Grid = tuple[int, int]  # height and width in patches
 
 CLS_ROWS = 3
+INTERPOLATIONS = ('geometric', 'plain')  # of tables, see `resize_table`
 ALIGNMENT = 8  # elements: fused attention kernels on GPUs need rows of a bias to start at multiples of it
 
 
@@ -64,16 +65,17 @@ def _index(grid: Grid, table_grid: Grid, device: torch.device | None) -> Tensor:
     return index
 
 
-def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
+def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid, interpolation: str = 'geometric') -> Tensor:
     """Interpolate a table to another grid, each head as an image of (2h-1) x (2w-1); the rows of the class token stay.
-
-    Plain bicubic interpolation (align_corners=False), as timm's `resize_rel_pos_bias_table_simple`; either
-    grid may be non-square. The reference implementation interpolates on geometrically spaced coordinates.
 
     Args:
         table: ((2h-1)(2w-1)+3, heads).
         old_grid: Grid (h, w) of the table.
         new_grid: Grid of the result.
+        interpolation: 'geometric' keeps the biases of small offsets and stretches those of large ones: along each axis,
+            the old offsets are placed at 0, 1, 1 + q, 1 + q + q^2 ..., with q such that the last is the largest new
+            one, and joined by cubic splines (BEiT, the reference implementation, MMPretrain, timm). 'plain' stretches
+            all alike: bicubic with align_corners=False, timm's `resize_rel_pos_bias_table_simple`.
 
     Returns:
         A table for `new_grid`; the same tensor if the grids are equal. Differentiable.
@@ -83,9 +85,42 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
     old_size = (2 * old_grid[0] - 1, 2 * old_grid[1] - 1)
     new_size = (2 * new_grid[0] - 1, 2 * new_grid[1] - 1)
     offsets, cls_rows = table[:-CLS_ROWS], table[-CLS_ROWS:]
-    image = offsets.T.reshape(1, -1, *old_size).float()  # (1, heads, 2h-1, 2w-1)
-    image = F.interpolate(image, size=new_size, mode='bicubic', align_corners=False)
+    image = offsets.T.reshape(1, -1, *old_size)  # (1, heads, 2h-1, 2w-1)
+    if interpolation == 'plain':
+        image = F.interpolate(image.float(), size=new_size, mode='bicubic', align_corners=False)
+    else:
+        weights = _axis_weights if torch.compiler.is_compiling() else _cached_axis_weights
+        rows, columns = (weights(old, new, table.device) for old, new in zip(old_grid, new_grid))
+        image = rows @ image.double() @ columns.T  # in float64, which autocast leaves alone
     return torch.cat((image.flatten(2).squeeze(0).T.to(table.dtype), cls_rows))
+
+
+@lru_cache(maxsize=32)
+def _cached_axis_weights(old: int, new: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return _axis_weights(old, new, torch.device('cpu')).to(device)
+
+
+def _axis_weights(old: int, new: int, device: torch.device) -> Tensor:
+    """Geometric interpolation along one axis, from `old` to `new` patches, as a matrix (2 new - 1, 2 old - 1)."""
+    powers = torch.arange(old - 1, dtype=torch.float64, device=device)
+    low, high = (torch.full((), end, dtype=torch.float64, device=device) for end in (1.01, 1.5))
+    for _ in range(19):  # bisection to 1e-6, as in BEiT: its q to the last bit, since 1e-6 of it moves far offsets 1e-4
+        q = (low + high) / 2
+        too_far = (q**powers).sum() > new - 1
+        low, high = torch.where(too_far, low, q), torch.where(too_far, q, high)
+    places = (q**powers).cumsum(0)  # of the old offsets 1, 2, ...
+    places = torch.cat((-places.flip(0), places.new_zeros(1), places))
+    targets = torch.arange(1 - new, new, dtype=torch.float64, device=device).clamp(places[0], places[-1])
+    scale = places[-1].clamp(min=1)  # to -1 ... 1, where powers are of like size
+    places, targets = places / scale, targets / scale
+    # A cubic spline without knots at the second and the last but one place: a cubic polynomial, and |x - knot|^3.
+    knots, degrees = places[2:-2], torch.arange(min(4, 2 * old - 1), device=device)
+
+    def basis(x: Tensor) -> Tensor:
+        return torch.cat((x[:, None] ** degrees, (x[:, None] - knots).abs() ** 3), dim=1)
+
+    return torch.linalg.solve(basis(places), basis(targets), left=False)
 
 
 def bias_from_table(
@@ -112,17 +147,19 @@ class RelativePositionBias(nn.Module):
     Args:
         grid: Height and width of the table's grid in patches.
         num_heads: Number of attention heads.
+        interpolation: See `resize_table`.
     """
 
-    def __init__(self, grid: Grid, num_heads: int) -> None:
+    def __init__(self, grid: Grid, num_heads: int, interpolation: str = 'geometric') -> None:
         super().__init__()
         self.grid = grid
+        self.interpolation = interpolation
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
 
     def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Bias of a grid of h x w patches, which may be part of a window: (heads, 1 + h*w, 1 + h*w)."""
         offsets_of = window or grid
-        table = resize_table(self.relative_position_bias_table, self.grid, offsets_of)
+        table = resize_table(self.relative_position_bias_table, self.grid, offsets_of, self.interpolation)
         return bias_from_table(table, grid, offsets_of, dtype)
 
 

@@ -1,6 +1,7 @@
-"""Layers of a Vision Transformer: patch embedding, block, attention, attention windows."""
+"""Layers of a Vision Transformer: patch embedding, block, attention, attention windows, initial weights."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,7 @@ class Block(nn.Module):
         table_grid: See `Attention`.
         window_size: Side of the attention windows in patches, see `in_windows`; 0: global attention. A grid that one
             window covers has global attention as well.
+        interpolation: See `resize_table`.
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class Block(nn.Module):
         layer_scale_init_value: float,
         table_grid: Grid | None,
         window_size: int = 0,
+        interpolation: str = 'geometric',
     ) -> None:
         super().__init__()
         self.window_size = window_size
         self.norm1 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
-        self.attn = Attention(embed_dims, num_heads, table_grid)
+        self.attn = Attention(embed_dims, num_heads, table_grid, interpolation)
         self.norm2 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(embed_dims, feedforward_channels)
         self.drop_path = DropPath(drop_path)
@@ -104,12 +107,16 @@ class Attention(nn.Module):
         embed_dims: Width.
         num_heads: Number of heads.
         table_grid: Grid (h, w) of this block's own bias table; None: no such table.
+        interpolation: See `resize_table`.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, table_grid: Grid | None) -> None:
+    def __init__(
+        self, embed_dims: int, num_heads: int, table_grid: Grid | None, interpolation: str = 'geometric'
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.table_grid = table_grid
+        self.interpolation = interpolation
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(embed_dims))
         self.v_bias = nn.Parameter(torch.zeros(embed_dims))
@@ -162,7 +169,7 @@ class Attention(nn.Module):
         if self.relative_position_bias_table is None or self.table_grid is None:
             return None if shared is None else shared[grid].to(dtype)
         offsets_of = window or grid
-        table = resize_table(self.relative_position_bias_table, self.table_grid, offsets_of)
+        table = resize_table(self.relative_position_bias_table, self.table_grid, offsets_of, self.interpolation)
         return bias_from_table(table, grid, offsets_of, dtype)
 
 
@@ -236,3 +243,22 @@ def _cuts(length: int, size: int) -> list[tuple[int, int, int]]:
     """Start, end and side of the windows along an axis: the full ones, then a smaller last one."""
     full = length - length % size
     return [cut for cut in ((0, full, size), (full, length, length - full)) if cut[0] < cut[1]]
+
+
+def init_parameters(vit: Any, cut: float) -> None:
+    """Draw weights from a normal of std 0.02 truncated at +-`cut`; divide output layers of block i by sqrt(2 (i + 1)).
+
+    Bias tables and q and v biases keep their 0, norms their 1 and 0.
+    """
+    drawn: list[Tensor] = [vit.cls_token, vit.mask_token, *([] if vit.pos_embed is None else [vit.pos_embed])]
+    for module in vit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            drawn.append(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for parameter in drawn:
+        nn.init.trunc_normal_(parameter, std=0.02, a=-cut, b=cut)
+    with torch.no_grad():
+        for i in range(vit.num_layers):
+            for name in (f'blocks.{i}.attn.proj', f'blocks.{i}.mlp.fc2'):
+                vit.get_parameter(f'{name}.weight').div_((2 * (i + 1)) ** 0.5)
