@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim_plugin.datasets.images import DTYPES, ImageReadError, photo_rows, read_image
+from simmim_plugin.datasets.images import DTYPES, ImageReadError, convert_image, photo_rows, read_image
 from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
@@ -27,7 +27,8 @@ class LoadImage:
     """Read the image of a sample; see `read_image` for formats and conversions.
 
     Required key: `img_path`; optional key: `img_bytes`, the content of the file, which is removed. Added key:
-    `img`, a (channels, H, W) tensor or, with `defer`, possibly a `PendingJPEG`.
+    `img`, a (channels, H, W) tensor or, with `defer`, possibly a `PendingJPEG`. An `img` that is there already (an
+    array or a PIL image, as from MMPretrain's inferencers) is converted instead; no file is read then.
 
     Args:
         channels: Channels of the result; 3 gives RGB.
@@ -35,20 +36,26 @@ class LoadImage:
         keep: Number of decoded images that each process keeps in memory; for small data sets.
         defer: Let our `RandomResizedCrop` decode JPEGs, at the scale that its crop needs. Only for 3 channels of uint8
             and images that are not kept; `ImageFolder` disables it if another transform follows.
+        array_order: Order of the colours of an `img` that is an array: 'bgr' (OpenCV, MMCV) or 'rgb'.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, channels: int = 3, dtype: str = 'uint8', keep: int = 0, defer: bool = False) -> None:
+    def __init__(
+        self, channels: int = 3, dtype: str = 'uint8', keep: int = 0, defer: bool = False, array_order: str = 'bgr'
+    ) -> None:
         self.channels = whole('LoadImage.channels', channels, 1, hint='3 for RGB')
         self.dtype = choice('LoadImage.dtype', dtype, DTYPES)
         self.keep = whole('LoadImage.keep', keep, 0, hint='the number of images to keep in memory')
         self.defer = defer and channels == 3 and dtype == 'uint8'
+        self.array_order = choice('LoadImage.array_order', array_order, ('bgr', 'rgb'))
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img` to the sample."""
+        if 'img' in results:
+            return {**results, 'img': convert_image(results['img'], self.channels, self.dtype, self.array_order)}
         path, data = results['img_path'], results.pop('img_bytes', None)
         image: Tensor | PendingJPEG | None = self._kept.get(path)
         if image is None and self.defer and len(self._kept) >= self.keep:
