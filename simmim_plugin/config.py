@@ -1,21 +1,30 @@
-"""Load configs: fill in named parts, apply `--cfg-options`, catch typos, infer classes from the data folder."""
+"""Load configs: fill in named parts, apply `--cfg-options`, catch typos, infer classes from the data folder.
+
+The configs of this package name this module in `custom_imports`, so MMEngine imports it when it reads one of them; from
+then on MMEngine's own `Config` fills them in, see `_init`. Tools of MMPretrain, MMDetection and MMSegmentation, which
+know nothing of `load_config`, thus read them as well.
+"""
 
 import copy
 import difflib
+import functools
 import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from simmim_plugin.datasets.class_names import fill_in_classes
+from simmim_plugin.datasets.class_names import class_names, fill_in_classes
 from simmim_plugin.registry import SCOPE
 from simmim_plugin.utils.configs import datasets_of, innermost, inside, training_data
 from simmim_plugin.utils.errors import did_you_mean
+from simmim_plugin.utils.hardware import default_workers
 from simmim_plugin.utils.resources import find_config
 
 # Top-level keys that MMEngine uses; it silently ignores a misspelt one.
@@ -25,6 +34,7 @@ RUNNER_KEYS = {
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'),
 } - {'self', 'cfg'}
 PART = '_part_'  # `dict(_part_='mask')` in a list stands for the top-level `mask`
+_AS_WRITTEN: ContextVar[bool] = ContextVar('as written', default=False)
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -43,7 +53,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         ValueError: A key is unknown and looks misspelt, or names no place in the config.
     """
     path = find_config(path)
-    cfg = Config.fromfile(path)
+    with as_written():
+        cfg = Config.fromfile(path)
     fill_in_parts(cfg)
     ours = cfg.get('default_scope') == SCOPE
     for key in cfg:
@@ -64,6 +75,16 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         kind = training_data(cfg).get('type')
         raise ValueError(f'data_root={cfg.data_root!r} has no place in {path}, whose dataset is {kind}')
     return cfg
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Read configs without filling them in: parts are still names, data folders and classes may be None."""
+    token = _AS_WRITTEN.set(True)
+    try:
+        yield
+    finally:
+        _AS_WRITTEN.reset(token)
 
 
 def fill_in_parts(cfg: Config) -> None:
@@ -110,13 +131,17 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     parts = named_parts(cfg)
     for key in options:
         _check_option(cfg, key, parts)
+    _merge_options(cfg, options, parts)
+
+
+def _merge_options(cfg: Config, options: Mapping[str, Any], parts: Sequence[str], allow_list_keys: bool = True) -> None:
     named = {key: value for key, value in options.items() if key.split('.')[0] in parts}
     before = {name: copy.deepcopy(cfg[name]) for name in {key.split('.')[0] for key in named}}
-    cfg.merge_from_dict(named)
+    _plain_merge(cfg, named, allow_list_keys)
     for items in list(_lists(cfg)):
         items[:] = [next((copy.deepcopy(cfg[n]) for n, part in before.items() if item == part), item) for item in items]
     with_it = [data for data in _training(cfg) if data.get('pipeline') == cfg.get('train_pipeline')]
-    cfg.merge_from_dict({key: value for key, value in options.items() if key not in named})
+    _plain_merge(cfg, {key: value for key, value in options.items() if key not in named}, allow_list_keys)
     if any(key.split('.')[0] == 'train_pipeline' for key in options):
         for data in with_it or [training_data(cfg)]:
             data.pipeline = cfg.train_pipeline
@@ -131,11 +156,14 @@ def fill_in_held_out(cfg: Config) -> None:
         cfg.merge_from_dict(held_out.to_dict())
 
 
-def fill_in_data(cfg: Config) -> None:
+def fill_in_data(cfg: Config) -> int:
     """Fill in the top-level `data_root` where a data set has None, and the classes where model or data sets have None.
 
     The classes are a top-level `classes`, or read from the training data, see `class_names`. An evaluator without
     annotations gets those of its data. With fewer than five classes, top-5 accuracy is removed.
+
+    Returns:
+        The number of classes, see `fill_in_classes`.
 
     Raises:
         FileNotFoundError: The file with the classes does not exist.
@@ -148,15 +176,19 @@ def fill_in_data(cfg: Config) -> None:
             dataset.metainfo = dict(classes=list(cfg.classes))
     count = fill_in_classes(cfg.get('model') or {}, datasets_of(cfg)) if training_data(cfg) else 0
     for split in ('val', 'test'):
-        metrics: Any = cfg.get(f'{split}_evaluator') or []
-        listed: list[Any] = [metrics] if isinstance(metrics, Mapping) else metrics
-        for metric in listed:
+        for metric in _metrics(cfg, split):
             if count and 'topk' in metric:
                 topk = metric['topk'] if isinstance(metric['topk'], Sequence) else [metric['topk']]
                 metric['topk'] = [k for k in topk if k <= count]
             if 'ann_file' in metric and metric['ann_file'] is None:
                 data = innermost(cfg[f'{split}_dataloader'].dataset)
                 metric['ann_file'] = os.path.join(data.get('data_root') or '', data['ann_file'])
+    return count
+
+
+def _metrics(cfg: Config, split: str) -> list[Any]:
+    metrics: Any = cfg.get(f'{split}_evaluator') or []
+    return [metrics] if isinstance(metrics, Mapping) else metrics
 
 
 def _training(cfg: Config) -> list[Any]:
@@ -215,3 +247,63 @@ def _lists(node: Any) -> Iterator[list[Any]]:
         yield node
     for value in node if isinstance(node, list) else node.values() if isinstance(node, Mapping | Config) else ():
         yield from _lists(value)
+
+
+_plain_init, _plain_merge = Config.__init__, Config.merge_from_dict
+
+
+@functools.wraps(_plain_init)
+def _init(cfg: Config, *args: Any, **kwargs: Any) -> None:
+    """MMEngine's, which also fills in parts, data, scope and workers of a file that names this module.
+
+    A component of this package is found from any default scope, by a `_scope_` next to its type.
+    """
+    _plain_init(cfg, *args, **kwargs)
+    if (
+        _AS_WRITTEN.get()
+        or cfg.filename is None
+        or __name__ not in (cfg.get('custom_imports') or {}).get('imports', ())
+    ):
+        return
+    fill_in_parts(cfg)
+    fill_in_held_out(cfg)
+    inferred = fill_in_data(cfg)
+    loaders = [loader for split in ('train', 'val', 'test') if (loader := cfg.get(f'{split}_dataloader'))]
+    for loader in loaders:
+        if 'num_workers' in loader and loader.num_workers is None:
+            loader.num_workers = default_workers()
+    if cfg.get('default_scope') == SCOPE:
+        for part in (cfg.get('model'), *(loader.dataset for loader in loaders)):
+            if part:
+                part.setdefault('_scope_', SCOPE)
+    object.__setattr__(cfg, '_classes', class_names(training_data(cfg)) if inferred else None)
+
+
+@functools.wraps(_plain_merge)
+def _merge(cfg: Config, options: dict[str, Any], allow_list_keys: bool = True) -> None:
+    """MMEngine's; in a config that `_init` filled in, options of parts and of `data_root` reach where they stand.
+
+    Raises:
+        ValueError: The new `data_root` has other classes than the config, whose classes are those of the old one.
+    """
+    if '_classes' not in vars(cfg):
+        _plain_merge(cfg, options, allow_list_keys)
+        return
+    root = cfg.get('data_root')
+    _merge_options(cfg, options, named_parts(cfg), allow_list_keys)
+    if 'data_root' in options:
+        for data in datasets_of(cfg):
+            if 'data_root' in data and data.data_root == root:
+                data.data_root = cfg.data_root
+        for metric in (metric for split in ('val', 'test') for metric in _metrics(cfg, split)):
+            if root and str(metric.get('ann_file')).startswith(os.path.join(root, '')):
+                metric.ann_file = None
+        fill_in_data(cfg)
+        if cfg._classes and cfg._classes != (found := class_names({**training_data(cfg), 'metainfo': None})):
+            raise ValueError(
+                f'data_root={cfg.data_root!r} has the classes {", ".join(found)}, but those of {root!r} were read with '
+                f'the config: {", ".join(cfg._classes)}; set data_root in a config that inherits from it'
+            )
+
+
+Config.__init__, Config.merge_from_dict = _init, _merge

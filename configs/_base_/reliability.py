@@ -1,5 +1,7 @@
 """Hooks for reliable runs: checkpoints, seeds per iteration, faults, signals (docs/reliability.md)."""
 
+custom_imports = dict(imports=['simmim_plugin.config'])  # lets MMEngine fill in named parts, data_root and classes
+
 reliability = dict(
     runtime_info=dict(type='simmim_plugin.SimMIMRuntimeInfoHook'),
     checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', max_keep_ckpts=3),

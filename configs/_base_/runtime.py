@@ -10,6 +10,8 @@ env_cfg = dict(
 )
 default_hooks = dict(
     _base_.reliability,
+    timer=dict(type='IterTimerHook'),
+    param_scheduler=dict(type='ParamSchedulerHook'),
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(_base_.reliability.checkpoint, interval=10),
     sampler_seed=dict(type='DistSamplerSeedHook'),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.apis.train import FEW_ITERATIONS
 from simmim_plugin.commands import train
-from simmim_plugin.config import RUNNER_KEYS, fill_in_parts, load_config
+from simmim_plugin.config import RUNNER_KEYS, as_written, fill_in_parts, load_config
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import whole
@@ -136,7 +136,8 @@ def given_batch(args: argparse.Namespace, out: Path, images: int) -> Fit | None:
     """
     batch, path = args.batch_size, out / 'config.py'
     if batch is None and args.resume and path.is_file():
-        batch = Config.fromfile(path).train_dataloader.batch_size
+        with as_written():
+            batch = Config.fromfile(path).train_dataloader.batch_size
     if batch is not None:
         whole('--batch-size', batch, 1, images // args.devices, f'{images} images for --devices={args.devices}')
     return None if batch is None else Fit(batch)
@@ -176,7 +177,8 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
 
 def _settings(text: str) -> dict[str, Any]:
     """Settings of a written config, whatever its lines look like: earlier versions wrote other lines."""
-    cfg = Config.fromstring(text, '.py')
+    with as_written():
+        cfg = Config.fromstring(text, '.py')
     fill_in_parts(cfg)
     return {key: value for key, value in cfg.to_dict().items() if key in RUNNER_KEYS}
 

@@ -91,11 +91,7 @@ def read_with_missing(
                 array = _read_photo(source, channels, max_bytes)
         array = _fit_channels(array, channels)
         _check_size(array.size * RESULT_BYTES[dtype], max_bytes)
-        array, missing = _filled(array, nodata)
-        pixels = _as_dtype(array, dtype)
-        if pixels.itemsize < array.itemsize and pixels.max() < FEW_LEVELS:
-            _warn_of_lost_values(printable(path), int(array.max()))
-        return torch.from_numpy(pixels), None if missing is None else torch.from_numpy(missing)
+        return _fitted(array, dtype, printable(path), nodata)
     # Decoders raise exceptions of many types for damaged files; all become one type that names the file.
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -136,6 +132,44 @@ def _filled(array: np.ndarray, nodata: float | None) -> tuple[np.ndarray, np.nda
     return array, missing
 
 
+def convert_image(
+    image: np.ndarray | Image.Image, channels: int = 3, dtype: str = 'uint8', order: str = 'bgr'
+) -> Tensor:
+    """An image that was read elsewhere, with the channels and dtype that `read_image` gives.
+
+    Args:
+        image: A PIL image, or an array: (H, W), (H, W, C) or (C, H, W).
+        channels: Channels of the result.
+        dtype: See `read_image`.
+        order: Order of the first three of an array's three or four channels: 'bgr' (OpenCV, MMCV) or 'rgb'.
+
+    Returns:
+        (channels, H, W), uint8 or float32.
+
+    Raises:
+        ImageReadError: The image does not have these channels, or has other values.
+    """
+    try:
+        if not isinstance(image, Image.Image):
+            array = _channels_first(np.asarray(image), channels)
+            if order == 'bgr' and channels in MODES and array.shape[0] in (3, 4):
+                array = array[[2, 1, 0, *range(3, len(array))]]
+            if channels != 1 or len(array) not in (3, 4) or array.dtype != np.uint8:
+                return _fitted(_fit_channels(array, channels), dtype, 'img')[0]
+            image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))  # whose luma is that of files
+        return _fitted(_fit_channels(_photo_values(image, channels), channels), dtype, 'img')[0]
+    except ValueError as error:
+        raise ImageReadError(f'the image given as img: {error}') from error
+
+
+def _fitted(array: np.ndarray, dtype: str, name: str, nodata: float | None = None) -> tuple[Tensor, Tensor | None]:
+    array, missing = _filled(array, nodata)
+    pixels = _as_dtype(array, dtype)
+    if pixels.itemsize < array.itemsize and pixels.max() < FEW_LEVELS:
+        _warn_of_lost_values(name, int(array.max()))
+    return torch.from_numpy(pixels), None if missing is None else torch.from_numpy(missing)
+
+
 def _warn_of_lost_values(path: str, largest: int) -> None:
     """Warn, once per process, that 8 bits keep few levels of a 16-bit image."""
     if not _WARNED_OF:
@@ -170,9 +204,14 @@ def _read_photo(source: BinaryIO, channels: int, max_bytes: int) -> np.ndarray:
         if image.format == 'JPEG' and pixels > PIXELS_PER_BYTE * (length := _length(source)):
             raise ValueError(f'{length:,} bytes cannot hold the {image.width} x {image.height} px that it claims')
         ImageOps.exif_transpose(image, in_place=True)
-        if channels in MODES and not has_many_bits(image):
-            image = convert_mode(image, MODES[channels])
-        array = np.asarray(image)
+        return _photo_values(image, channels)
+
+
+def _photo_values(image: Image.Image, channels: int) -> np.ndarray:
+    """Values of a photo, (C, H, W); converted to grey or RGB where that has `channels`."""
+    if channels in MODES and not has_many_bits(image):
+        image = convert_mode(image, MODES[channels])
+    array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 

@@ -5,10 +5,12 @@ It is drawn in units: squares of `unit` x `unit` patches that are masked or visi
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # Keys of a sample: the mask that the model sees; of two simultaneous masks, both, whose union is `mask`.
@@ -72,3 +74,9 @@ def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float
 def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
     """Mask over patches -> mask over pixels: (B, h, w) -> (B, 1, h*p, w*p), same dtype."""
     return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).unsqueeze(1)
+
+
+def masks_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Masks of several samples, dicts or MMPretrain's `DataSample`: (B, h, w) uint8 by name, as many as they have."""
+    found = [{name: torch.as_tensor(sample.get(name)) for name in MASKS if name in sample} for sample in samples]
+    return {name: torch.stack([masks[name] for masks in found]).to(torch.uint8) for name in (found or [{}])[0]}

@@ -1,11 +1,12 @@
 """SimMIM: a backbone that sees a masked image and a head that predicts the masked pixels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from simmim_plugin.models.masks import MASKS, masks_of
 from simmim_plugin.registry import MODELS, build_part
 from simmim_plugin.utils.arguments import choice
 
@@ -49,6 +50,7 @@ class SimMIM(BaseModel):
         mode: str = 'tensor',
         mask_local: Tensor | None = None,
         mask_global: Tensor | None = None,
+        data_samples: Sequence[Any] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]] | tuple[Tensor, ...]:
         """Loss or features of normalised images.
 
@@ -59,17 +61,25 @@ class SimMIM(BaseModel):
                 validation needs it; 'tensor' the backbone's features without a mask.
             mask_local: The local one of two simultaneous masks; its error is logged.
             mask_global: The global one; its error is logged. `mask` is their union.
+            data_samples: Per image a `DataSample` with these masks, from MMPretrain's `PackInputs`, instead of `mask`.
 
         Raises:
             ValueError: Unknown mode, or no mask where one is needed.
         """
         if choice('mode', mode, MODES) == 'tensor':
-            return self.backbone(inputs)
+            return self.extract_feat(inputs)
+        if mask is None:
+            masks = {name: each.to(inputs.device) for name, each in masks_of(data_samples or ()).items()}
+            mask, mask_local, mask_global = (masks.get(name) for name in MASKS)
         if mask is None:
             raise ValueError(f'mode={mode!r} needs a mask; add SimMIMMaskGenerator to the pipeline')
         if mode == 'predict':
             return self.losses_by_image(inputs, mask, mask_local, mask_global)
         return self.loss(inputs, mask, mask_local, mask_global)
+
+    def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's features without a mask, by the name that MMPretrain's tools call."""
+        return self.backbone(inputs)
 
     def loss(
         self,

@@ -50,8 +50,8 @@ def run(*command: object, cwd: Path | None = None, ok: bool = True) -> str:
 def run_streams(*command: object, cwd: Path | None = None, **environment: str) -> tuple[int, str, str]:
     """Run a command; its exit code, and what it wrote to stdout and stderr.
 
-    A `simmim` command or a tool runs in a process forked from this one, which has imported PyTorch and MMEngine
-    already: it starts seconds sooner, and what the test has monkeypatched holds in it. Everything else is a new
+    A `simmim` command or a tool, ours or a framework's, runs in a process forked from this one, which has imported
+    PyTorch and MMEngine: it starts seconds sooner, and what the test has monkeypatched holds in it. All else is a new
     process, and these, too, where a fork is not safe: after CUDA has started, or with threads of PyTorch.
     """
     words = [str(word) for word in command]
@@ -80,7 +80,10 @@ def run_streams(*command: object, cwd: Path | None = None, **environment: str) -
 
 
 def _is_ours(words: Sequence[str]) -> bool:
-    return tuple(words[:3]) == SIMMIM or (words[0] == sys.executable and Path(words[1]).parent == TOOLS)
+    script = Path(words[1])
+    return tuple(words[:3]) == SIMMIM or (
+        words[0] == sys.executable and (script.parent == TOOLS or '.mim' in script.parts)
+    )
 
 
 def _in_child(words: list[str], cwd: Path | None, environment: dict[str, str], output: IO, errors: IO) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.runner import Runner
@@ -11,7 +12,7 @@ from helpers.models import TINY
 from simmim_plugin import SimMIM
 
 
-def runner(work_dir: Path, epochs: int, checkpoint: object = (), **kwargs: object) -> Runner:
+def runner(work_dir: Path, epochs: int, checkpoint: Any = (), **kwargs: Any) -> Runner:
     """A tiny training of two iterations per epoch."""
     hook = dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1, max_keep_ckpts=1)
     samples = [dict(inputs=torch.rand(3, 64, 64), mask=torch.ones(4, 4)) for _ in range(4)]

@@ -199,3 +199,33 @@ def test_packed_images_are_contiguous_planes_whatever_their_memory_order(rgb, dt
     ):
         packed = PackSimMIMInputs()({'img': given})['inputs']
         assert packed.is_contiguous() and torch.equal(packed, expected)
+
+
+def test_an_image_that_is_there_is_converted(tmp_path):
+    """Arrays in either order, grey, with alpha, and PIL images, against the same pixels in a file."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / 'photo.png')
+    expected = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+    bgr, rgba = rgb[..., ::-1], np.dstack([rgb, np.full((6, 5), 9, np.uint8)])
+    for transform, given in (
+        (LoadImage(), bgr),
+        (LoadImage(), np.dstack([bgr, rgba[..., 3]])),
+        (LoadImage(array_order='rgb'), rgb),
+        (LoadImage(array_order='rgb'), rgba),
+        (LoadImage(defer=True), Image.fromarray(rgb)),
+        (LoadImage(), Image.fromarray(rgba)),
+    ):
+        assert torch.equal(transform({'img': given, 'kept': 1})['img'], expected)
+    for channels, transform in ((1, LoadImage(channels=1)), (3, LoadImage())):
+        grey = rgb[..., 0]
+        assert torch.equal(transform({'img': grey})['img'], torch.from_numpy(grey.copy()).expand(channels, -1, -1))
+    path = str(tmp_path / 'photo.png')
+    assert torch.equal(LoadImage(channels=1)({'img': bgr})['img'], LoadImage(channels=1)({'img_path': path})['img'])
+    bands = rng.random((5, 6, 7), dtype=np.float32)
+    transform = LoadImage(channels=7, dtype='float32')
+    assert torch.equal(transform({'img': bands})['img'], torch.from_numpy(bands.transpose(2, 0, 1).copy()))
+    with pytest.raises(ImageReadError, match='given as img: it has 5 channels, but channels=3 are wanted'):
+        LoadImage()({'img': bands})
+    with pytest.raises(ValueError, match="array_order='grb' is unknown"):
+        LoadImage(array_order='grb')

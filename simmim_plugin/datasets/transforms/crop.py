@@ -34,7 +34,8 @@ class RandomResizedCrop:
     `size` pixels. Pixels then differ a little from those of the full image (docs/performance.md).
 
     Required and replaced key: `img`, a (C, H, W) tensor, uint8 or float32, or a `PendingJPEG`; becomes a
-    (C, size, size) tensor that keeps the memory order of its input. Uses Python's `random`.
+    (C, size, size) tensor that keeps the memory order of its input. An (H, W, C) array, as MMCV loads it, becomes a
+    (size, size, C) array. Uses Python's `random`.
 
     Args:
         size: Side, or (height, width), in pixels.
@@ -61,7 +62,7 @@ class RandomResizedCrop:
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Crop and resize `img`."""
-        image = results['img']
+        image = _as_tensor(results['img'])
         size = image.size if isinstance(image, PendingJPEG) else (image.shape[-2], image.shape[-1])
         top, left, height, width = self._region(*size)
         if isinstance(image, PendingJPEG):
@@ -69,7 +70,8 @@ class RandomResizedCrop:
             if (image.shape[-2], image.shape[-1]) != size:
                 top, height = _scaled(top, height, image.shape[-2] / size[0], self.size[0])
                 left, width = _scaled(left, width, image.shape[-1] / size[1], self.size[1])
-        results['img'] = self._resized(image, slice(top, top + height), slice(left, left + width))
+        resized = self._resized(image, slice(top, top + height), slice(left, left + width))
+        results['img'] = _like(results['img'], resized)
         return results
 
     def _resized(self, image: Tensor, down: slice, across: slice) -> Tensor:
@@ -113,7 +115,7 @@ class RandomResizedCrop:
 class RandomHorizontalFlip:
     """Flip an image left to right at random, like torchvision; with OpenCV where that is faster.
 
-    Required and replaced key: `img`, a (C, H, W) tensor. Uses Python's `random`.
+    Required and replaced key: `img`, a (C, H, W) tensor or an (H, W, C) array. Uses Python's `random`.
 
     Args:
         p: Probability of flipping.
@@ -128,13 +130,24 @@ class RandomHorizontalFlip:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Flip `img`, or not."""
         if random.random() < self.p:
-            image = results['img']
+            image = _as_tensor(results['img'])
             rows = photo_rows(image)
-            results['img'] = image.flip(-1) if rows is None else torch.from_numpy(cv2.flip(rows, 1).transpose(2, 0, 1))
+            flipped = image.flip(-1) if rows is None else torch.from_numpy(cv2.flip(rows, 1).transpose(2, 0, 1))
+            results['img'] = _like(results['img'], flipped)
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(p={self.p})'
+
+
+def _as_tensor(image: Any) -> Any:
+    """An (H, W[, C]) array as a (C, H, W) tensor, which shares its memory; others as they are."""
+    return torch.from_numpy(np.atleast_3d(image).transpose(2, 0, 1)) if isinstance(image, np.ndarray) else image
+
+
+def _like(given: Any, image: Tensor) -> Any:
+    """The tensor itself, or an (H, W, C) array if that was given."""
+    return image.numpy().transpose(1, 2, 0) if isinstance(given, np.ndarray) else image
 
 
 def _range(name: str, value: Any, most: float, words: str) -> tuple[float, float]:

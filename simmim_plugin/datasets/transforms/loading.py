@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim_plugin.datasets.images import DTYPES, ImageReadError, photo_rows, read_image
+from simmim_plugin.datasets.images import DTYPES, ImageReadError, convert_image, photo_rows, read_image
 from simmim_plugin.datasets.jpeg import MAX_BYTES, PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
@@ -28,7 +28,8 @@ class LoadImage:
     """Read the image of a sample; see `read_image` for formats and conversions.
 
     Required key: `img_path`; optional key: `img_bytes`, the content of the file, which is removed. Added key:
-    `img`, a (channels, H, W) tensor or, with `defer`, possibly a `PendingJPEG`.
+    `img`, a (channels, H, W) tensor or, with `defer`, possibly a `PendingJPEG`. An `img` that is there already (an
+    array or a PIL image, as from MMPretrain's inferencers) is converted instead; no file is read then.
 
     Args:
         channels: Channels of the result; 3 gives RGB.
@@ -38,6 +39,7 @@ class LoadImage:
             and images that are not kept; `ImageFolder` disables it if another transform follows.
         max_bytes: Largest size of a decoded image, in bytes; larger ones count as bad.
         nodata: Value that stands for missing data, see `read_image`; it is filled with the mean of the others.
+        array_order: Order of the colours of an `img` that is an array: 'bgr' (OpenCV, MMCV) or 'rgb'.
 
     Raises:
         ValueError: An argument is out of range.
@@ -51,6 +53,7 @@ class LoadImage:
         defer: bool = False,
         max_bytes: int = MAX_BYTES,
         nodata: float | None = None,
+        array_order: str = 'bgr',
     ) -> None:
         self.channels = whole('LoadImage.channels', channels, 1, hint='3 for RGB')
         self.dtype = choice('LoadImage.dtype', dtype, DTYPES)
@@ -60,10 +63,13 @@ class LoadImage:
             number('LoadImage.nodata', nodata, hint='e.g. -9999')
         self.nodata = nodata
         self.defer = defer and channels == 3 and dtype == 'uint8'
+        self.array_order = choice('LoadImage.array_order', array_order, ('bgr', 'rgb'))
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img` to the sample."""
+        if 'img' in results:
+            return {**results, 'img': convert_image(results['img'], self.channels, self.dtype, self.array_order)}
         path, data = results['img_path'], results.pop('img_bytes', None)
         image: Tensor | PendingJPEG | None = self._kept.get(path)
         if image is None and self.defer and len(self._kept) >= self.keep:

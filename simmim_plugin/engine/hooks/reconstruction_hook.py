@@ -1,5 +1,6 @@
 """Draw reconstructions of fixed images, and measure the loss on them, during pretraining."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from simmim_plugin.models.losses import masked_loss, visible_mean
-from simmim_plugin.models.masks import MASKS, pixel_mask
+from simmim_plugin.models.masks import masks_of, pixel_mask
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import flag, whole
-from simmim_plugin.utils.distributed import unsharded_model
+from simmim_plugin.utils.distributed import bare_model, unsharded_model
 from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
@@ -47,6 +48,7 @@ class ReconstructionHook(Hook):
     """
 
     priority = 'LOWEST'  # after the checkpoint is written, which the summary names
+    can_show = True
 
     def __init__(
         self,
@@ -67,7 +69,12 @@ class ReconstructionHook(Hook):
         self.seed = whole('ReconstructionHook.seed', seed, 0, LARGEST_SEED)
 
     def before_train(self, runner: TrainingRunner) -> None:
-        """Draw the fixed images, and show the initial model."""
+        """Draw the fixed images, and show the initial model. A model that cannot be shown is left alone."""
+        self.can_show = hasattr(bare_model(runner), 'reconstruct')
+        if not self.can_show:  # such as the stand-in of MMPretrain's vis_scheduler
+            name = type(bare_model(runner)).__name__
+            runner.logger.warning(f'ReconstructionHook: {name} has no reconstruct(), so there are no pictures')
+            return
         if is_main_process():
             self._draw(runner)
         self.show(runner, runner.epoch if self.by_epoch else runner.iter)
@@ -77,10 +84,12 @@ class ReconstructionHook(Hook):
         count = min(self.num_measured, max(len(dataset), self.num_images))
         with fixed_seed(self.seed):
             samples = [dataset[int(i)] for i in np.resize(np.random.permutation(len(dataset)), count)]
-        if 'mask' not in samples[0]:
+        self.masks = masks_of(sample.get('data_samples', sample) for sample in samples)  # or of MMPretrain's PackInputs
+        if 'mask' not in self.masks:
             raise ValueError('ReconstructionHook needs masks; add SimMIMMaskGenerator to the pipeline of the data')
-        names = [key for key in ('inputs', *MASKS) if key in samples[0]]
-        self.batch = {key: torch.stack([sample[key] for sample in samples]) for key in names}
+        self.batch: dict[str, Any] = {'inputs': torch.stack([sample['inputs'] for sample in samples])}
+        if 'data_samples' in samples[0]:
+            self.batch['data_samples'] = [sample['data_samples'] for sample in samples]
 
     def after_train_epoch(self, runner: TrainingRunner) -> None:
         """Every `interval` epochs and after the last."""
@@ -96,12 +105,12 @@ class ReconstructionHook(Hook):
 
     def after_train(self, runner: TrainingRunner) -> None:
         """Log a summary of the run."""
-        if not is_main_process():
+        if not is_main_process() or not self.can_show:
             return
         checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
         first = runner.message_hub.get_info(FIRST_LOSS)
         runner.logger.info(
-            f'Done. Masked-pixel loss on {len(self.batch["mask"])} fixed images: {first:.4f} at the start -> '
+            f'Done. Masked-pixel loss on {len(self.masks["mask"])} fixed images: {first:.4f} at the start -> '
             f'{self.last_loss:.4f} at the end\n'
             f"  predicting each image's visible mean: {self.mean_loss:.4f}\n"
             f'  checkpoint: {checkpoint}\n'
@@ -110,12 +119,13 @@ class ReconstructionHook(Hook):
 
     def show(self, runner: TrainingRunner, step: int) -> None:
         """Measure, log and draw, on rank 0; all ranks must call it."""
+        if not self.can_show:
+            return
         model = unsharded_model(runner)
         if not is_main_process():
             return
         inputs, predicted = self._predict(model)
-        masks = {name: pixel_mask(self.batch[name], model.head.patch_size) for name in MASKS if name in self.batch}
-        masks = {name: mask.to(inputs.device) for name, mask in masks.items()}
+        masks = {name: pixel_mask(mask, model.head.patch_size).to(inputs.device) for name, mask in self.masks.items()}
         pixels = masks['mask']
         losses = {name: masked_loss(model, predicted, inputs, mask) for name, mask in masks.items()}
         self.last_loss = losses['mask']
@@ -130,7 +140,7 @@ class ReconstructionHook(Hook):
             f'(predicting the visible mean: {self.mean_loss:.4f}){split}'
         )
         shown = torch.arange(0, len(pixels), max(1, len(pixels) // self.num_images))[: self.num_images]
-        denormalize = model.data_preprocessor.denormalize
+        denormalize = partial(_denormalized, model.data_preprocessor)
         sheet = reconstruction_sheet(
             denormalize(inputs[shown]),
             denormalize(predicted[shown]),
@@ -150,9 +160,17 @@ class ReconstructionHook(Hook):
         was_training = model.training
         model.eval()
         parts = []
-        for start in range(0, len(self.batch['mask']), self.num_images):
-            data = model.data_preprocessor({k: v[start : start + self.num_images] for k, v in self.batch.items()})
-            parts.append((data['inputs'], model.reconstruct(data['inputs'], data['mask'])))
+        for start in range(0, len(self.masks['mask']), self.num_images):
+            part = slice(start, start + self.num_images)
+            inputs = model.data_preprocessor({key: values[part] for key, values in self.batch.items()})['inputs']
+            parts.append((inputs, model.reconstruct(inputs, self.masks['mask'][part].to(inputs.device))))
         model.train(was_training)
         inputs, predicted = (torch.cat(tensors) for tensors in zip(*parts))
         return inputs, predicted
+
+
+def _denormalized(preprocessor: Any, images: Tensor) -> Tensor:
+    """(B, C, H, W) in the units of the stored values, also by MMEngine's and MMPretrain's preprocessors."""
+    if hasattr(preprocessor, 'denormalize'):
+        return preprocessor.denormalize(images)
+    return images * getattr(preprocessor, 'std', 1) + getattr(preprocessor, 'mean', 0)  # without them, as stored

@@ -50,8 +50,8 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
     # The hook predicts in three batches; the model's own loss is computed in one.
     data = model.eval().data_preprocessor({k: v.clone() for k, v in hook.batch.items()})
     with torch.no_grad():
-        expected = model(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
-    assert len(hook.batch['mask']) == 5
+        expected = model(data['inputs'], mask=hook.masks['mask'], mode='loss')['loss'].item()
+    assert len(hook.masks['mask']) == 5
     assert hook.last_loss == pytest.approx(expected, rel=1e-5)
     # Uniform noise of 0 ... 255 in units of 60: the mean absolute distance from its mean is 256 / 4 / 60.
     assert hook.mean_loss == pytest.approx(256 / 4 / 60, rel=0.02)
@@ -74,7 +74,7 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError, match=f'^ReconstructionHook.{words}$'):
             ReconstructionHook(**{argument: value})
     dataset = [dict(inputs=torch.zeros(3, 64, 64))]
-    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset))
+    runner = SimpleNamespace(model=SimMIM(TINY), train_dataloader=SimpleNamespace(dataset=dataset))
     with pytest.raises(ValueError, match='add SimMIMMaskGenerator'):
         ReconstructionHook().before_train(runner)
 
