@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
+from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.resume import newest_checkpoint
 from simmim_plugin.utils.configs import datasets_of
@@ -167,12 +168,15 @@ def _check_checkpoint(cfg: Config) -> None:
                 'set them as checkpoint of model.backbone.init_cfg'
             )
         cfg.load_from = source
-        meta = load_file(source).get('meta')
+        checkpoint = load_file(source)
+        meta = checkpoint.get('meta')
         if cfg.get('resume') and isinstance(meta, Mapping) and 'config' in meta:
             raise ValueError(
                 f"checkpoint {source!r} has code in meta['config'], which MMEngine would run; current versions do not "
                 'write it. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
             )
+        if cfg.get('resume'):
+            extend_schedules(cfg, checkpoint)
 
 
 class _Counter(Hook):
