@@ -216,8 +216,8 @@ def test_unknown_state_dicts_and_arguments_that_do_not_fit_are_refused(tmp_path)
         facts_of(both)
 
 
-EVA = dict(img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=4, num_classes=0)
-OTHERS = {
+EVA: dict[str, Any] = dict(img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=4, num_classes=0)
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     'DINOv3': (
         dict(use_abs_pos_emb=False, use_rot_pos_emb=True, num_reg_tokens=4, init_values=0.1),
         r'has no place for (backbone\.)?reg_token of the backbone',

@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_a_milestone_ahead_moves(training, tmp_path):
 
 def test_what_ends_with_the_run_is_extended():
     warmup = dict(type='LinearLR', start_factor=0.01, end=10)
-    schedulers = [
+    schedulers: list[dict[str, Any]] = [
         dict(type='CosineAnnealingLR', begin=2, end=10), dict(type='CosineAnnealingLR', begin=2, T_max=8),
         dict(type='PolyLR', by_epoch=False, end=1000), dict(type='LinearLR', start_factor=1, end_factor=0, end=10),
         dict(type='CosineAnnealingLR', end=9), warmup, dict(type='MultiStepLR', milestones=[10]),
