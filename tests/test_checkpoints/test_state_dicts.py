@@ -1,6 +1,7 @@
 """Converted models are compared with the libraries they go to, on photos; round trips are exact."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
