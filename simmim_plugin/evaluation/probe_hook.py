@@ -11,7 +11,7 @@ from simmim_plugin.evaluation.probes import TEMPERATURE, K, LabelledFolder, run_
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import flag, number, whole
 from simmim_plugin.utils.configs import training_data
-from simmim_plugin.utils.distributed import unsharded_model
+from simmim_plugin.utils.distributed import averaged, saved_model
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
@@ -19,8 +19,8 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 class ProbeHook(Hook):
     """Linear probe and k-NN on a labelled folder, every `interval` epochs and at the end, logged and visualised.
 
-    The probes take the features of unmasked images. The model's modes and weights are not changed, and the labels do
-    not influence it. The ranks of a distributed run share the images.
+    The probes take the features of unmasked images, with `EMAHook` those of the averaged weights. The model's modes and
+    weights are not changed, and the labels do not influence it. The ranks of a distributed run share the images.
 
     Args:
         data_root: Folder with train/ and val/, each with a folder per class.
@@ -77,12 +77,12 @@ class ProbeHook(Hook):
             f'{name} {score.top1:.1f} % (balanced {score.balanced:.1f} %)' for name, score in scores.items()
         )
         seconds = time.monotonic() - start
-        runner.logger.info(f'Probes, epoch {runner.epoch + 1}: {listed}; {seconds:.0f} s')
+        runner.logger.info(f'Probes, epoch {runner.epoch + 1}{averaged(runner)}: {listed}; {seconds:.0f} s')
         flat = {f'probe/{name}': score.top1 for name, score in scores.items()}
         flat |= {f'probe/{name}_balanced': score.balanced for name, score in scores.items()}
         runner.visualizer.add_scalars(flat, runner.epoch + 1)
 
     def _extractor(self, runner: TrainingRunner) -> FeatureExtractor:
-        model = unsharded_model(runner)
+        model = saved_model(runner)
         pipeline = training_data(runner.cfg).get('pipeline', ())
         return FeatureExtractor.from_model(model, blocks=self.blocks, pipeline=pipeline)

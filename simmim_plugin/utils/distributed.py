@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
@@ -72,12 +73,23 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def unsharded_model(runner: TrainingRunner) -> Any:
-    """The model of a runner for use on a single rank: the bare model, or a full copy of a sharded one.
+def averaging_hook(runner: TrainingRunner) -> EMAHook | None:
+    """The hook that averages the weights, which checkpoints then hold as `state_dict`; None if there is none."""
+    return next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
 
-    All ranks must call it.
+
+def averaged(runner: TrainingRunner) -> str:
+    """Words for the log on which weights `saved_model` has; '' without an average."""
+    return '' if averaging_hook(runner) is None else ', averaged weights as in the checkpoint'
+
+
+def saved_model(runner: TrainingRunner) -> Any:
+    """The model with the weights that a checkpoint holds, for use on a single rank.
+
+    It is the average of `EMAHook`, the bare model, or a full copy of a sharded one. All ranks must call it.
     """
-    model = bare_model(runner)
+    average = averaging_hook(runner)
+    model = bare_model(runner) if average is None else average.ema_model.module
     if not is_sharded(model):
         return model
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))

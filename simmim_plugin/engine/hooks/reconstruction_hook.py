@@ -16,7 +16,7 @@ from simmim_plugin.models.losses import masked_loss, visible_mean
 from simmim_plugin.models.masks import masks_of, pixel_mask
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import flag, whole
-from simmim_plugin.utils.distributed import bare_model, unsharded_model
+from simmim_plugin.utils.distributed import averaged, bare_model, saved_model
 from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
@@ -32,7 +32,7 @@ class ReconstructionHook(Hook):
     visualiser's backends, and logs the masked-pixel loss together with that of predicting each image's visible mean.
     The loss is the criterion's mean over the masked pixels, whatever scope and further terms the training's loss has.
     A local and a global mask have separate losses, and separate colours in the picture.
-    The run's random state is left unchanged.
+    With `EMAHook` the averaged weights are shown, as checkpoints hold them. The run's random state is left unchanged.
 
     Args:
         interval: Epochs, or iterations if not `by_epoch`, between two pictures.
@@ -121,7 +121,7 @@ class ReconstructionHook(Hook):
         """Measure, log and draw, on rank 0; all ranks must call it."""
         if not self.can_show:
             return
-        model = unsharded_model(runner)
+        model = saved_model(runner)
         if not is_main_process():
             return
         inputs, predicted = self._predict(model)
@@ -136,8 +136,8 @@ class ReconstructionHook(Hook):
         if FIRST_LOSS not in hub.runtime_info:
             hub.update_info(FIRST_LOSS, self.last_loss)
         runner.logger.info(
-            f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}: masked-pixel loss {self.last_loss:.4f} '
-            f'(predicting the visible mean: {self.mean_loss:.4f}){split}'
+            f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}{averaged(runner)}: masked-pixel loss '
+            f'{self.last_loss:.4f} (predicting the visible mean: {self.mean_loss:.4f}){split}'
         )
         shown = torch.arange(0, len(pixels), max(1, len(pixels) // self.num_images))[: self.num_images]
         denormalize = partial(_denormalized, model.data_preprocessor)

@@ -1,15 +1,21 @@
 import logging
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.registry import MODELS
 from PIL import Image
 
 from helpers.models import TINY
-from simmim_plugin import ReconstructionHook, SimMIM, SimMIMMaskGenerator
+from helpers.paths import ROOT
+from simmim_plugin import ProbeHook, ReconstructionHook, SimMIM, SimMIMMaskGenerator
+from simmim_plugin.apis import train
+from simmim_plugin.checkpoints.files import load_file
+from simmim_plugin.config import load_config
 from simmim_plugin.models.losses import visible_mean
 from simmim_plugin.utils.random_state import fixed_seed
 
@@ -36,7 +42,7 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
     )
     runner = SimpleNamespace(
         model=model, train_dataloader=SimpleNamespace(dataset=Samples()), epoch=0, iter=0, work_dir=str(tmp_path),
-        logger=logging.getLogger('test'), visualizer=visualizer, message_hub=MessageHub.get_instance('hook_test'),
+        hooks=[], logger=logging.getLogger('test'), visualizer=visualizer, message_hub=MessageHub.get_instance('hook_test'),
     )  # fmt: skip
     hook = ReconstructionHook(num_images=2, num_measured=5)
     state = torch.get_rng_state(), np.random.get_state(legacy=False)['state']['key'].copy(), random.getstate()
@@ -101,3 +107,36 @@ def test_fixed_seed_restores_the_random_states():
     for seed in (-1, 2**32, 1.0, None):
         with pytest.raises(ValueError, match=f'^seed={seed} must be a whole number from 0 to 4294967295$'):
             fixed_seed(seed).__enter__()
+
+
+def test_with_an_average_the_weights_in_the_checkpoint_are_shown(image_folder, tmp_path, capsys):
+    config_file = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    folder = tmp_path / 'labelled'
+    for part in ('train', 'val'):
+        shutil.copytree(image_folder, folder / part)
+    hooks = [
+        dict(type='ReconstructionHook', num_images=2, num_measured=4), dict(type='ProbeHook', data_root=str(folder)),
+        dict(type='EMAHook', ema_type='simmim_plugin.ForeachEMA', momentum=0.2),
+    ]  # fmt: skip
+    options = {
+        'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0,
+        'train_cfg.max_epochs': 1, 'custom_hooks': hooks, 'auto_scale_lr.base_batch_size': 4,
+        'param_scheduler': None,
+    }  # fmt: skip
+    runner = train.build_runner(train.prepare(load_config(config_file, options), config_file, str(tmp_path / 'work')))
+    train.run_training(runner)
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, ReconstructionHook)]
+    (probe,) = [hook for hook in runner.hooks if isinstance(hook, ProbeHook)]
+    checkpoint = load_file(tmp_path / 'work/epoch_1.pth')
+    saved = MODELS.build(runner.cfg.model)
+    saved.load_state_dict(checkpoint['state_dict'])
+    data = saved.eval().data_preprocessor({k: v.clone() for k, v in hook.batch.items()})
+    with torch.no_grad():
+        expected = saved(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
+        raw = runner.model.eval()(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
+    assert hook.last_loss == pytest.approx(expected, rel=1e-5) and abs(raw - expected) > 0.01
+    probed = probe._extractor(runner).backbone.state_dict()
+    assert all(torch.equal(x, checkpoint['state_dict'][f'backbone.{name}']) for name, x in probed.items())
+    printed = ''.join(capsys.readouterr())
+    assert 'Fixed images, epoch 1, averaged weights as in the checkpoint: masked-pixel loss' in printed
+    assert 'Probes, epoch 1, averaged weights as in the checkpoint: ' in printed
