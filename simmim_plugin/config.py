@@ -115,7 +115,8 @@ def _filled_in(cfg: Config, item: Any) -> list[Any]:
 
 def named_parts(cfg: Config) -> list[str]:
     """The top-level keys whose value occurs in a list of the config, such as `mask` in `train_pipeline`."""
-    items = [item for found in _lists(cfg) for item in found]
+    used = {key: value for key, value in cfg.items() if key != 'held_out'}  # which repeats parts of the training
+    items = [item for found in _lists(used) for item in found]
     return [name for name, value in cfg.items() if isinstance(value, Mapping) and value in items]
 
 

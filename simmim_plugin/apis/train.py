@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
+from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.work_dir import check_work_dir, checkpoint_folder, is_resumable, newest_checkpoint
 from simmim_plugin.utils.arguments import folders
@@ -205,6 +206,8 @@ def _check_checkpoint(cfg: Config) -> None:
                 f"checkpoint {source!r} has code in meta['config'], which MMEngine would run; current versions do not "
                 'write it. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
             )
+        if cfg.get('resume'):
+            extend_schedules(cfg, checkpoint)
 
 
 class _Counter(Hook):

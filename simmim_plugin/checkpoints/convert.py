@@ -78,7 +78,7 @@ def convert_file(
         check_suffix(target)
     saved = _read(source, objects)
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state)
+    state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
     noted = saved.part('data_preprocessor')
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None else (mean, std)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
-from simmim_plugin.checkpoints.state_dicts import backbone_state
+from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import Fitted, check_fits, fit_state
 from simmim_plugin.models.layers.relative_position import Grid
@@ -218,35 +218,66 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
     return model.to(device).eval(), saved.pipeline
 
 
-def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | None:
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
         model: A model with a SimMIMViT in it; other models and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
 
+    Returns:
+        What was loaded, left and kept; None without a SimMIMViT.
+
     Raises:
         ValueError: Nothing fits the backbone, or its shapes do not.
     """
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)]
     if not found:
-        return
+        return None
     name, backbone = found[0]
     prefix = f'{name}.' if name else ''
-    saved = _saved('load_from', checkpoint)
-    own = _without_prefix(saved.state, prefix)
-    if FIRST_BLOCK not in own:  # names of another project, or another prefix
-        own = backbone_state(saved.state)
-    fitted = fit_state(backbone, own, saved.grid)
     present = model.state_dict()
-    others = {name: value for name, value in saved.state.items() if not name.startswith(prefix)}
-    state = {prefix + name: value for name, value in fitted.state.items()}
-    state |= {name: value for name, value in others.items() if name in present and present[name].shape == value.shape}
-    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in others if name not in state)]
-    kept = {name: value for name, value in present.items() if name not in state}
-    print_log(Fitted(state, skipped, fitted.resized, list(kept)).report('load_from'), 'current')
+    outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
+    fitted = _fit(backbone, _saved('load_from', checkpoint), prefix, prefix, outside)
+    print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
-    checkpoint['state_dict'] = state | {name: value for name, value in kept.items() if not isinstance(value, DTensor)}
+    kept = {name: present[name] for name in fitted.kept if not isinstance(present[name], DTensor)}
+    checkpoint['state_dict'] = fitted.state | kept
+    return fitted
+
+
+def _fit(
+    backbone: SimMIMViT, saved: Saved, source: str, target: str = '', outside: Mapping[str, Tensor] | None = None
+) -> Fitted:
+    """What of a checkpoint goes into a model: the only place that decides it, so that reports cannot differ from it.
+
+    Args:
+        backbone: The model's backbone.
+        saved: A checkpoint of any kind that `simmim convert` knows.
+        source: Prefix of the backbone's weights in the file, if they have our names; else they are converted.
+        target: Prefix of the backbone's weights in the model.
+        outside: The model's state dict without the backbone. It takes what has the same name and shape.
+
+    Raises:
+        ValueError: See `to_plugin` and `fit_state`.
+    """
+    outside = outside or {}
+    own = _without_prefix(saved.state, source)
+    others: dict[str, Tensor] = {}
+    if FIRST_BLOCK in own:
+        state, left = to_plugin(own)
+        others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
+    else:  # names of another project, or another prefix
+        state, left = to_plugin(saved.state)
+    others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid)
+    taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
+    for name, value in others.items():
+        if name not in taken:
+            left.append(f'{name} of shape {tuple(value.shape)}' if name in outside else name)
+    loaded = {target + name: value for name, value in fitted.state.items()} | taken
+    kept = [*(target + name for name in fitted.kept), *(name for name in outside if name not in taken)]
+    return Fitted(loaded, [*(target + name for name in fitted.skipped), *left], fitted.resized, kept)
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -277,10 +308,9 @@ class PretrainedViT:
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
         with _named(path):
-            own = _without_prefix(saved.state, self.prefix) if self.prefix else backbone_state(saved.state)
-            if not own:
+            if self.prefix and not _without_prefix(saved.state, self.prefix):
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
-            fitted = fit_state(module, own, saved.grid)
+            fitted = _fit(module, saved, self.prefix or '')
         module.load_state_dict(fitted.state, strict=False)
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):

@@ -57,6 +57,7 @@ HF = {
     'blocks.{i}.gamma_1': 'encoder.layer.{i}.lambda_1',
     'blocks.{i}.gamma_2': 'encoder.layer.{i}.lambda_2',
 }
+HF_PREFIXES = ('beit.', 'data2vec_vision.')  # Data2VecVision is a Beit
 # Names of a model in memory in transformers 5 -> names on disk.
 HF_IN_MEMORY = (
     (re.compile(r'^shared_position_bias\.'), 'encoder.relative_position_bias.'),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from simmim_plugin.models.fit import grid_of_table
+from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.layers.relative_position import TABLE
 from simmim_plugin.utils.arguments import grid_of, whole
 
@@ -50,7 +51,8 @@ def facts_of(
     Args:
         state: With the names of our models, as `to_plugin` returns it.
         img_size: Image height and width in pixels; None: square, from the rows of a bias table or position embedding.
-        num_heads: Number of attention heads; None: the columns of a bias table, else 64 channels per head.
+        num_heads: Number of attention heads; None: the columns of a bias table, else, of a model as wide and deep as
+            ViT-S, B or L, 64 channels per head.
 
     Raises:
         ValueError: The weights do not determine the model, contradict an argument, or are not of a SimMIMViT.
@@ -78,16 +80,22 @@ def facts_of(
     columns = tables[0].shape[1] if tables else None
     if num_heads is not None and columns not in (None, num_heads):
         raise ValueError(f'--num-heads {num_heads}: the bias tables have {columns} heads')
-    heads = columns or num_heads or embed_dims // HEAD_DIMS
-    if heads < 1 or embed_dims % heads:
-        raise ValueError(f'{embed_dims} channels cannot be divided among {heads} heads; give --num-heads')
+    arch = dict(
+        embed_dims=embed_dims,
+        num_layers=1 + max(int(name.split('.')[2]) for name in state if name.startswith('backbone.blocks.')),
+        num_heads=columns or num_heads or embed_dims // HEAD_DIMS,
+        feedforward_channels=state['backbone.blocks.0.mlp.fc1.weight'].shape[0],
+    )
+    assumed = columns is None and num_heads is None
+    if assumed and arch not in ARCHS.values():
+        raise ValueError(
+            f'the weights do not say among how many heads the {embed_dims} channels are divided (a bias table would); '
+            'give --num-heads'
+        )
+    if embed_dims % arch['num_heads']:
+        raise ValueError(f'{embed_dims} channels cannot be divided among {arch["num_heads"]} heads; give --num-heads')
     return Facts(
-        arch=dict(
-            embed_dims=embed_dims,
-            num_layers=1 + max(int(name.split('.')[2]) for name in state if name.startswith('backbone.blocks.')),
-            num_heads=heads,
-            feedforward_channels=state['backbone.blocks.0.mlp.fc1.weight'].shape[0],
-        ),
+        arch=arch,
         patch_size=patch_size,
         in_channels=in_channels,
         img_size=(grid[0] * patch_size, grid[1] * patch_size),
@@ -98,7 +106,7 @@ def facts_of(
         pooled=norms == ['fc_norm'],
         classes=state['head.fc.weight'].shape[0] if 'head.fc.weight' in state else 0,
         decoder_layers=sum(DECODER.fullmatch(name) is not None for name in state),
-        heads_assumed=columns is None and num_heads is None,
+        heads_assumed=assumed,
     )
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.checkpoints.files import tensors_of
-from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, MMPRETRAIN, inverse, translate
-from simmim_plugin.models.fit import grid_of_table
+from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, HF_PREFIXES, MMPRETRAIN, inverse, translate
+from simmim_plugin.models.fit import grid_of_table, names_of
 from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
 from simmim_plugin.utils.arguments import choice
 
@@ -21,6 +21,17 @@ SOURCES = ('plugin', 'official', 'timm', 'hf', 'mmpretrain')
 TARGETS = (*SOURCES, 'backbone')
 QKV = ('query', 'key', 'value')
 FC = {f'head.fc.{kind}': f'head.{kind}' for kind in ('weight', 'bias')}  # a classifier: plugin names -> bare names
+
+
+# Prefixes of the names of a backbone, and, where it has none, of other parts.
+PREFIXES: dict[str, tuple[str, ...]] = {
+    'plugin': ('backbone.',),
+    'official': ('encoder.',),
+    'timm': ('backbone.',),
+    'hf': HF_PREFIXES,
+    'mmpretrain': ('backbone.',),
+}
+OTHER_PARTS = ('head.', 'neck.', 'fc.', 'classifier.', 'lm_head.', 'decode_head.', 'auxiliary_head.', 'fpn')
 
 
 class Converted(NamedTuple):
@@ -66,19 +77,22 @@ def recognise(state: Mapping[str, Any]) -> str:
     return kind
 
 
-def to_plugin(state: Mapping[str, Any]) -> Converted:
+def to_plugin(state: Mapping[str, Any], sure: bool = False) -> Converted:
     """Convert a state dict of any known kind to the names of our models, with the prefix `backbone.`.
 
     Args:
         state: A state dict, or a checkpoint with one. Tensors are not copied, except Hugging Face's query, key and
             value, which are one tensor here.
+        sure: Accept names that other models have, too: without bias tables, those of timm's `Beit` and of EVA are the
+            same.
 
     Returns:
         The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and the names left out, without buffers
-        that follow from the grid.
+        that follow from the grid. They are of other parts than the backbone.
 
     Raises:
-        ValueError: Its kind is unknown, or two of its tensors would get the same name.
+        ValueError: Its kind is unknown, the backbone has something that SimMIMViT cannot represent, or two of its
+            tensors would get the same name.
     """
     kind, tensors = recognise(state), tensors_of(state)
     if kind == 'hf':
@@ -95,17 +109,44 @@ def to_plugin(state: Mapping[str, Any]) -> Converted:
         if ours in converted:
             raise ValueError(f'{name} and another tensor would both be named {ours}')
         converted[ours] = value.flatten(1) if ours == 'head.decoder.weight' else value
+    _refuse_other_models(kind, tensors, converted, left_out, sure)
     return Converted(converted, left_out)
 
 
-def backbone_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights for SimMIMViT, by its own names, from a state dict or checkpoint of any known kind.
-
-    Raises:
-        ValueError: See `to_plugin`.
-    """
-    converted = to_plugin(state).state
-    return {name.removeprefix('backbone.'): x for name, x in converted.items() if name.startswith('backbone.')}
+def _refuse_other_models(
+    kind: str, source: Mapping[str, Tensor], converted: Mapping[str, Tensor], left_out: list[str], sure: bool
+) -> None:
+    """Raise ValueError for backbones that share names with SimMIMViT and compute something else."""
+    prefixes = PREFIXES[kind]
+    prefixed = any(name.startswith(prefixes) for name in source)
+    inside = [name for name in left_out if name.startswith(prefixes if prefixed else '')]
+    if strange := [name for name in inside if prefixed or not name.startswith(OTHER_PARTS)]:
+        raise ValueError(
+            f'SimMIMViT has no place for {names_of(strange)} of the backbone, without which it would compute something '
+            'else; it is another model'
+        )
+    for name, value in converted.items():
+        hidden = converted.get(name.replace('.fc1.', '.fc2.'), value)
+        if name.endswith('.mlp.fc1.weight') and hidden.shape[-1] != value.shape[0]:
+            raise ValueError(
+                f'{name} has {value.shape[0]} rows and the fc2 behind it {hidden.shape[-1]} columns: a gated MLP '
+                '(SwiGLU), which SimMIMViT does not have; it is another model'
+            )
+    if kind in ('hf', 'mmpretrain') or 'backbone.mask_token' in converted:
+        return
+    if any(name.endswith(TABLE) for name in converted):
+        return
+    if 'backbone.pos_embed' not in converted:
+        raise ValueError(
+            'it has neither relative position bias tables nor a position embedding (pos_embed): a model that computes '
+            'positions otherwise (rotary embedding), which SimMIMViT cannot represent'
+        )
+    if not sure:
+        raise ValueError(
+            "it has no relative position bias tables, and the names of timm's Beit, which EVA models share: they "
+            'compute something else (rotary embedding, norms behind the blocks) or have heads of another width. If it '
+            'is a Beit, say how many heads it has: `simmim convert SRC DST --to plugin --num-heads N`'
+        )
 
 
 def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) -> Converted:
@@ -193,8 +234,8 @@ def _their_name(name: str, to: str, pretraining: bool, classifier: bool) -> str 
 
 
 def _hf_disk_name(name: str) -> str:
-    """Hugging Face's name on disk, without `beit.`."""
-    bare = name.removeprefix('beit.')
+    """Hugging Face's name on disk, without the name of the model."""
+    bare = next((name.removeprefix(prefix) for prefix in HF_PREFIXES if name.startswith(prefix)), name)
     for pattern, replacement in HF_IN_MEMORY:
         if pattern.search(bare):
             return pattern.sub(replacement, bare)

@@ -167,8 +167,8 @@ def write_config(text: str, out: Path, resume: bool) -> Path:
     if lines and trained and _settings(old) != _settings(text):
         raise ValueError(
             f'{path} is of a training with other settings: {lines[0][0]!r} there, {lines[0][1]!r} now; '
-            'repeat those, or choose another --out. To continue with that file, edited if you like (e.g. more epochs): '
-            f'{command_of(out)} --resume'
+            'repeat those, or choose another --out. To continue with that file, edited if you like: '
+            f'{command_of(out)} --resume; for more epochs, with the schedule: --cfg-options train_cfg.max_epochs=NUMBER'
         )
     path.write_text(text, encoding='utf-8')
     load_config(str(path))

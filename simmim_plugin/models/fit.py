@@ -24,11 +24,11 @@ class Fitted(NamedTuple):
 
     def report(self, source: str) -> str:
         """Three lines: loaded, skipped, resized."""
-        new = f'; new ones, as initialised: {_names(self.kept)}' if self.kept else ''
+        new = f'; new ones, as initialised: {names_of(self.kept)}' if self.kept else ''
         return (
             f'Loaded {len(self.state)} tensors of {source}{new}\n'
-            f'Skipped, not in the model: {_names(self.skipped)}\n'
-            f'Resized to the grid of the model: {_names(self.resized)}'
+            f'Skipped, not in the model: {names_of(self.skipped)}\n'
+            f'Resized to the grid of the model: {names_of(self.resized)}'
         )
 
 
@@ -111,17 +111,22 @@ def _spread(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 
 
 def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[str]) -> None:
-    """Raise ValueError if nothing fits, a table would be lost, or more than the grid differs."""
+    """Raise ValueError if nothing fits, positions would be lost, or more than the grid differs."""
     if not state.keys() & own.keys():
         raise ValueError(
-            f'nothing was loaded: the checkpoint has {_names(list(state)) or "no tensors"}, the model '
-            f'{_names(list(own))}; `simmim convert --to plugin` converts those of other projects'
+            f'nothing was loaded: the checkpoint has {names_of(list(state)) or "no tensors"}, the model '
+            f'{names_of(list(own))}; `simmim convert --to plugin` converts those of other projects'
         )
     if lost := [name for name in state if name.endswith(TABLE) and name not in own]:
         kind = 'use_shared_rel_pos_bias' if SHARED in lost else 'use_rel_pos_bias'
         raise ValueError(
-            f'the checkpoint has relative position bias tables ({_names(lost)}) that the model has no place for; build '
-            f'SimMIMViT with {kind}=True' + (' and use_shared_rel_pos_bias=False' if SHARED not in lost else '')
+            f'the checkpoint has relative position bias tables ({names_of(lost)}) that the model has no place for; '
+            f'build SimMIMViT with {kind}=True' + (' and use_shared_rel_pos_bias=False' if SHARED not in lost else '')
+        )
+    if 'pos_embed' in state and 'pos_embed' not in own:
+        raise ValueError(
+            'the checkpoint has a position embedding (pos_embed) that the model has no place for; build SimMIMViT with '
+            'use_abs_pos_embed=True'
         )
     faults = _shape_faults(state, own, any_grid=True)
     if not faults and blocks != _blocks(own):
@@ -167,7 +172,8 @@ def _blocks(state: Mapping[str, Tensor]) -> set[str]:
     return {name.split('.')[1] for name in state if name.startswith('blocks.')}
 
 
-def _names(names: list[str]) -> str:
+def names_of(names: list[str]) -> str:
+    """The names, or the first of many."""
     if len(names) > NAMED:
         return f'{", ".join(names[: NAMED - 1])}, ... and {len(names) - NAMED + 1} more'
     return ', '.join(names) or 'none'

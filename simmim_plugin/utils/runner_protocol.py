@@ -21,11 +21,13 @@ class TrainingRunner(Protocol):
     world_size: int
     epoch: int
     iter: int  # iterations done; in `after_train_iter` without the current one
+    max_epochs: int
     max_iters: int
     model: nn.Module
     optim_wrapper: Any
+    param_schedulers: Any
     train_dataloader: DataLoader[Any]
-    val_dataloader: DataLoader[Any]
+    val_loop: Any
     train_loop: Any
     hooks: list[Hook]
     message_hub: MessageHub

@@ -13,7 +13,10 @@ matplotlib.use('Agg')
 
 
 def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the scalars logged by all runs in a work dir, oldest first.
+    """Read the scalars logged by all runs in a work dir, in the order of their iterations.
+
+    The names of the runs' folders are times, of a clock that may have been wrong. A line that a killed process left
+    unfinished is left out.
 
     Raises:
         FileNotFoundError: Nothing was logged there.
@@ -23,7 +26,17 @@ def read_scalars(work_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(
             f'{os.fspath(work_dir)!r} holds no */vis_data/scalars.json; give the work dir of a training'
         )
-    return [json.loads(line) for file in files for line in file.read_text(encoding='utf-8').splitlines()]
+    lines = [line for file in files for text in file.read_bytes().split(b'\n') if (line := _whole_line(text))]
+    return sorted(lines, key=lambda line: line.get('iter', line.get('step', 0)))  # equal ones in the order of the runs
+
+
+def _whole_line(text: bytes) -> dict[str, Any]:
+    """Scalars of a line; {} for an unfinished one."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def draw_curves(work_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from helpers.models import TINY
 from simmim_plugin import PackagePhotos, SimMIM, SimMIMViT
+from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.registry import build_part
 
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
@@ -76,3 +77,9 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def mmpretrain_model(config: dict) -> nn.Module:
     init_default_scope('mmpretrain')  # the classifier looks up its parts there, whatever an earlier test set
     return MODELS.build({'_scope_': 'mmpretrain', **config})
+
+
+def backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the backbone of a file of any kind, by our names without a prefix."""
+    converted = to_plugin(state, sure=True).state
+    return {name.removeprefix('backbone.'): x for name, x in converted.items() if name.startswith('backbone.')}

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
-from helpers.other_projects import FINETUNE, photos, plugin_state
+from helpers.other_projects import FINETUNE, backbone_state, photos, plugin_state
 from helpers.paths import ROOT
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.checkpoints.loading import build_backbone, read
 from simmim_plugin.checkpoints.onnx import export_onnx
-from simmim_plugin.checkpoints.state_dicts import backbone_state
 from simmim_plugin.registry import build_part
 
 onnx = pytest.importorskip('onnx')

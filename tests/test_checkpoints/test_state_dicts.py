@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from timm.models.beit import Beit
+from timm.models.eva import Eva
 from torch import Tensor
 
 from helpers.models import TINY, assert_close
@@ -13,15 +14,18 @@ from helpers.other_projects import (
     MEAN,
     STD,
     assert_same,
+    backbone_state,
     mmpretrain_model,
     photos,
     plugin_state,
     randomise,
 )
+from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
+from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint, read
 from simmim_plugin.checkpoints.other_projects import facts_of, mmpretrain_config, timm_arguments
-from simmim_plugin.checkpoints.state_dicts import backbone_state, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
 from simmim_plugin.registry import build_part
 
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -49,7 +53,7 @@ def test_round_trips_from_ours(kind, to):
             from_plugin(state, to, (4, 6))
         return
     converted, left_out = from_plugin(state, to, (4, 6) if kind.startswith('wide') else (4, 4))
-    back, nothing = to_plugin(converted)
+    back, nothing = to_plugin(converted, sure=True)
     lost = {name for name in state if name not in back}
     assert lost == set(left_out) and not nothing
     pretraining = 'head.decoder.weight' in state
@@ -77,7 +81,7 @@ def test_timm_gives_the_same_numbers(kind):
         assert_close(model(photos(kind)), (features if logits is None else logits).numpy())
     randomise(model)  # and theirs come to us
     assert recognise(model.state_dict()) == 'timm'
-    theirs, left_out = to_plugin(model.state_dict())
+    theirs, left_out = to_plugin(model.state_dict(), sure=True)
     assert not left_out
     assert_same(from_plugin(theirs, 'timm', grid).state, dict(model.state_dict()))
     features, logits = ours(theirs, kind, None if 'head.fc.weight' in state else 'cls_token')
@@ -104,7 +108,7 @@ def test_mmpretrain_gives_the_same_numbers(kind):
     for checkpoint in (model.state_dict(), model.backbone.state_dict()):
         assert recognise(checkpoint) == 'mmpretrain'
         assert not to_plugin(checkpoint).left_out
-    theirs = to_plugin(model.state_dict()).state
+    theirs = to_plugin(model.state_dict(), sure=True).state
     assert_same(from_plugin(theirs, 'mmpretrain', grid).state, dict(model.state_dict()))
     features, logits = ours(theirs, kind)
     compare()
@@ -139,7 +143,7 @@ def test_transformers_gives_the_same_numbers(kind, tmp_path):
     saved = load_file(tmp_path / 'theirs/model.safetensors')
     theirs, left_out = to_plugin(saved)
     assert recognise(saved) == recognise(model.state_dict()) == 'hf' and not left_out
-    assert_same(to_plugin(model.state_dict()).state, theirs)
+    assert_same(to_plugin(model.state_dict(), sure=True).state, theirs)
     assert_same(from_plugin(theirs, 'hf').state, saved['state_dict'])
     features, logits = ours(theirs, kind, None if classifier else 'raw')
     compare()
@@ -162,7 +166,7 @@ def test_masked_image_models_of_transformers_are_read():
         attn_implementation='eager',
     )  # fmt: skip
     model = randomise(transformers.BeitForMaskedImageModeling(config))
-    state, left_out = to_plugin(model.state_dict())
+    state, left_out = to_plugin(model.state_dict(), sure=True)
     assert left_out == ['lm_head.weight', 'lm_head.bias']
     mask = torch.rand(2, 4, 4) > 0.5
     backbone = build_part({**TINY, 'out_type': 'raw'}).eval()
@@ -210,3 +214,70 @@ def test_unknown_state_dicts_and_arguments_that_do_not_fit_are_refused(tmp_path)
     both = {**plugin_state('pretrain'), 'backbone.fc_norm.weight': torch.ones(48)}
     with pytest.raises(ValueError, match=r"norms \['norm', 'fc_norm'\]"):
         facts_of(both)
+
+
+EVA: dict[str, Any] = dict(img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=4, num_classes=0)
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    'DINOv3': (
+        dict(use_abs_pos_emb=False, use_rot_pos_emb=True, num_reg_tokens=4, init_values=0.1),
+        r'has no place for (backbone\.)?reg_token of the backbone',
+    ),
+    'rotary embedding and register': (
+        dict(use_rot_pos_emb=True, num_reg_tokens=1, init_values=0.1),
+        r'has no place for (backbone\.)?reg_token of the backbone',
+    ),
+    'rotary embedding alone': (dict(use_abs_pos_emb=False, use_rot_pos_emb=True), 'neither relative position bias'),
+    'post-norm': (dict(use_post_norm=True), 'names of timm.s Beit, which EVA models share'),
+    'gated MLP': (
+        dict(mlp_ratio=8 / 3, swiglu_mlp=True, scale_mlp=True),
+        r'no place for .*blocks.0.mlp.fc1_g.weight, .* of the backbone',
+    ),
+    'packed gated MLP': (
+        dict(mlp_ratio=8 / 3, swiglu_mlp=True, scale_mlp=False),
+        'blocks.0.mlp.fc1',
+    ),
+    'heads of another width': ({}, 'say how many heads it has: .*--num-heads N'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('wrapped', ['', 'backbone.'])
+@pytest.mark.parametrize('name', OTHERS)
+def test_other_models_with_the_same_names_are_refused(tmp_path, name, wrapped):
+    """By `convert`, `init_cfg` and `load_from`, naming what they have."""
+    changes, message = OTHERS[name]
+    state = {wrapped + key: value for key, value in randomise(Eva(**{**EVA, **changes})).state_dict().items()}
+    torch.save(state, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=message):
+        convert_file(tmp_path / 'other.pth', tmp_path / 'ours.pth', 'plugin', img_size=(64, 64))
+    arch = dict(TINY['arch'], num_layers=2)
+    arguments = dict(TINY, arch=arch, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.1)
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'other.pth'))
+    with pytest.raises(ValueError, match=message):
+        build_part(dict(arguments, init_cfg=init_cfg)).init_weights()
+    with pytest.raises(ValueError, match=message):
+        fit_checkpoint(SimMIM(arguments), {'state_dict': state})
+    assert not (tmp_path / 'ours.pth').exists()
+
+
+def test_a_beit_without_tables_is_taken_with_its_heads(tmp_path):
+    """EVA's giant is one: 16 heads, 88 channels each, where 64 channels would give 22."""
+    model = randomise(Eva(**{**EVA, 'embed_dim': 176, 'num_heads': 2, 'global_pool': 'token'}))
+    save_file(model.state_dict(), tmp_path / 'eva.safetensors')
+    report = convert_file(tmp_path / 'eva.safetensors', tmp_path / 'ours.pth', 'plugin', num_heads=2)
+    assert report.left_out == []
+    backbone = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    assert backbone.blocks[0].attn.num_heads == 2
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone(photos('pretrain'))[0], model.forward_features(photos('pretrain')), rtol=1e-5, atol=1e-4
+        )
+
+
+def test_heads_are_asked_for_where_64_channels_are_not_certain():
+    state = plugin_state('absolute')
+    with pytest.raises(ValueError, match=r'how many heads the 48 channels .* give --num-heads'):
+        facts_of(state)
+    assert facts_of(state, num_heads=4).arch['num_heads'] == 4
+    wide = {name: torch.zeros([176 if side == 48 else side for side in value.shape]) for name, value in state.items()}
+    with pytest.raises(ValueError, match=r'how many heads the 176 channels .*give --num-heads'):
+        facts_of(wide)

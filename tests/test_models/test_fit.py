@@ -66,7 +66,7 @@ def test_init_cfg_loads_a_pretraining_with_and_without_prefix(tmp_path, capsys, 
     lines = [line for line in log[log.index('Loaded') :].splitlines() if line.strip()][:3]
     # 3 blocks of 16 tensors, the table among them; patch embedding (2), cls and mask token.
     assert 'Loaded 52 tensors of' in lines[0] and 'new ones, as initialised: fc_norm.weight, fc_norm.bias' in lines[0]
-    assert lines[1] == 'Skipped, not in the model: norm.weight, norm.bias'
+    assert lines[1] == 'Skipped, not in the model: norm.weight, norm.bias, head.decoder.weight, head.decoder.bias'
     assert lines[2] == 'Resized to the grid of the model: none'
 
 
@@ -173,6 +173,85 @@ def test_load_from_keeps_what_the_model_has(capsys):
     assert other['state_dict']['weight'].shape == (1,)
 
 
+DECODER = ['head.decoder.weight', 'head.decoder.bias']
+NORM = ['backbone.norm.weight', 'backbone.norm.bias']
+
+
+def classifier(**changes) -> nn.Module:
+    fc = nn.ModuleDict(dict(fc=nn.Linear(48, 7)))
+    return nn.ModuleDict(dict(backbone=SimMIMViT(**{**ARGUMENTS, **FINE, **changes}), head=fc))
+
+
+def pretraining_file(kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random weights of a pretraining, with our names and as a file of that kind holds them."""
+    ours = randomise(SimMIM(backbone=TINY)).state_dict()
+    return ours, from_plugin(ours, kind).state
+
+
+@pytest.mark.parametrize(
+    ('kind', 'new'),
+    [
+        ('plugin', []),
+        ('official', []),
+        ('timm', ['backbone.mask_token', *DECODER]),
+        ('hf', DECODER),
+        ('mmpretrain', ['backbone.mask_token', *DECODER]),
+        ('backbone', DECODER),
+    ],
+)
+@pytest.mark.parametrize('target', ['SimMIM', 'classifier', 'prefix'])
+def test_what_was_loaded_left_and_new_is_exact(kind, new, target):
+    """For each kind of file: what differs from the fresh model is what was loaded, what does not is new."""
+    theirs, state = pretraining_file(kind)
+    model, left = SimMIM(backbone=TINY), []
+    if target != 'SimMIM':
+        model = classifier()
+        left = [*NORM, *(DECODER if kind in ('plugin', 'official') else [])]
+        new = [name for name in new if name not in DECODER]
+        new += ['backbone.fc_norm.weight', 'backbone.fc_norm.bias', 'head.fc.weight', 'head.fc.bias']
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if target == 'prefix':  # the backbone of another wrapper
+        model = nn.ModuleDict(dict(student=model))
+        new, left = [f'student.{name}' for name in new], [name.replace('backbone', 'student.backbone') for name in left]
+        before = {f'student.{name}': value for name, value in before.items()}
+    checkpoint = {'model' if kind == 'official' else 'state_dict': state}
+    fitted = fit_checkpoint(model, checkpoint)
+    model.load_state_dict(checkpoint['state_dict'])
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert set(fitted.state) == changed and not fitted.resized
+    assert sorted(fitted.kept) == sorted(set(before) - changed) == sorted(new)
+    assert sorted(fitted.skipped) == sorted(left)
+    if target == 'SimMIM':
+        for name in changed:
+            assert torch.equal(model.state_dict()[name], theirs[name]), name
+
+
+@pytest.mark.parametrize('prefix', [None, 'mine'])
+@pytest.mark.parametrize('kind', ['plugin', 'official', 'timm', 'hf', 'mmpretrain', 'backbone'])
+def test_init_cfg_names_what_it_leaves_in_each_kind(tmp_path, capsys, kind, prefix):
+    MMLogger.get_instance(f'kinds_{kind}_{prefix}')
+    _, state = pretraining_file(kind)
+    prefixes = {'plugin': 'backbone.', 'official': 'encoder.', 'mmpretrain': 'backbone.'}
+    if prefix and kind not in prefixes:
+        pytest.skip('no prefix')
+    torch.save({'model': state}, tmp_path / 'a.pth')
+    initialised(tmp_path / 'a.pth', prefix and prefixes[kind], **FINE)
+    log = capsys.readouterr().out
+    decoder = dict(plugin=DECODER, official=DECODER if not prefix else ['decoder.0.weight', 'decoder.0.bias'])
+    left = ['norm.weight', 'norm.bias', *decoder.get(kind, ())]
+    assert f'Skipped, not in the model: {", ".join(left)}\n' in log
+    mask_token = '' if kind not in ('timm', 'mmpretrain') else 'mask_token, '
+    assert f'; new ones, as initialised: {mask_token}fc_norm.weight, fc_norm.bias\n' in log
+
+
+def test_a_tensor_of_another_shape_is_left_and_says_so():
+    model = classifier()
+    state = {f'backbone.{name}': value for name, value in SimMIMViT(**ARGUMENTS, **FINE).state_dict().items()}
+    fitted = fit_checkpoint(model, {'state_dict': {**state, 'head.fc.weight': torch.ones(5, 48)}})
+    assert fitted.skipped == ['head.fc.weight of shape (5, 48)']
+    assert fitted.kept == ['head.fc.weight', 'head.fc.bias']
+
+
 def test_load_from_another_project_under_the_same_prefix():
     """MMPretrain's BEiTViT is also a `backbone.` and shares a few names: it must be converted, not loaded in part."""
     theirs = randomise(SimMIM(backbone=TINY))
@@ -269,3 +348,10 @@ def test_init_cfg_stays_as_given_and_takes_mmengines_other_keys(tmp_path):
     model = SimMIMViT(**{**ARGUMENTS, **FINE}, init_cfg=init_cfg)
     model.init_weights()
     assert model.init_cfg == init_cfg
+
+
+def test_a_position_embedding_is_not_lost_silently(tmp_path):
+    save_pretraining(tmp_path / 'a.pth', use_abs_pos_embed=True)
+    match = r"a.pth': the checkpoint has a position embedding .* build SimMIMViT with use_abs_pos_embed=True"
+    with pytest.raises(ValueError, match=match):
+        initialised(tmp_path / 'a.pth')

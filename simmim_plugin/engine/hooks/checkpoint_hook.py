@@ -16,6 +16,7 @@ from mmengine.logging import HistoryBuffer
 from simmim_plugin.checkpoints.files import NOTE, tensors_of
 from simmim_plugin.checkpoints.loading import fit_checkpoint
 from simmim_plugin.engine.runners.accumulation import count_from_the_epoch, gradients_are_pending
+from simmim_plugin.engine.runners.longer_run import continue_schedules
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
 from simmim_plugin.engine.runners.work_dir import LAST, RUN_ID, has_own_name, run_of
@@ -218,6 +219,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         check_fits(model.state_dict(), tensors_of(checkpoint))
         check_same_training(runner, checkpoint)
         self.run = run_of(checkpoint)
+        continue_schedules(runner, checkpoint)
         if 'message_hub' in checkpoint:
             hub = checkpoint['message_hub']
             hub['log_scalars'] = {name: _from_plain(value) for name, value in hub['log_scalars'].items()}

@@ -49,7 +49,7 @@ class IterationSeedHook(Hook):
     def before_val_epoch(self, runner: TrainingRunner) -> None:
         """Number the held-out samples from 0."""
         if isinstance(bare_model(runner), SimMIM):
-            number_samples(runner.val_dataloader, HELD_OUT_SEED).next_iteration = 0
+            number_samples(runner.val_loop.dataloader, HELD_OUT_SEED).next_iteration = 0
 
     def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the iteration."""

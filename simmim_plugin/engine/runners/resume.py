@@ -7,6 +7,7 @@ from typing import Any
 
 from simmim_plugin.checkpoints.files import NOTE
 from simmim_plugin.datasets.sampling import batch_size_of
+from simmim_plugin.engine.runners.longer_run import as_extended, restoring_options
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 LISTED = 5  # differences in a message
@@ -26,24 +27,29 @@ def training_note(runner: TrainingRunner) -> dict[str, Any]:
 
 
 def check_same_training(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:
-    """Reject a checkpoint of a run with another model, batch, optimiser, schedule or data.
+    """Reject a checkpoint of a run with another model, batch, optimiser, schedule or data; it may be made longer.
 
     Raises:
         ValueError: They differ; the message lists the differences.
     """
     note = checkpoint.get(NOTE) or {}
     faults: list[str] = []
+    options = ''
     if 'model' in note and 'model' in runner.cfg:
         faults += differences(note['model'], runner.cfg.to_dict()['model'], 'model')
     if 'training' in note:
         now = training_note(runner)
         for name, value in note['training'].items():
+            if name == 'param_scheduler':
+                options = restoring_options(value, now[name], checkpoint, runner)
+                value = as_extended(value, now[name], checkpoint, runner)  # noqa: PLW2901
             faults += differences(value, now[name], name)
     if faults:
         more = f' (and {len(faults) - LISTED} more)' if len(faults) > LISTED else ''
         raise ValueError(
             f'the checkpoint is of another training: {"; ".join(faults[:LISTED])}{more}. Resume with the config of the '
             'first run, or start a new training from the weights, without --resume: --cfg-options load_from=CHECKPOINT'
+            + (f'. To keep the schedule: --cfg-options {options}' if options else '')
         )
 
 

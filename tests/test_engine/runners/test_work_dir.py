@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from helpers.commands import SMALL, run
 from helpers.commands import train as train_tiny
 from helpers.paths import DATA, ROOT
+from helpers.processes import children_of, gloo_environment
 from helpers.runners import runner
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.engine.runners import work_dir
@@ -306,6 +308,45 @@ def test_two_trainings_in_one_work_dir(image_folder, tmp_path):
     flags = ('--resume',)
     options = (f'train_cfg.max_epochs={epochs}', 'default_hooks.checkpoint.max_keep_ckpts=1')
     assert 'resumed epoch' in train_tiny(image_folder, work, *options, flags=flags)
+
+
+@pytest.mark.slow
+def test_two_trainings_of_two_processes_in_one_work_dir(image_folder, tmp_path):
+    """Rank 0 holds the lock: the second is refused as a whole, and when all are killed a third goes on at once."""
+    work = tmp_path / 'work'
+
+    def start(*flags: str) -> subprocess.Popen:
+        command = ['bash', ROOT / 'tools/dist_train.sh', ROOT / 'configs/simmim_vit-tiny_folder.py', 2, *flags]
+        command += ['--work-dir', work, '--cfg-options', f'data_root={image_folder}', *SMALL]
+        command += ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=1000']
+        return subprocess.Popen(
+            [str(word) for word in command], env=gloo_environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def kill(launcher: subprocess.Popen) -> None:
+        for process in (*children_of(launcher.pid), launcher.pid):
+            os.kill(process, signal.SIGKILL)
+
+    started = []
+    try:
+        for flags in ((), ('--resume',)):
+            started.append(start(*flags))
+            before = {path.name for path in work.glob('*.pth')}
+            while {path.name for path in work.glob('*.pth')} <= before:
+                assert started[-1].poll() is None, started[-1].communicate()[0][-3000:]
+                time.sleep(0.05)
+            second = start('--resume')
+            output, _ = second.communicate(timeout=120)
+            assert second.returncode == 1 and 'is in use by another training (process ' in output, output[-3000:]
+            assert started[-1].poll() is None
+            kill(started[-1])
+            output, _ = started[-1].communicate(timeout=60)
+        assert 'resumed epoch: ' in output
+    finally:
+        for process in started:
+            if process.poll() is None:
+                kill(process)
 
 
 def test_pretrain_does_not_touch_a_folder_in_use(image_folder, tmp_path):
