@@ -31,6 +31,11 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def add_max_bytes(parser: argparse.ArgumentParser) -> None:
+    """Add `--max-bytes`."""
+    parser.add_argument('--max-bytes', type=int, metavar='N', help='largest size of a decoded image (2**29: 512 MiB)')
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add `--device`."""
     parser.add_argument('--device', default='cpu', help='cpu, cuda, ... (cpu)')

@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from simmim_plugin.commands.options import add_max_bytes
+
 EXAMPLE = """example:
   {program} /path/to/images /path/to/small --workers 16
   {program} /path/to/images /path/to/small --shards-mb 256      (tar files too: small/shards)
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--short-side', type=int, default=288, help='in pixels; smaller photos are not resized (288)')
     parser.add_argument('--quality', type=int, default=90, help='JPEG quality, 1 to 95 (90)')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads (one per core)')
+    add_max_bytes(parser)
     parser.add_argument('--shards-mb', type=float, metavar='MB', help='also pack them into tar files (WebDataset)')
 
 
@@ -27,7 +30,9 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.datasets.preparation.shrink import UNREADABLE, Settings, prepare_folder
     from simmim_plugin.datasets.tar_shards import write_shards
 
-    counts = prepare_folder(args.source, args.target, Settings(args.short_side, args.quality), args.workers)
+    more = {} if args.max_bytes is None else {'max_bytes': args.max_bytes}
+    settings = Settings(args.short_side, args.quality)
+    counts = prepare_folder(args.source, args.target, settings, args.workers, **more)
     done = ', '.join(f'{n} {what}' for what, n in counts.items() if not what.startswith('bytes'))
     sizes = ' -> '.join(f'{counts[name] / 2**20:.1f}' for name in ('bytes before', 'bytes after'))
     print(f'{args.target}: {done}; {sizes} MiB')

@@ -96,3 +96,9 @@ def test_training(data, tmp_path, text, base):
                  '--cfg-options', *options, 'train_cfg.max_epochs=1', 'param_scheduler=[]')  # fmt: skip
     assert (tmp_path / 'work/epoch_1.pth').exists()
     assert 'oes not' not in output and 'is not the pipeline' not in output and 'full_init' not in output, output
+
+
+def test_images_without_labels_cannot_be_balanced(data):
+    inner = dict(type='simmim_plugin.ImageFolder', data_root=str(data))
+    with pytest.raises(ValueError, match="ImageFolder has no labels; ClassBalancedDataset needs type='ClassFolders'"):
+        DATASETS.build(dict(type='ClassBalancedDataset', oversample_thr=0.9, dataset=inner))

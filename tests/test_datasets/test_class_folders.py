@@ -101,3 +101,23 @@ def test_finetune_on_several_folders(data, tmp_path):
     assert 'classes: 4, ' in output and '16 images' in output
     assert Config.fromfile(tmp_path / 'out/config.py').data_root == [str(data), str(other)]
     assert (tmp_path / 'out/epoch_1.pth').exists()
+
+
+def test_a_config_with_lists_of_files(data, tmp_path):
+    """As in docs/finetune.md."""
+    for part in ('train', 'val'):
+        (data / f'{part}.txt').write_text(
+            'cat/0.png 1\ndog/0.png 0\nowl/0.png 0\n' if part == 'train' else 'cat/0.png 1'
+        )
+    (tmp_path / 'leaf.py').write_text(f"""
+_base_ = {str(ROOT / 'configs/finetune/vit-tiny_folder.py')!r}
+data_root = {str(data)!r}
+train_dataloader = dict(dataset=dict(ann_file='train.txt', data_prefix='train'))
+val_dataloader = dict(dataset=dict(ann_file='val.txt', data_prefix='val'))
+test_dataloader = val_dataloader
+classes = ['other', 'cat']
+""")
+    cfg = load_config(str(tmp_path / 'leaf.py'))
+    assert cfg.model.head.num_classes == 2
+    config = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    assert labels(ClassFolders(**config)) == [1, 0, 0]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import DTYPES, ImageReadError, read_with_missing
+from simmim_plugin.datasets.jpeg import MAX_BYTES
 from simmim_plugin.utils.arguments import choice, whole
 
 FREQUENT = 0.05  # share of a smallest or largest value that is reported
@@ -25,6 +26,7 @@ def folder_mean_std(
     max_images: int | None = None,
     workers: int = 2,
     nodata: float | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[list[float], list[float]]:
     """Mean and (population) standard deviation per channel over all pixels of all images.
 
@@ -36,6 +38,8 @@ def folder_mean_std(
         workers: Number of threads that read files.
         nodata: Value that stands for missing data, which is left out; None: that of each file's GDAL_NODATA tag.
 
+        max_bytes: See `read_image`.
+
     Returns:
         Two lists with a value per channel. Files that cannot be read are reported on standard error and skipped, and so
         is a smallest or largest value that is so frequent that it may stand for missing data.
@@ -46,6 +50,7 @@ def folder_mean_std(
     whole('channels', channels, 1, hint='3 for RGB')
     choice('dtype', dtype, DTYPES)
     whole('workers', workers, 1)
+    whole('max_bytes', max_bytes, 1)
     if max_images is not None:
         whole('max_images', max_images, 1, hint='None uses all')
     paths = list_images(folder)
@@ -56,7 +61,7 @@ def folder_mean_std(
 
     def moments(path: str) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, int]]] | None:
         try:
-            image, missing = read_with_missing(path, channels, dtype, nodata=nodata)
+            image, missing = read_with_missing(path, channels, dtype, max_bytes=max_bytes, nodata=nodata)
         except ImageReadError as error:
             tqdm.write(f'skipped: {error}', file=sys.stderr)
             return None

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import ARRAY_SUFFIXES, MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits, read_tiff
+from simmim_plugin.datasets.jpeg import MAX_BYTES
 from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.files import open_regular, read_json
 
@@ -44,7 +45,9 @@ class Settings:
         whole('quality', self.quality, 1, 95, '90 is usual')
 
 
-def prepare_folder(source: str, target: str, settings: Settings | None = None, workers: int = 2) -> Counter[str]:
+def prepare_folder(
+    source: str, target: str, settings: Settings | None = None, workers: int = 2, max_bytes: int = MAX_BYTES
+) -> Counter[str]:
     """Write small copies of all images of a folder, in the same subfolders; skip copies that exist.
 
     8-bit photos become JPEGs, rotated upright by their EXIF tag, RGB or grey; .jpg is appended to other file endings
@@ -57,6 +60,7 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
         target: Created if it does not exist. `unreadable.txt` in it lists unreadable images, with reasons.
         settings: See `Settings`.
         workers: Number of threads.
+        max_bytes: See `read_image`; for TIFF. Photos have Pillow's limit.
 
     Returns:
         Numbers of images that were 'shrunk', 'copied', 'done before' and 'unreadable', and the total 'bytes before' and
@@ -69,6 +73,7 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
     """
     settings = settings or Settings()
     whole('workers', workers, 1, hint='the number of threads')
+    whole('max_bytes', max_bytes, 1)
     paths = list_images(source)
     if not paths:
         raise ValueError(f'source={source!r} holds no image (from {os.getcwd()})')
@@ -81,7 +86,7 @@ def prepare_folder(source: str, target: str, settings: Settings | None = None, w
     unreadable = []
 
     def prepare(path: str, name: str) -> tuple[str, int, int, str]:
-        return _prepare(Path(path), Path(target, name), settings)
+        return _prepare(Path(path), Path(target, name), settings, max_bytes)
 
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -143,7 +148,7 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
     return file.getvalue()
 
 
-def check_values(path: Path) -> None:
+def check_values(path: Path, max_bytes: int) -> None:
     """Decode a TIFF or .npy file, to check that it is intact.
 
     Raises:
@@ -152,12 +157,12 @@ def check_values(path: Path) -> None:
     with open(path, 'rb', opener=open_regular) as source:
         if path.name.lower().endswith(ARRAY_SUFFIXES):
             np.load(source, allow_pickle=False)
-        elif read_tiff(source) is None:
+        elif read_tiff(source, max_bytes) is None:
             with Image.open(source) as image:
                 image.load()
 
 
-def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int, str]:
+def _prepare(path: Path, copy: Path, settings: Settings, max_bytes: int) -> tuple[str, int, int, str]:
     """Prepare one image: what was done, bytes before and after, and the reason if it is unreadable."""
     jpeg = copy.with_name(_jpeg_name(copy.name))
     try:
@@ -169,7 +174,7 @@ def _prepare(path: Path, copy: Path, settings: Settings) -> tuple[str, int, int,
         if path.name.lower().endswith(PHOTO_SUFFIXES):
             content = shrink(path, settings)
         else:
-            check_values(path)
+            check_values(path, max_bytes)
     # Decoders raise exceptions of many types for damaged files; these are listed with the reason.
     except Exception as error:  # noqa: BLE001
         return 'unreadable', 0, 0, f'{path}: {str(error) or type(error).__name__}'

@@ -1,10 +1,12 @@
 """Save a checkpoint on a preemption signal and exit with a code that asks the scheduler to requeue the job."""
 
 import atexit
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +16,15 @@ from mmengine.logging import print_log
 
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.engine.runners.accumulation import gradients_are_pending
+from simmim_plugin.engine.runners.mmengine_internals import kill_workers, waits_for_batch
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import choice, names
 from simmim_plugin.utils.errors import EXIT_CODE
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
-SIGNALS = sorted(signal.Signals.__members__.keys() - {'SIGKILL', 'SIGSTOP'})  # those two cannot be handled
+# Two cannot be handled, and SIGALRM is used here.
+SIGNALS = sorted(signal.Signals.__members__.keys() - {'SIGKILL', 'SIGSTOP', 'SIGALRM'})
+PATIENCE = 20  # seconds between a signal and the look whether the training waits for a worker that is stuck
 
 
 class PatientWorker:
@@ -57,7 +62,8 @@ class InterruptHook(Hook):
 
     The checkpoint is written after the current iteration; with several ranks after the next one, when all ranks know
     about the signal, whichever received it; with accumulated gradients after their step. Slurm announces the end of a
-    job by SIGUSR1 (`--signal=USR1@180`) or SIGTERM.
+    job by SIGUSR1 (`--signal=USR1@180`) or SIGTERM. A training that has waited for its next batch for some 20 s since
+    the signal ends at once: the workers are killed, as one may hang in a read; a single process writes its checkpoint.
 
     Args:
         signals: Names of the signals.
@@ -84,6 +90,7 @@ class InterruptHook(Hook):
         loader.worker_init_fn = self._workers = PatientWorker(self.signals, loader.worker_init_fn)
         if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             self._before = {number: signal.signal(number, self._note) for number in self.signals}
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, partial(self._look, runner))
         if runner.world_size > 1:
             self._group = dist.new_group(backend='gloo')
 
@@ -91,7 +98,7 @@ class InterruptHook(Hook):
         """Stop if a rank has received a signal."""
         self._stopping = self._stopping or self._agreed()
         if self._stopping and not gradients_are_pending(runner):
-            self._stop(runner)
+            self._stop(runner, runner.iter + 1)
 
     def after_train(self, runner: TrainingRunner) -> None:
         """Restore the previous handlers, here and in the workers."""
@@ -99,16 +106,17 @@ class InterruptHook(Hook):
             self._agreed()
         if self._workers is not None:
             self._workers.leaving.fill_(1)
+        if self._before:
+            signal.alarm(0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _stop(self, runner: TrainingRunner) -> None:
+    def _stop(self, runner: TrainingRunner, iterations: int) -> None:
         hook = next((hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook)), None)
         if hook is None:
             raise SystemExit(
                 "stopped by a signal without a checkpoint: default_hooks.checkpoint is not a 'SimMIMCheckpointHook'"
             )
-        iterations = runner.iter + 1
         path = hook.save_now(runner, iterations)
         name = self.received.name if self.received else 'A signal to another rank'
         print_log(f'{name}: stopped after iteration {iterations}; {path} is written. Continue with --resume', 'current')
@@ -119,6 +127,21 @@ class InterruptHook(Hook):
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
+        signal.alarm(PATIENCE)
+
+    def _look(self, runner: TrainingRunner, number: int, frame: Any) -> None:
+        """Some seconds after the signal: end a training that waits for a worker that is stuck."""
+        if not waits_for_batch(frame, runner.train_dataloader.dataset):
+            signal.alarm(PATIENCE)  # a long step, or an evaluation
+            return
+        print_log(f'No batch for {PATIENCE} s: a worker of the data loader is stuck', 'current', logging.ERROR)
+        try:
+            if runner.world_size == 1 and runner.iter and not gradients_are_pending(runner):
+                self._stop(runner, runner.iter)
+            print_log('Stopped without a checkpoint; --resume continues from the last one', 'current')
+            raise SystemExit(EXIT_CODE)
+        finally:
+            kill_workers()
 
     def _agreed(self) -> bool:
         """Whether a rank had received a signal one iteration ago (with a single rank: now). Does not block."""

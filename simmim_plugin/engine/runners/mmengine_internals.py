@@ -1,13 +1,16 @@
 """Access to private attributes of MMEngine and PyTorch: all that an upgrade may break is in this file."""
 
+import multiprocessing
+import signal
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 
 def set_filename(cfg: Config, filename: str) -> None:
@@ -36,6 +39,23 @@ def set_auto_scale_lr(runner: Runner | FlexibleRunner, setting: Mapping[str, Any
 def has_started_workers(loop: Any) -> bool:
     """Whether an `IterBasedTrainLoop` starts worker processes before the hooks; MMEngine up to 0.10.7 does."""
     return getattr(getattr(loop, 'dataloader_iterator', None), '_iterator', None) is not None
+
+
+def waits_for_batch(frame: FrameType | None, dataset: Any) -> bool:
+    """Whether the stack of a frame is inside a loader that waits for, or loads, a batch of the data set."""
+    while frame is not None:
+        iterator = frame.f_locals.get('self')
+        if isinstance(iterator, _BaseDataLoaderIter) and iterator._dataset is dataset:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def kill_workers() -> None:
+    """End all workers at once, also those that do not answer."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise for the first that ends
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

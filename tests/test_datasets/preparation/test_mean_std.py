@@ -9,6 +9,7 @@ from helpers.commands import SIMMIM, run_streams
 from simmim_plugin import LoadImage
 from simmim_plugin.datasets.images import ImageReadError, read_image
 from simmim_plugin.datasets.preparation.mean_std import folder_mean_std
+from simmim_plugin.datasets.preparation.shrink import prepare_folder
 
 
 def test_against_numpy_over_images_of_different_sizes(tmp_path):
@@ -99,3 +100,15 @@ def test_nan_rounded_and_integer_values_without_data(tmp_path):
         read_image(tmp_path / 'none.npy', 2, 'float32', nodata=-9999)
     with pytest.raises(ValueError, match=r"LoadImage.nodata='x' must be a number; e.g. -9999"):
         LoadImage(nodata='x')
+
+
+def test_the_limit_is_passed_on(scenes):
+    """Two channels of 20 x 20 px in float32 are 3,200 bytes."""
+    folder, *_ = scenes
+    code, lines, _ = run_streams(*SIMMIM, 'statistics', folder / 'tagged', '--channels', '2', '--dtype', 'float32',
+                                 '--max-bytes', '3200')  # fmt: skip
+    assert code == 0 and 'max_bytes=3200)' in lines
+    with pytest.raises(ValueError, match='none of the 4 images'):
+        folder_mean_std(str(folder / 'tagged'), 2, 'float32', max_bytes=3199)
+    assert prepare_folder(str(folder / 'tagged'), str(folder / 'small'), max_bytes=3199)['unreadable'] == 4
+    assert prepare_folder(str(folder / 'tagged'), str(folder / 'other'), max_bytes=3200)['copied'] == 4

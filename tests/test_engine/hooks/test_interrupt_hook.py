@@ -1,17 +1,24 @@
 """A terminated training ends the worker processes of its data loader."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from helpers.commands import SMALL, run_streams
 from helpers.paths import ROOT
 from helpers.processes import command_of
+from simmim_plugin import ImageFolder
 from simmim_plugin.apis import train
 from simmim_plugin.config import load_config
+from simmim_plugin.engine.hooks import interrupt_hook
 from simmim_plugin.engine.hooks.interrupt_hook import InterruptHook
+from simmim_plugin.registry import DATASETS
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,37 @@ def test_no_worker_outlives_a_terminated_training(image_folder, tmp_path):
             break
         time.sleep(0.1)
     assert not left
+
+
+@DATASETS.register_module()
+class StuckImages(ImageFolder):
+    """From the third iteration on, reading hangs, as from a file server that is gone; then the signal is sent."""
+
+    def prepare_data(self, idx):
+        if idx.iteration >= 2:
+            time.sleep(3)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM] if torch.utils.data.get_worker_info() else [])
+            os.kill(os.getppid() if torch.utils.data.get_worker_info() else os.getpid(), signal.SIGTERM)
+            time.sleep(1000)
+        return super().prepare_data(idx)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_worker_that_is_stuck_does_not_keep_the_signal_from_ending_the_run(
+    workers, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(interrupt_hook, 'PATIENCE', 1)
+    options = [option for option in SMALL if not option.startswith(('train_dataloader.num_workers', 'custom_hooks'))]
+    command = [sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/simmim_vit-tiny_folder.py', '--work-dir',
+               tmp_path / 'work', '--cfg-options', f'data_root={image_folder}', *options,
+               f'train_dataloader.num_workers={workers}', 'train_dataloader.dataset.type=StuckImages',
+               'custom_hooks=[]']  # fmt: skip
+    start = time.monotonic()
+    code, output, errors = run_streams(*command)
+    assert code == 75, (output + errors)[-3000:]
+    assert time.monotonic() - start < 60
+    assert (tmp_path / 'work/iter_2.pth').exists() and 'stopped after iteration 2; ' in output + errors
+    assert torch.load(tmp_path / 'work/iter_2.pth', weights_only=True)['meta']['iter'] == 2
 
 
 def test_after_the_training_the_signal_ends_the_workers(image_folder, tmp_path):
