@@ -21,6 +21,7 @@ from simmim_plugin.utils.files import whole_file
 NOTE = SCOPE  # key of the plain config in a checkpoint
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 OBJECTS = ('refuse', 'known', 'ignore')
+DEPTH, ENTRIES = 64, 10**6  # of dicts and lists in a file; real ones have some 10 and 10^4
 NESTS = ('state_dict', 'model')  # keys of the state dict in a checkpoint
 # Classes in checkpoints of other projects: harmless and not needed here. They are neither imported nor built.
 KNOWN_OBJECTS = frozenset(
@@ -85,14 +86,57 @@ def load_file(path: str | os.PathLike[str], map_location: str = 'cpu', objects: 
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} does not exist (from {os.getcwd()})')
     if Path(path).suffix == '.safetensors':
         return _load_safetensors(path, map_location)
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_members(path)
     stand_ins: dict[str, type] = {}
     while True:  # each round replaces one more class; with mmap, a failed round reads no tensors
         try:
             with torch.serialization.safe_globals([(cls, name) for name, cls in stand_ins.items()]):
-                return torch.load(path, map_location=map_location, weights_only=True, mmap=zipfile.is_zipfile(path))
+                content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped)
+            break
         except Exception as error:  # torch raises anything from EOFError to KeyError for damaged files
             if not _replace_one_more(str(error), stand_ins, objects):
                 raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: {_reason(str(error))}') from error
+    _check_ends(path, content)
+    return content
+
+
+def _check_members(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless a zip file holds its members as they are, as `torch.save` writes them.
+
+    PyTorch maps the file into memory, where it would take compressed bytes for weights; and what a few compressed
+    bytes become has no bound.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: it is damaged or no checkpoint') from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(
+            f'checkpoint {os.fspath(path)!r} cannot be read: its members are compressed, which torch.save does not do; '
+            'unpack it and pack it without compression: unzip FILE -d FOLDER; cd FOLDER; zip -0 -r NEW.pth .'
+        )
+    if sum(member.file_size for member in members) > os.path.getsize(path):
+        raise ValueError(
+            f'checkpoint {os.fspath(path)!r} cannot be read: it is damaged, its members are too long'
+        )
+
+
+def _check_ends(path: str | os.PathLike[str], content: Any) -> None:
+    """Raise ValueError if dicts and lists contain themselves, or so much that whoever walks them would not end."""
+    stack, seen = [(content, 0)], 0
+    while stack:
+        value, depth = stack.pop()
+        seen += 1
+        if depth > DEPTH or seen > ENTRIES:
+            what = f'is nested more than {DEPTH} deep' if depth > DEPTH else f'holds more than {ENTRIES} values'
+            raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: it {what}')
+        if isinstance(value, Mapping):
+            stack += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list | tuple | set):
+            stack += [(item, depth + 1) for item in value]
 
 
 def _replace_one_more(message: str, stand_ins: dict[str, type], objects: str) -> bool:
@@ -133,6 +177,7 @@ def _load_safetensors(path: str | os.PathLike[str], map_location: str) -> dict[s
         note = {NOTE: json.loads(metadata[NOTE])} if NOTE in metadata else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: its config is no JSON') from error
+    _check_ends(path, note)
     return {'state_dict': tensors, **note}
 
 
@@ -146,11 +191,15 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
         ValueError: It has no named tensors.
     """
     state = checkpoint
-    while isinstance(state, Mapping):
+    for _ in range(DEPTH):
+        if not isinstance(state, Mapping):
+            break
         nested = next((state[key] for key in NESTS if isinstance(state.get(key), Mapping)), None)
         if nested is None:
             break
         state = nested
+    else:
+        state = None  # it contains itself
     tensors = {}
     if isinstance(state, Mapping):
         tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
@@ -160,6 +209,9 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
             f'the checkpoint holds no state dict (named tensors), but an object of type {what}. If it is a whole '
             'pickled model, load it where you trust it and save its weights: torch.save(model.state_dict(), PATH)'
         )
+    for name, value in tensors.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f'{name} has more values than the file holds: {tuple(value.shape)}')
     for prefix in ('module.', '_orig_mod.'):  # DistributedDataParallel, torch.compile
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

@@ -150,7 +150,9 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
         ValueError: It is not a checkpoint of this package, or an argument does not fit it.
     """
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY}
-    backbone = build_part({**config, **changes})
+    config |= changes
+    with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
+        backbone = build_part(config)
     state = _without_prefix(saved.state, 'backbone.')
     if not state:
         raise ValueError(f"checkpoint {saved.path!r} has no weights whose names start with 'backbone.'")
@@ -159,10 +161,11 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
         norm, others = 'norm', 'avg_featmap'
     if f'{norm}.weight' not in state:
         raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint lacks; use {others}')
-    state.setdefault('mask_token', torch.zeros_like(backbone.mask_token))  # unused without a mask
+    state.setdefault('mask_token', torch.zeros(1, 1, backbone.embed_dims))  # unused without a mask
     with _named(saved.path):
         fitted = fit_state(backbone, state, saved.grid)
         check_fits(backbone.state_dict(), fitted.state | {name: state[name] for name in fitted.skipped})
+    backbone = build_part(config)
     backbone.load_state_dict(fitted.state)
     return backbone.eval()
 
@@ -211,9 +214,11 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
-    model = build_part(saved.built)
+    with torch.device('meta'):  # see `build_backbone`
+        model = build_part(saved.built)
     with _named(path):
         check_fits(model.state_dict(), saved.state)
+    model = build_part(saved.built)
     model.load_state_dict(saved.state)
     return model.to(device).eval(), saved.pipeline
 

@@ -43,7 +43,7 @@ class SimMIMHead(BaseModule):
         whole('SimMIMHead.in_channels', in_channels, 1, hint='the embed_dims of the backbone')
         whole('SimMIMHead.patch_size', patch_size, 1, hint='the patch_size of the backbone')
         whole('SimMIMHead.out_channels', out_channels, 1, hint='3 for RGB')
-        whole('SimMIMHead.num_layers', num_layers, 1, hint='1 is the published linear layer')
+        whole('SimMIMHead.num_layers', num_layers, 1, 64, '1 is the published linear layer')
         self.patch_size = patch_size
         self.out_channels = out_channels
         self.normalize_target = normalize_target

@@ -8,6 +8,7 @@ from typing import Any
 from simmim_plugin.utils.arguments import choice, keys, whole
 
 ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+ARCH_LIMITS = (1 << 16, 1 << 10, 1 << 10, 1 << 20)  # far above any ViT: nobody waits for a slip of the pen
 # ViT-S/B/L/H. (This small is MMPretrain's 'deit-small'; MMPretrain's 'small' is 768 wide and 8 deep.)
 ARCHS: dict[str, dict[str, int]] = {
     'small': dict(zip(ARCH_KEYS, (384, 12, 6, 1536))),
@@ -26,7 +27,9 @@ def arch_settings(arch: str | dict[str, int]) -> tuple[int, int, int, int]:
     if isinstance(arch, str):
         arch = ARCHS[choice('arch', arch, ARCHS, f'or give a dict of {", ".join(ARCH_KEYS)}')]
     keys('arch', arch, ARCH_KEYS)
-    width, depth, heads, hidden = (whole(f'arch.{name}', arch[name], 1) for name in ARCH_KEYS)
+    width, depth, heads, hidden = (
+        whole(f'arch.{name}', arch[name], 1, limit) for name, limit in zip(ARCH_KEYS, ARCH_LIMITS)
+    )
     if width % heads:
         raise ValueError(f'arch: embed_dims={width} must be a multiple of num_heads={heads}')
     return width, depth, heads, hidden
