@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 
 from simmim_plugin.datasets.class_names import class_names, fill_in_classes
 from simmim_plugin.registry import SCOPE
-from simmim_plugin.utils.configs import datasets_of, innermost, inside, training_data
+from simmim_plugin.utils.configs import TTA_MODELS, datasets_of, fill_in_tta, innermost, inside, training_data
 from simmim_plugin.utils.errors import did_you_mean
 from simmim_plugin.utils.hardware import default_workers
 from simmim_plugin.utils.resources import find_config
@@ -203,7 +203,7 @@ def _pipelines(cfg: Config) -> list[Any]:
 def _check_option(cfg: Config, key: str, named: Sequence[str]) -> None:
     node: Any = cfg
     parts = key.split('.')
-    counts = parts[0] in {*RUNNER_KEYS, *named, 'train_pipeline'}
+    counts = parts[0] in {*RUNNER_KEYS, *named, 'train_pipeline', 'tta_model', 'tta_pipeline'}
     for depth, part in enumerate(parts):
         if depth and not counts and isinstance(node, Mapping) and 'type' in node:
             place = '.'.join(parts[:depth])
@@ -255,7 +255,7 @@ _plain_init, _plain_merge = Config.__init__, Config.merge_from_dict
 
 @functools.wraps(_plain_init)
 def _init(cfg: Config, *args: Any, **kwargs: Any) -> None:
-    """MMEngine's, which also fills in parts, data, scope and workers of a file that names this module.
+    """MMEngine's, which also fills in parts, data, scope, workers and TTA of a file that names this module.
 
     A component of this package is found from any default scope, by a `_scope_` next to its type.
     """
@@ -273,6 +273,8 @@ def _init(cfg: Config, *args: Any, **kwargs: Any) -> None:
     for loader in loaders:
         if 'num_workers' in loader and loader.num_workers is None:
             loader.num_workers = default_workers()
+    if cfg.get('test_dataloader') and cfg.get('default_scope') in TTA_MODELS:
+        fill_in_tta(cfg)
     if cfg.get('default_scope') == SCOPE:
         for part in (cfg.get('model'), *(loader.dataset for loader in loaders)):
             if part:

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint trained with that config')
     parser.add_argument('--work-dir', help='folder of logs and pictures (work_dirs/<config name>)')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation: each image also flipped')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast, also on CPUs')
     add_cfg_options(parser)
     add_launcher(parser)
@@ -33,6 +34,6 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options)
     prepare(cfg, args.config, args.work_dir, launcher=args.launcher)
     keep_traceback_in(cfg.work_dir)
-    for line in run_test(cfg, args.checkpoint, args.amp):
+    for line in run_test(cfg, args.checkpoint, args.amp, args.tta):
         print(line)
     leave_process_group()

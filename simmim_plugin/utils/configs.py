@@ -1,5 +1,6 @@
 """Find data sets and transforms in a config."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,3 +60,39 @@ def without_variables(text: str) -> str:
     runs it, also inside strings, such as a path of the data.
     """
     return re.sub(r'\{(?=\{)', r'\\x7b', text)
+
+
+TTA_MODELS: dict[str, dict[str, Any]] = {  # by default scope; the defaults of the frameworks' own test tools
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
+    'mmdet': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    'mmseg': dict(type='SegTTAModel'),
+}
+
+
+def fill_in_tta(cfg: Config) -> None:
+    """Set `tta_model` and `tta_pipeline`, by which test data are seen as they are and flipped, where there are none.
+
+    The pipeline is that of the test data, branched before annotations are loaded or the sample is packed.
+
+    Raises:
+        ValueError: The config is of none of the frameworks that merge predictions, or its pipeline packs nothing.
+    """
+    if (scope := cfg.get('default_scope')) not in TTA_MODELS:
+        raise ValueError(f'default_scope={scope!r} has no test-time augmentation; those of {", ".join(TTA_MODELS)} do')
+    cfg.setdefault('tta_model', TTA_MODELS[scope])
+    if 'tta_pipeline' in cfg:
+        return
+    pipeline = copy.deepcopy(innermost(cfg.test_dataloader.dataset).pipeline)
+    places = [i for i, part in enumerate(pipeline) if i and type_name(part).startswith(('Load', 'Pack'))]
+    if not places:
+        raise ValueError('the pipeline of the test data ends without packing; set tta_pipeline')
+    for part in pipeline:
+        if 'meta_keys' in part and scope == 'mmdet':  # by which it undoes the flip
+            part.meta_keys = (*part.meta_keys, 'flip', 'flip_direction')
+    flips = (
+        [dict(type='simmim_plugin.RandomHorizontalFlip', p=p) for p in (1.0, 0.0)]  # tensors and arrays
+        if scope == 'mmpretrain'
+        else [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
+    )
+    branches = [flips, *([part] for part in pipeline[places[0] :])]
+    cfg.tta_pipeline = [*pipeline[: places[0]], dict(type='TestTimeAug', transforms=branches)]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -64,8 +64,9 @@ def leave_process_group() -> None:
 
 
 def bare_model(runner: TrainingRunner) -> Any:
-    """The model of a runner without the wrapper of data-parallel training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The model of a runner without the wrappers of data-parallel training and test-time augmentation."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model.module if isinstance(model, BaseTTAModel) else model
 
 
 def is_sharded(model: nn.Module) -> bool:

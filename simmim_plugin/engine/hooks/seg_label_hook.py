@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
+from torch import nn
 
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.distributed import bare_model
@@ -15,7 +16,8 @@ class SegLabelHook(Hook):
     """Stop training and evaluation at a mask with a value that is not a class, and name the file.
 
     Otherwise PyTorch's loss fails with a device-side assert on GPUs, and MMSegmentation's metric is wrong. The check
-    runs on the CPU, before the masks are moved to the device.
+    runs on the CPU, before the masks are moved to the device. Of a cascade, the last head counts; with test-time
+    augmentation, the model inside. A model without `decode_head.num_classes` is left alone.
     """
 
     def _before_iter(
@@ -30,9 +32,12 @@ class SegLabelHook(Hook):
         Raises:
             ValueError: A mask has a value that is neither a class nor the head's `ignore_index`.
         """
-        model = bare_model(runner)
-        head = model.decode_head
-        for sample in (data_batch or {}).get('data_samples', ()):
+        head: Any = getattr(bare_model(runner), 'decode_head', None)
+        head = head[-1] if isinstance(head, nn.ModuleList) and len(head) else head
+        if not hasattr(head, 'num_classes'):
+            return
+        given = (data_batch or {}).get('data_samples', ())
+        for sample in (sample for item in given for sample in (item if isinstance(item, list | tuple) else [item])):
             if 'gt_sem_seg' not in sample:  # prediction without masks
                 continue
             labels = sample.gt_sem_seg.data
