@@ -14,8 +14,7 @@ from mmengine.logging import print_log
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from simmim_plugin.datasets.jpeg import MAX_BYTES, PIXELS_PER_BYTE
-from simmim_plugin.utils.files import open_regular, printable
+from simmim_plugin.utils.files import MAX_BYTES, PIXELS_PER_BYTE, open_regular, printable
 
 ARRAY_SUFFIXES = ('.npy',)
 TIFF_SUFFIXES = ('.tif', '.tiff')

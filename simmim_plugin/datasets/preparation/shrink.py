@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import ARRAY_SUFFIXES, MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits, read_tiff
-from simmim_plugin.datasets.jpeg import MAX_BYTES
 from simmim_plugin.utils.arguments import whole
-from simmim_plugin.utils.files import open_regular, read_json
+from simmim_plugin.utils.files import MAX_BYTES, open_regular, read_json
 
 SETTINGS = 'prepare.json'
 UNREADABLE = 'unreadable.txt'
