@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from simmim_plugin.checkpoints.files import NOTE, load_file
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import as_extended, restoring_options
+from simmim_plugin.utils.files import printable
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 LISTED = 5  # differences in a message
@@ -43,7 +44,7 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     for _, _, path in sorted(found, reverse=True):
         if is_intact(path):
             for name in damaged:
-                print_log(f'{name} is damaged and skipped', 'current', logging.WARNING)
+                print_log(f'{printable(name)} is damaged and skipped', 'current', logging.WARNING)
             return str(path)
         damaged.append(str(path))
     if damaged:

@@ -42,7 +42,8 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
     )
     runner = SimpleNamespace(
         model=model, train_dataloader=SimpleNamespace(dataset=Samples()), epoch=0, iter=0, work_dir=str(tmp_path),
-        hooks=[], logger=logging.getLogger('test'), visualizer=visualizer, message_hub=MessageHub.get_instance('hook_test'),
+        hooks=[], logger=logging.getLogger('test'), visualizer=visualizer,
+        message_hub=MessageHub.get_instance('hook_test'),
     )  # fmt: skip
     hook = ReconstructionHook(num_images=2, num_measured=5)
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
