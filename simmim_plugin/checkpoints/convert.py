@@ -79,6 +79,7 @@ def convert_file(
     saved = _read(source, objects)
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
+    _check_given(saved, to, img_size, num_heads, (mean, std))
     facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
     noted = saved.part('data_preprocessor')
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None else (mean, std)
@@ -97,7 +98,9 @@ def convert_file(
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
         if to == 'plugin':
             has_note = kind == 'plugin' and 'pipeline' in saved.note and bool(saved.built)  # raises, if not for tools
-            wrapped[NOTE] = saved.note if has_note else note_of(facts, *check_mean_std(facts.in_channels, *given))
+            changed = not has_note or (mean, std) != (None, None)
+            normalisation = check_mean_std(facts.in_channels, *given) if changed else ()
+            wrapped[NOTE] = _renormalised(saved, *normalisation) if has_note else note_of(facts, *normalisation)
         save_file(converted.state if to == 'timm' else wrapped, target)
     if to == 'timm':
         arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
@@ -138,6 +141,30 @@ def _read(source: Path, objects: str) -> Saved:
             mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
             model['data_preprocessor'] = dict(mean=mean, std=std)
     return read(weights, objects)._replace(note=dict(model=model))
+
+
+def _check_given(
+    saved: Saved, to: str, img_size: tuple[int, int] | None, num_heads: int | None, normalisation: tuple[Any, Any]
+) -> None:
+    """Raise ValueError for an argument that contradicts the source, or that the target has no place for."""
+    heads, size = _num_heads(saved), saved.img_size
+    if num_heads is not None and heads not in (None, num_heads):
+        raise ValueError(f'--num-heads {num_heads}: SRC states {heads}; leave it out')
+    if to == 'plugin' and img_size is not None and size is not None and tuple(img_size) != tuple(size):
+        given, stated = (f'{shape[0]}{sign}{shape[1]}' for shape, sign in ((img_size, ' '), (size, ' x ')))
+        raise ValueError(f'--img-size {given}: SRC states {stated} px; leave it out')
+    if to not in ('plugin', 'hf') and normalisation != (None, None):
+        raise ValueError(
+            f'--mean and --std have no place in --to {to}, which writes no config; the kinds plugin and hf have one'
+        )
+
+
+def _renormalised(saved: Saved, mean: Sequence[float] = (), std: Sequence[float] = ()) -> dict[str, Any]:
+    """The config in a checkpoint of this package, with another mean and std if they are given."""
+    if not mean:
+        return saved.note
+    preprocessor = {'type': 'SimMIMDataPreprocessor', **saved.part('data_preprocessor'), 'mean': mean, 'std': std}
+    return {**saved.note, 'model': {**saved.note['model'], 'data_preprocessor': preprocessor}}
 
 
 def _num_heads(saved: Saved) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simmim_plugin.registry import SCOPE
 from simmim_plugin.utils.arguments import choice
-from simmim_plugin.utils.files import whole_file
+from simmim_plugin.utils.files import printable, whole_file
 
 NOTE = SCOPE  # key of the plain config in a checkpoint
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
@@ -186,7 +186,7 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
         checkpoint: What `load_file` returns, or a state dict.
 
     Raises:
-        ValueError: It has no named tensors.
+        ValueError: It has no named tensors, or a name has control characters.
     """
     state = checkpoint
     for _ in range(DEPTH):
@@ -201,6 +201,8 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
     tensors = {}
     if isinstance(state, Mapping):
         tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if odd := next((name for name in tensors if printable(name) != name), None):
+        raise ValueError(f'a tensor is called {odd!r}; names with control characters are refused')
     if not tensors:
         what = type(state).__qualname__.split('.')[-1]
         raise ValueError(

@@ -24,6 +24,7 @@ from simmim_plugin.utils.configs import without_variables
 from simmim_plugin.utils.counters import saved_bytes
 from simmim_plugin.utils.files import check_writable, lock_folder
 from simmim_plugin.utils.hardware import default_workers, free_memory
+from simmim_plugin.utils.random_state import LARGEST_SEED
 from simmim_plugin.utils.resources import ROOT, TOOLS
 
 WRITTEN = '"""Written by `simmim'  # first words of every config that the commands write
@@ -58,6 +59,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ('epochs', 'batch_size'):
         if (value := getattr(args, name)) is not None:
             whole(f'--{name.replace("_", "-")}', value, 1)
+    whole('--seed', args.seed, 0, LARGEST_SEED)
 
 
 def data_folders(args: argparse.Namespace) -> str | list[str]:

@@ -27,11 +27,12 @@ def run(args: argparse.Namespace) -> None:
     """Reconstruct the images and draw the picture."""
     from simmim_plugin.apis.reconstruct import reconstruct_files
     from simmim_plugin.utils.arguments import sides
+    from simmim_plugin.utils.files import printable
 
     size = args.size and sides('--size', args.size if len(args.size) > 1 else args.size[0])
     losses = reconstruct_files(
         args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device, args.mask
     )
     for path, loss in zip(args.images, losses):
-        print(f'masked-pixel loss {loss:.4f}  {path}')
+        print(f'masked-pixel loss {loss:.4f}  {printable(path)}')
     print(f'picture: {args.out}')

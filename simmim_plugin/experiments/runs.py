@@ -19,6 +19,7 @@ from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import training_data, without_variables
 from simmim_plugin.utils.files import check_writable, read_json, write_json
+from simmim_plugin.utils.random_state import LARGEST_SEED
 from simmim_plugin.utils.resources import TOOLS
 from simmim_plugin.visualization.curves import read_scalars
 
@@ -203,6 +204,8 @@ def check_arguments(args: argparse.Namespace) -> Path:
     """Check the arguments of a comparison; create and return its output folder."""
     check_writable(args.out)
     whole('--jobs', args.jobs, 1)
+    for seed in args.seeds:
+        whole('--seeds', seed, 0, LARGEST_SEED)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds={args.seeds} must differ; give each once')
     return Path(args.out)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from simmim_plugin.utils.files import printable
+
 EXIT_CODE = os.EX_TEMPFAIL  # 75: a temporary failure, requeue the job
 EXTRAS = {'mmpretrain': 'mm', 'mmdet': 'det', 'mmseg': 'seg'}  # pip extra that installs a framework
 _folders: list[str] = []  # folders for the traceback, the last one first
@@ -33,7 +35,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 (any error is written to a file and ends the program)
-        message = message_of(error)
+        message = '\n'.join(map(printable, message_of(error).split('\n')))
         if 'TORCHELASTIC_ERROR_FILE' in os.environ:  # torchrun's summary then shows this message
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

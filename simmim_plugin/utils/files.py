@@ -7,6 +7,7 @@ import os
 import platform
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,5 +160,12 @@ def check_writable(folder: str) -> None:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path for messages; bytes that are not UTF-8, which logs cannot encode, become backslash escapes."""
-    return os.fsencode(path).decode('utf-8', 'backslashreplace')
+    """A path or name for messages; bytes that are not UTF-8 and control characters become backslash escapes."""
+    return ''.join(map(_shown, os.fspath(path)))
+
+
+def _shown(character: str) -> str:
+    if '\udc80' <= character <= '\udcff':  # how Python keeps a byte that is not UTF-8
+        return f'\\x{ord(character) - 0xDC00:02x}'
+    hidden = unicodedata.category(character) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
+    return character.encode('unicode_escape').decode() if hidden else character

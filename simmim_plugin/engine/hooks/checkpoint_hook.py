@@ -18,7 +18,7 @@ from simmim_plugin.checkpoints.loading import fit_checkpoint
 from simmim_plugin.engine.runners.accumulation import count_from_the_epoch, gradients_are_pending
 from simmim_plugin.engine.runners.longer_run import continue_schedules
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
-from simmim_plugin.engine.runners.resume import check_same_training, training_note
+from simmim_plugin.engine.runners.resume import LISTED, check_same_training, training_note
 from simmim_plugin.engine.runners.work_dir import LAST, RUN_ID, has_own_name, run_of
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import HOOKS
@@ -200,9 +200,14 @@ class SimMIMCheckpointHook(CheckpointHook):
                 self.file_backend.remove(path)
 
     def before_save_checkpoint(self, runner: TrainingRunner, checkpoint: dict[str, Any]) -> None:
-        """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and convert to plain data."""
+        """Add `checkpoint['simmim_plugin']`, the config of model, pipeline and training, and convert to plain data.
+
+        Raises:
+            ValueError: A weight is not finite.
+        """
         # In `_save` FlexibleRunner's counters are one ahead; they are right when others save, after a validation.
         checkpoint['meta'].update(self.meta or dict(epoch=runner.epoch, iter=runner.iter), **{RUN_ID: self.run})
+        _check_finite(runner, checkpoint)
         for name in ('message_hub', 'meta'):
             checkpoint[name] = _to_plain(checkpoint[name])
         cfg = runner.cfg.to_dict()
@@ -218,8 +223,39 @@ class SimMIMCheckpointHook(CheckpointHook):
             return
         check_fits(model.state_dict(), tensors_of(checkpoint))
         check_same_training(runner, checkpoint)
+        _check_moments(checkpoint)
         self.run = run_of(checkpoint)
         continue_schedules(runner, checkpoint)
         if 'message_hub' in checkpoint:
             hub = checkpoint['message_hub']
             hub['log_scalars'] = {name: _from_plain(value) for name, value in hub['log_scalars'].items()}
+
+
+def _check_finite(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:
+    weights = [name for name, _ in bare_model(runner).named_parameters()]
+    average = checkpoint.get('ema_state_dict', {})  # holds the raw weights: `state_dict` has the average then
+    states = [checkpoint['state_dict'], {name.removeprefix('module.'): value for name, value in average.items()}]
+    bad = dict.fromkeys(name for state in states for name in weights if name in state and not _is_finite(state[name]))
+    if bad:
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        raise ValueError(
+            f'{", ".join([*bad][:LISTED])}{" ..." * (len(bad) > LISTED)} are not finite at iteration '
+            f'{checkpoint["meta"]["iter"]}, so no checkpoint is written. '
+            f'{f"The last one is {last}" if last else "There is none yet"}; lower the learning rate'
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return bool(weight.isfinite().all())
+
+
+def _check_moments(checkpoint: Mapping[str, Any]) -> None:
+    optimizer = checkpoint.get('optimizer', {})
+    groups, states = optimizer.get('param_groups', ()), optimizer.get('state', {})
+    has_moments = any('betas' in group or group.get('momentum') for group in groups)
+    if has_moments and (not states or not all(states.values())):
+        raise ValueError(
+            'the state of the optimiser is missing in the checkpoint, in whole or in part; the training would go on '
+            'with other steps. Start a new training from the weights, without --resume: --cfg-options '
+            'load_from=CHECKPOINT'
+        )
