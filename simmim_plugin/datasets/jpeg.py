@@ -9,12 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from simmim_plugin.utils.files import open_regular
+from simmim_plugin.utils.files import MAX_BYTES, PIXELS_PER_BYTE, open_regular
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg')
 COLOURS = ('YCbCr', 'RGB', 'Gray')  # libjpeg converts these to RGB
-MAX_BYTES = 2**29  # of a decoded image; more is taken for a decompression bomb
-PIXELS_PER_BYTE = 512  # at most: each block of 8 x 8 pixels takes at least one bit
 ORIENTATION = 0x0112  # EXIF tag
 APP1, SCAN = 0xE1, 0xDA  # markers of EXIF or XMP data, and of the pixels
 

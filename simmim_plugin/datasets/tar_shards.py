@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import ImageFolder, list_images
 from simmim_plugin.datasets.images import ImageReadError
-from simmim_plugin.datasets.jpeg import MAX_BYTES
 from simmim_plugin.registry import DATASETS
 from simmim_plugin.utils.arguments import number
-from simmim_plugin.utils.files import is_hidden, open_regular, printable, read_json
+from simmim_plugin.utils.files import MAX_BYTES, is_hidden, open_regular, printable, read_json
 
 END_BYTES = 2**16  # of zeros that are looked for behind the last file
 OPEN_FILES = 64  # most shards that a process keeps open

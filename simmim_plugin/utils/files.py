@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 PART_SUFFIX = '.part'
+MAX_BYTES = 2**29  # of a decoded image; more is taken for a decompression bomb
+PIXELS_PER_BYTE = 512  # of a JPEG, at most: each block of 8 x 8 pixels takes at least one bit
 LOCK = '.lock'  # file in a locked folder; it stays, and means nothing unless a process holds the lock
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 _locks: dict[tuple[int, str], tuple[IO[str], int]] = {}  # process and folder -> lock file, how often it was taken

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import DTYPES, ImageReadError, read_with_missing
-from simmim_plugin.datasets.jpeg import MAX_BYTES
 from simmim_plugin.utils.arguments import choice, whole
+from simmim_plugin.utils.files import MAX_BYTES
 
 FREQUENT = 0.05  # share of a smallest or largest value that is reported
 

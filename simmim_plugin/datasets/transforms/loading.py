@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.datasets.images import DTYPES, ImageReadError, convert_image, photo_rows, read_image
-from simmim_plugin.datasets.jpeg import MAX_BYTES, PendingJPEG, pending_jpeg
+from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
 from simmim_plugin.utils.arguments import choice, number, whole
-from simmim_plugin.utils.files import printable
+from simmim_plugin.utils.files import MAX_BYTES, printable
 
 
 def _read_pending(path: str, data: bytes | None, max_bytes: int) -> PendingJPEG | None:
