@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 import torch
 from mmengine.logging import print_log
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from simmim_plugin.utils.files import MAX_BYTES, PIXELS_PER_BYTE, open_regular, printable
@@ -93,12 +93,18 @@ def read_with_missing(
         return _fitted(array, dtype, printable(path), nodata)
     # Decoders raise exceptions of many types for damaged files; all become one type that names the file.
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, IsADirectoryError):
-            reason = 'a folder; give image files'
-        elif isinstance(error, FileNotFoundError):
-            reason = f'no such file (from {os.getcwd()})'
-        raise ImageReadError(f'{printable(path)}: {reason}') from error
+        raise ImageReadError(f'{printable(path)}: {reason_of(error)}') from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, from the exception of a decoder."""
+    if isinstance(error, UnidentifiedImageError):
+        return 'cannot identify image file'  # PIL's message would name the Python object
+    if isinstance(error, IsADirectoryError):
+        return 'a folder; give image files'
+    if isinstance(error, FileNotFoundError):
+        return f'no such file (from {os.getcwd()})'
+    return str(error) or type(error).__name__
 
 
 def _check_size(size: int, max_bytes: int) -> None:

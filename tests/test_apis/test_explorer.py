@@ -111,7 +111,7 @@ def test_bad_input_is_named(tmp_path, checkpoint):
     explorer = Explorer(checkpoint)
     (tmp_path / 'deep').mkdir()
     (tmp_path / 'deep' / 'words.png').write_text('words')
-    with pytest.raises(ValueError, match=r"^words\.png: cannot identify image file 'words\.png'$"):
+    with pytest.raises(ValueError, match=r'^words\.png: cannot identify image file$'):
         explorer.read(tmp_path / 'deep' / 'words.png')
     Image.new('RGB', (3000, 4)).save(tmp_path / 'long.png')
     with pytest.raises(ValueError, match=r'an image of 4 x 3000 px .* is too long for a crop of 64 x 64 px; crop it'):

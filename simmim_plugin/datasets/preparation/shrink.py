@@ -15,7 +15,15 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from simmim_plugin.datasets.image_folder import list_images
-from simmim_plugin.datasets.images import ARRAY_SUFFIXES, MODES, PHOTO_SUFFIXES, convert_mode, has_many_bits, read_tiff
+from simmim_plugin.datasets.images import (
+    ARRAY_SUFFIXES,
+    MODES,
+    PHOTO_SUFFIXES,
+    convert_mode,
+    has_many_bits,
+    read_tiff,
+    reason_of,
+)
 from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.files import MAX_BYTES, open_regular, read_json
 
@@ -176,7 +184,7 @@ def _prepare(path: Path, copy: Path, settings: Settings, max_bytes: int) -> tupl
             check_values(path, max_bytes)
     # Decoders raise exceptions of many types for damaged files; these are listed with the reason.
     except Exception as error:  # noqa: BLE001
-        return 'unreadable', 0, 0, f'{path}: {str(error) or type(error).__name__}'
+        return 'unreadable', 0, 0, f'{path}: {reason_of(error)}'
     target = copy if content is None else jpeg
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.{target.name}.part')  # hidden files are not listed as images
