@@ -119,9 +119,7 @@ def _check_members(path: str | os.PathLike[str]) -> None:
             'unpack it and pack it without compression: unzip FILE -d FOLDER; cd FOLDER; zip -0 -r NEW.pth .'
         )
     if sum(member.file_size for member in members) > os.path.getsize(path):
-        raise ValueError(
-            f'checkpoint {os.fspath(path)!r} cannot be read: it is damaged, its members are too long'
-        )
+        raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: it is damaged, its members are too long')
 
 
 def _check_ends(path: str | os.PathLike[str], content: Any) -> None:
