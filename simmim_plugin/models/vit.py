@@ -170,6 +170,8 @@ class SimMIMViT(BaseModule):
                 'set in_channels of the backbone, or the channels of LoadImage, so that they agree'
             )
         height, width = x.shape[2:]
+        if torch.jit.is_tracing():  # tensors there; the trace is for this size
+            height, width = int(height), int(width)
         if self.dynamic_img_pad:  # patch_embed pads
             height, width = height + -height % self.patch_size, width + -width % self.patch_size
         grid = (height // self.patch_size, width // self.patch_size)
@@ -201,12 +203,12 @@ class SimMIMViT(BaseModule):
         """Biases of the shared table for every grid that some block attends in, computed once."""
         if self.rel_pos_bias is None:
             return None
-        biases: dict[Grid, Tensor] = {}
+        biases: dict[Grid | None, Tensor] = {}
         for size in set(self.window_sizes):
             if has_windows(grid, size):
                 biases |= {part: self.rel_pos_bias(part, (size, size), dtype) for part in window_parts(grid, size)}
             else:
-                biases[grid] = self.rel_pos_bias(grid, dtype=dtype)
+                biases[None] = self.rel_pos_bias(grid, dtype=dtype)
         return biases
 
     def _run(self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:

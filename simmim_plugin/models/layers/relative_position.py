@@ -80,7 +80,8 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid, interpolation: s
     Returns:
         A table for `new_grid`; the same tensor if the grids are equal. Differentiable.
     """
-    if old_grid == new_grid:
+    symbolic = any(isinstance(side, torch.SymInt) for side in new_grid)  # torch.export: a comparison would fix them
+    if not symbolic and old_grid == new_grid:
         return table
     old_size = (2 * old_grid[0] - 1, 2 * old_grid[1] - 1)
     new_size = (2 * new_grid[0] - 1, 2 * new_grid[1] - 1)
@@ -89,7 +90,7 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid, interpolation: s
     if interpolation == 'plain':
         image = F.interpolate(image.float(), size=new_size, mode='bicubic', align_corners=False)
     else:
-        weights = _axis_weights if torch.compiler.is_compiling() else _cached_axis_weights
+        weights = _axis_weights if symbolic or torch.compiler.is_compiling() else _cached_axis_weights
         rows, columns = (weights(old, new, table.device) for old, new in zip(old_grid, new_grid))
         image = rows @ image.double() @ columns.T  # in float64, which autocast leaves alone
     return torch.cat((image.flatten(2).squeeze(0).T.to(table.dtype), cls_rows))
@@ -110,6 +111,7 @@ def _axis_weights(old: int, new: int, device: torch.device) -> Tensor:
         too_far = (q**powers).sum() > new - 1
         low, high = torch.where(too_far, low, q), torch.where(too_far, q, high)
     places = (q**powers).cumsum(0)  # of the old offsets 1, 2, ...
+    places = torch.where(torch.full_like(q, new) == old, powers + 1, places)  # nothing to stretch
     places = torch.cat((-places.flip(0), places.new_zeros(1), places))
     targets = torch.arange(1 - new, new, dtype=torch.float64, device=device).clamp(places[0], places[-1])
     scale = places[-1].clamp(min=1)  # to -1 ... 1, where powers are of like size

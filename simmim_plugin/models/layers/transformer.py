@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from simmim_plugin.models.layers.relative_position import Grid, bias_from_table, resize_table, table_rows
 
 LAYER_NORM_EPS = 1e-6
-Biases = Mapping[Grid, Tensor]  # of a shared table: grid of the tokens -> (heads, N, N)
+Biases = Mapping[Grid | None, Tensor]  # of a shared table: grid of a window, None for all tokens -> (heads, N, N)
 
 
 class LinearPatchEmbed(PatchEmbed):
@@ -161,13 +161,14 @@ class Attention(nn.Module):
     def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, N, D) -> queries, keys and values, (B, heads, N, D / heads) each."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias)  # (B, N, 3 * D)
+        plain = isinstance(self.qkv.weight, Tensor)  # it is a method after PyTorch's dynamic quantisation
+        qkv = F.linear(x, self.qkv.weight, bias) if plain else self.qkv(x) + bias  # (B, N, 3 * D)
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
     def _bias(self, grid: Grid, shared: Biases | None, window: Grid | None, dtype: torch.dtype) -> Tensor | None:
         """Bias (heads, N, N) from this block's table or the shared one; None without either."""
         if self.relative_position_bias_table is None or self.table_grid is None:
-            return None if shared is None else shared[grid].to(dtype)
+            return None if shared is None else shared[window and grid].to(dtype)
         offsets_of = window or grid
         table = resize_table(self.relative_position_bias_table, self.table_grid, offsets_of, self.interpolation)
         return bias_from_table(table, grid, offsets_of, dtype)
