@@ -1,13 +1,14 @@
-"""Export a backbone to ONNX, and check ONNX Runtime's outputs against PyTorch's."""
+"""Export a backbone or a classifier to ONNX, and check ONNX Runtime's outputs against PyTorch's."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from simmim_plugin.checkpoints.loading import build_backbone, read
+from simmim_plugin.checkpoints.loading import Saved, build_backbone, read
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.arguments import whole
 
@@ -17,15 +18,26 @@ TOLERANCE = 1e-4  # relative to the largest output
 
 
 class _Single(nn.Module):
-    """The backbone, returning its last output instead of a tuple."""
+    """The backbone, returning its last output instead of a tuple, and the classifier if there is one."""
 
-    def __init__(self, backbone: SimMIMViT) -> None:
+    def __init__(self, backbone: SimMIMViT, classifier: nn.Module | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.classifier = backbone, classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W), normalised -> see `SimMIMViT`."""
-        return self.backbone(images)[-1]
+        """(B, C, H, W), normalised -> see `SimMIMViT`; with a classifier (B, classes), before the softmax."""
+        features: Tensor = self.backbone(images)[-1]
+        return features if self.classifier is None else self.classifier(features)
+
+
+def classifier_of(saved: Saved) -> nn.Linear | None:
+    """The linear layer of a fine-tuned classifier; None for other models and those with a neck (linear probes)."""
+    weight, bias = saved.state.get('head.fc.weight'), saved.state.get('head.fc.bias')
+    if weight is None or bias is None or any(name.startswith('neck.') for name in saved.state):
+        return None
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict(dict(weight=weight, bias=bias))
+    return layer
 
 
 def export_onnx(
@@ -35,16 +47,18 @@ def export_onnx(
     out_type: str | None = None,
     opset: int | None = None,
 ) -> float:
-    """Export the backbone of a checkpoint to ONNX: from normalised images to features, any batch size, no mask.
+    """Export a checkpoint to ONNX: from normalised images to features or logits, any batch size, no mask.
 
-    The input is `images`, float32 (B, C, H, W), the output `features`, shaped as `out_type` says.
+    The input is `images`, float32 (B, C, H, W). The output of a classifier with a linear head is `logits`,
+    (B, classes), before the softmax. That of other models, and with `out_type`, is `features` of the backbone, shaped
+    as `out_type` says: necks and heads of detectors and segmenters are not exported.
 
     Args:
         checkpoint: From a run of this package, or from `simmim convert SRC DST --to plugin`.
         out: The .onnx file. Weights of 2 GB and more are written to a second file next to it.
         size: Image height and width in pixels, to which bias tables and position embedding are interpolated once.
             None: those of the training.
-        out_type: See `SimMIMViT`; None: that of the training.
+        out_type: Features, see `SimMIMViT`; None: logits of a classifier, else the features of the training.
         opset: ONNX operator set; None: the exporter's default.
 
     Returns:
@@ -68,8 +82,14 @@ def export_onnx(
             f"ONNX export needs {error.name}: pip install 'simmim_plugin[onnx]'", name=error.name
         ) from error
     changes: dict[str, Any] = dict(img_size=size, out_type=out_type)
-    backbone = build_backbone(read(checkpoint), **{k: value for k, value in changes.items() if value is not None})
-    model = _Single(backbone).eval()
+    saved = read(checkpoint)
+    backbone = build_backbone(saved, **{k: value for k, value in changes.items() if value is not None})
+    classifier = classifier_of(saved) if out_type is None else None
+    output = 'features' if classifier is None else 'logits'
+    exported = {'backbone'} if classifier is None else {'backbone', 'head'}
+    left = sorted({name.split('.')[0] for name in saved.state} - exported)
+    print_log(f'Output: {output}' + (f' of the backbone; not exported: {", ".join(left)}' if left else ''))
+    model = _Single(backbone, classifier).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCHES[-1], backbone.in_channels, *backbone.img_size, generator=generator)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +101,7 @@ def export_onnx(
             (images,),
             os.fspath(out),
             input_names=['images'],
-            output_names=['features'],
+            output_names=[output],
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim('batch')},),
             opset_version=opset,
@@ -97,5 +117,5 @@ def export_onnx(
 
 
 def _difference(session: Any, images: Tensor, expected: Tensor) -> float:
-    (features,) = session.run(None, {'images': images.numpy()})
-    return (torch.from_numpy(features) - expected).abs().max().item()
+    (output,) = session.run(None, {'images': images.numpy()})
+    return (torch.from_numpy(output) - expected).abs().max().item()

@@ -1,4 +1,4 @@
-"""Export the backbone of a checkpoint to ONNX, for any batch size, and check it in ONNX Runtime."""
+"""Export a backbone, or a classifier up to its logits, to ONNX, for any batch size, and check it in ONNX Runtime."""
 
 import argparse
 
@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="image size in pixels (the training's)"
     )
     parser.add_argument(
-        '--out-type', choices=('avg_featmap', 'featmap', 'cls_token', 'raw'), help="see SimMIMViT (the training's)"
+        '--out-type',
+        choices=('avg_featmap', 'featmap', 'cls_token', 'raw'),
+        help="features, see SimMIMViT (of a classifier: logits; else the training's)",
     )
     parser.add_argument('--opset', type=int, help="ONNX opset version (the exporter's default)")
 

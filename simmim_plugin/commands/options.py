@@ -1,6 +1,7 @@
 """Options shared by several commands. Standard library only, so that `--help` is quick."""
 
 import argparse
+import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,11 @@ from simmim_plugin.utils.resources import CONFIGS
 
 
 class _Options(argparse.Action):
-    """MMEngine's KEY=VALUE parser, imported only when needed, with a message for words that are not KEY=VALUE."""
+    """MMEngine's KEY=VALUE parser, imported only when needed, with a message for words that are not KEY=VALUE.
+
+    MMEngine's drops the spaces of a value. Here a value with spaces, such as a path, is kept, or is what Python makes
+    of it: `[0.9, 0.95]`.
+    """
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
         if wrong := [value for value in values if '=' not in value]:
@@ -16,6 +21,14 @@ class _Options(argparse.Action):
         from mmengine.config import DictAction
 
         DictAction(self.option_strings, self.dest)(parser, namespace, values, *args)
+        options = getattr(namespace, self.dest)
+        for key, _, text in (value.partition('=') for value in values):
+            if ' ' not in text.strip():
+                continue
+            try:
+                options[key] = ast.literal_eval(text.strip())
+            except (SyntaxError, ValueError):  # words; in brackets, MMEngine's list of words
+                options[key] = options[key] if text.strip()[0] in '[(' else text
 
 
 def add_cfg_options(parser: argparse.ArgumentParser, what: str = 'config values') -> None:

@@ -112,6 +112,11 @@ def test_an_option_without_a_value_is_named(capsys):
     parser = argparse.ArgumentParser()
     command_options.add_cfg_options(parser)
     assert parser.parse_args(['--cfg-options', 'a.b=1']).cfg_options == {'a.b': 1}
+    words = ['root=/my photos/of 2024, 2025', 'betas=[0.9, 0.95]', "quoted='a b'", 'size=1,2', 'list=[a, b]', 'c= 3']
+    assert parser.parse_args(['--cfg-options', *words]).cfg_options == {
+        'root': '/my photos/of 2024, 2025', 'betas': [0.9, 0.95], 'quoted': 'a b', 'size': [1, 2], 'list': ['a', 'b'],
+        'c': 3,
+    }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(['--cfg-options', 'data_root', 'images'])
     assert "--cfg-options needs KEY=VALUE, got 'data_root'" in capsys.readouterr().err

@@ -34,9 +34,14 @@ def checkpoints(tmp_path):
     return write
 
 
-def run(path, images: Tensor) -> Tensor:
+def run(path, images: Tensor, output: str = 'features') -> Tensor:
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    return torch.from_numpy(session.run(['features'], {'images': images.numpy()})[0])
+    return torch.from_numpy(session.run([output], {'images': images.numpy()})[0])
+
+
+def convert_to_pth(path, folder):
+    convert_file(path, folder / 'converted.pth', 'plugin')
+    return folder / 'converted.pth'
 
 
 @torch.no_grad()
@@ -70,9 +75,29 @@ def test_another_size_and_output(checkpoints, tmp_path):
     assert_close(run(tmp_path / 'a.onnx', images), pytorch('pretrain', images, out_type='raw'))
 
 
+def test_a_classifier_gives_logits(checkpoints, tmp_path, capsys):
+    path = checkpoints('finetune')
+    export_onnx(path, tmp_path / 'a.onnx')
+    assert capsys.readouterr().out.splitlines()[0].endswith('Output: logits')
+    state, images = read(path).state, photos('finetune')
+    expected = (
+        pytorch('finetune', images, **FINETUNE) @ state['head.fc.weight'].numpy().T + state['head.fc.bias'].numpy()
+    )
+    assert expected.shape == (2, 7)
+    assert_close(run(tmp_path / 'a.onnx', images, 'logits'), expected)
+
+
+def test_parts_of_dense_models_are_named_as_left_out(checkpoints, tmp_path, capsys):
+    content = torch.load(convert_to_pth(checkpoints('pretrain'), tmp_path))
+    content['state_dict'] |= {'neck.ups.weight': torch.zeros(2), 'decode_head.conv.weight': torch.zeros(2)}
+    torch.save(content, tmp_path / 'dense.pth')
+    export_onnx(tmp_path / 'dense.pth', tmp_path / 'a.onnx')
+    assert 'Output: features of the backbone; not exported: decode_head, head, neck' in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_finetuned_backbone_and_many_channels(checkpoints, tmp_path):
-    export_onnx(checkpoints('finetune'), tmp_path / 'a.onnx', opset=18)
+    export_onnx(checkpoints('finetune'), tmp_path / 'a.onnx', out_type='avg_featmap', opset=18)
     assert onnx.load(str(tmp_path / 'a.onnx')).opset_import[0].version == 18
     images = photos('finetune')
     assert_close(run(tmp_path / 'a.onnx', images), pytorch('finetune', images, **FINETUNE))
