@@ -14,7 +14,7 @@ from simmim_plugin.datasets.sampling import NumberedIndex
 from simmim_plugin.datasets.transforms.crop import RandomResizedCrop
 from simmim_plugin.datasets.transforms.loading import LoadImage
 from simmim_plugin.registry import DATASETS
-from simmim_plugin.utils.arguments import number
+from simmim_plugin.utils.arguments import names, number
 from simmim_plugin.utils.files import printable
 from simmim_plugin.utils.random_state import seed_everything
 
@@ -61,7 +61,7 @@ class ImageFolder(BaseDataset):
         number('max_bad_ratio', max_bad_ratio, 0, 1, '0.05 tolerates 5 % of unreadable images')
         if data_root is None:
             raise ValueError('data_root of ImageFolder is not set; set it to the folder of the training images')
-        self.suffixes = tuple(suffix.lower() for suffix in suffixes)
+        self.suffixes = tuple(suffix.lower() for suffix in names('suffixes', suffixes, "e.g. ['.jpg']"))
         self.max_bad_ratio = max_bad_ratio
         super().__init__(data_root=os.path.expanduser(data_root), pipeline=list(pipeline), **kwargs)
         transforms = self.pipeline.transforms

@@ -11,7 +11,7 @@ from simmim_plugin.datasets.images import DTYPES, ImageReadError, photo_rows, re
 from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
-from simmim_plugin.utils.arguments import choice, whole
+from simmim_plugin.utils.arguments import choice, flag, whole
 from simmim_plugin.utils.files import printable
 
 
@@ -44,7 +44,7 @@ class LoadImage:
         self.channels = whole('LoadImage.channels', channels, 1, hint='3 for RGB')
         self.dtype = choice('LoadImage.dtype', dtype, DTYPES)
         self.keep = whole('LoadImage.keep', keep, 0, hint='the number of images to keep in memory')
-        self.defer = defer and channels == 3 and dtype == 'uint8'
+        self.defer = flag('LoadImage.defer', defer) and channels == 3 and dtype == 'uint8'
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:

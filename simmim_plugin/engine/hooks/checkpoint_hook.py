@@ -18,6 +18,7 @@ from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import check_same_training, training_note
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import innermost
 from simmim_plugin.utils.distributed import bare_model
 from simmim_plugin.utils.files import PART_SUFFIX, whole_file
@@ -82,6 +83,8 @@ class SimMIMCheckpointHook(CheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        whole('SimMIMCheckpointHook.interval', self.interval, -1, hint='-1 writes none but the last')
+        whole('SimMIMCheckpointHook.max_keep_ckpts', self.max_keep_ckpts, -1, hint='-1 keeps all')
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
