@@ -67,14 +67,18 @@ for _name in (
     _child(_name.lower(), getattr(root, _name))
 
 
-def build_part(cfg: Any) -> Any:
+def build_part(cfg: Any, name: str = 'model') -> Any:
     """Build a part of a model from its config, in which type names without a scope are of this one.
 
+    Args:
+        cfg: The config, or a built module, which is returned as it is.
+        name: The argument that it is given as, for messages.
+
     Raises:
-        TypeError: `cfg` is neither a config nor a built module.
+        ValueError: `cfg` is neither a config nor a built module.
     """
-    if isinstance(cfg, Mapping):
+    if isinstance(cfg, Mapping) and 'type' in cfg:
         return MODELS.build({'_scope_': SCOPE, **cfg})
     if callable(cfg):  # a built module
         return cfg
-    raise TypeError(f"a part of the model must be a dict with a 'type', or a built module, got {cfg!r}")
+    raise ValueError(f"{name}={cfg!r} must be a dict with a 'type', or a built module")

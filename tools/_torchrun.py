@@ -11,11 +11,13 @@ import sys
 from types import FrameType
 
 from torch.distributed import TCPStore, run
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousInfo, static_tcp_rendezvous
 
 ANNOUNCE = (signal.SIGTERM, signal.SIGUSR1)
 END = (signal.SIGINT, signal.SIGHUP)
+SAVED = os.EX_TEMPFAIL  # exit code of a rank that has written a checkpoint
 SECONDS = '150'  # time to write the checkpoint before torchrun kills the ranks
 
 
@@ -24,6 +26,16 @@ def hand_on(number: int, frame: FrameType | None) -> None:
     for other in (*ANNOUNCE, *END):
         signal.signal(other, signal.SIG_IGN)
     raise SignalException(f'got {signal.Signals(number).name}', signal.Signals(number))
+
+
+codes: list[int | None] = []  # exit codes of the ranks
+close = SubprocessContext._close
+
+
+def close_and_note(context: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
+    """End the ranks as torchrun does, and keep their exit codes."""
+    close(context, death_sig, timeout)
+    codes[:] = [handler.proc.returncode for handler in context.subprocess_handlers.values()]
 
 
 class Rendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
@@ -56,6 +68,8 @@ def is_loopback(address: str) -> bool:
 def main() -> None:
     """Run torchrun with the arguments of the command line."""
     static_tcp_rendezvous.StaticTCPRendezvous = Rendezvous  # type: ignore[misc]
+    SubprocessContext._close = close_and_note  # type: ignore[method-assign, assignment]
+    os.environ['SIMMIM_PARENT'] = str(os.getpid())  # the ranks end with this process, see simmim_plugin.utils.errors
     os.environ['TORCHELASTIC_SIGNALS_TO_HANDLE'] = 'SIGQUIT'  # torchrun's own handlers react to each signal again
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', SECONDS)
     for number in (*ANNOUNCE, *END):
@@ -63,7 +77,12 @@ def main() -> None:
     try:
         run.main(sys.argv[1:])
     except SignalException as error:
-        sys.exit(os.EX_TEMPFAIL if error.sigval in ANNOUNCE else 128 + error.sigval)
+        sys.exit(SAVED if {*codes} == {SAVED} else 128 + error.sigval)
+    except ChildFailedError:
+        # One rank got the signal, and all have saved. torchrun ends those that are still exiting by another SIGTERM.
+        if SAVED in codes and {*codes} <= {SAVED, -signal.SIGTERM}:
+            sys.exit(SAVED)
+        raise
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from simmim_plugin.datasets.sampling import NumberedIndex
 from simmim_plugin.datasets.transforms.crop import RandomResizedCrop
 from simmim_plugin.datasets.transforms.loading import LoadImage
 from simmim_plugin.registry import DATASETS
-from simmim_plugin.utils.arguments import folders, keys, number
+from simmim_plugin.utils.arguments import folders, keys, names, number
 from simmim_plugin.utils.files import is_hidden, printable
 from simmim_plugin.utils.random_state import seed_everything
 
@@ -80,7 +80,7 @@ class ImageFolder(BaseDataset):
         roots = folders('data_root', data_root)
         self.folders = [os.path.join(root, prefix) if prefix else root for root in roots]
         self.lists = [os.path.join(root, ann_file) for root in roots] if ann_file else []
-        self.suffixes = tuple(suffix.lower() for suffix in suffixes)
+        self.suffixes = tuple(suffix.lower() for suffix in names('suffixes', suffixes, "e.g. ['.jpg']"))
         self.max_bad_ratio = max_bad_ratio
         super().__init__(ann_file, data_root=roots[0], pipeline=list(pipeline), **kwargs)
         transforms = self.pipeline.transforms

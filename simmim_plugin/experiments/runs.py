@@ -18,6 +18,7 @@ from tqdm import tqdm
 from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import training_data, without_variables
+from simmim_plugin.utils.errors import PARENT
 from simmim_plugin.utils.files import check_writable, read_json, write_json
 from simmim_plugin.utils.random_state import LARGEST_SEED
 from simmim_plugin.utils.resources import TOOLS
@@ -149,7 +150,7 @@ class Stages:
             RuntimeError: It failed; the message quotes the program's error and names the log.
         """
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), PARENT: str(os.getpid())}
         with log.open('a', encoding='utf-8') as output:
             before = output.tell()
             process = subprocess.Popen(

@@ -8,7 +8,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from simmim_plugin.registry import MODELS
-from simmim_plugin.utils.arguments import number
+from simmim_plugin.utils.arguments import flag, number
 
 HINT = '`simmim statistics` prints the values of your images'
 
@@ -27,8 +27,8 @@ class SimMIMDataPreprocessor(BaseDataPreprocessor):
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], non_blocking: bool = True) -> None:
-        super().__init__(non_blocking=non_blocking)
-        if not isinstance(mean, Sequence) or not isinstance(std, Sequence) or not 0 < len(mean) == len(std):
+        super().__init__(non_blocking=flag('non_blocking', non_blocking))
+        if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple) or not 0 < len(mean) == len(std):
             raise ValueError(f'mean={mean!r} and std={std!r} must have one value per channel')
         for channel, (mean_value, std_value) in enumerate(zip(mean, std)):
             number(f'mean[{channel}]', mean_value, hint=HINT)

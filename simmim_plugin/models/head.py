@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from simmim_plugin.models.losses import normalize_patches, reconstruction_loss
 from simmim_plugin.models.masks import pixel_mask
 from simmim_plugin.registry import MODELS, build_part
-from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.arguments import flags, parts, whole
 
 
 @MODELS.register_module()
@@ -39,18 +39,19 @@ class SimMIMHead(BaseModule):
         loss: dict[str, Any] | nn.Module | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(parts('init_cfg', init_cfg))
         whole('SimMIMHead.in_channels', in_channels, 1, hint='the embed_dims of the backbone')
         whole('SimMIMHead.patch_size', patch_size, 1, hint='the patch_size of the backbone')
         whole('SimMIMHead.out_channels', out_channels, 1, hint='3 for RGB')
         whole('SimMIMHead.num_layers', num_layers, 1, 64, '1 is the published linear layer')
+        flags(normalize_target=normalize_target)
         self.patch_size = patch_size
         self.out_channels = out_channels
         self.normalize_target = normalize_target
         hidden = [part for _ in range(num_layers - 1) for part in (nn.Linear(in_channels, in_channels), nn.GELU())]
         last = nn.Linear(in_channels, out_channels * patch_size**2)  # outputs in (c, p, q) order
         self.decoder = nn.Sequential(*hidden, last) if hidden else last
-        self.loss_module = build_part(loss or dict(type='ReconstructionLoss', criterion='l1'))
+        self.loss_module = build_part(dict(type='ReconstructionLoss', criterion='l1') if loss is None else loss, 'loss')
 
     def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
         """Decode every patch.

@@ -9,7 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from simmim_plugin.registry import MODELS
-from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.arguments import parts, whole
 
 MODELS.register_module('LayerNorm2d', module=LayerNorm2d)  # for `norm_cfg` of heads
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the input map: stride 16 becomes 4, 8, 16, 32
@@ -42,7 +42,7 @@ class SimpleFeaturePyramid(BaseModule):
         start_level: int = 0,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(parts('init_cfg', init_cfg))
         whole('SimpleFeaturePyramid.in_channels', in_channels, 4, hint='the embed_dims of the backbone')
         whole('SimpleFeaturePyramid.out_channels', out_channels, 1, hint='ViTDet uses 256')
         whole('SimpleFeaturePyramid.num_outs', num_outs, 1, hint='ViTDet uses 5')

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.models.masks import MASKS, masks_of
 from simmim_plugin.registry import MODELS, build_part
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, parts
 
 MODES = ('loss', 'predict', 'tensor')
 
@@ -32,16 +32,17 @@ class SimMIM(BaseModel):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         if data_preprocessor is not None:
-            data_preprocessor = build_part(data_preprocessor)
-        super().__init__(data_preprocessor, init_cfg)
-        self.backbone = build_part(backbone)
+            data_preprocessor = build_part(data_preprocessor, 'data_preprocessor')
+        super().__init__(data_preprocessor, parts('init_cfg', init_cfg))
+        self.backbone = build_part(backbone, 'backbone')
         fitting = dict(
             type='SimMIMHead',
             in_channels=self.backbone.embed_dims,
             patch_size=self.backbone.patch_size,
             out_channels=self.backbone.in_channels,
         )
-        self.head = build_part({**fitting, **(head or {})} if head is None or isinstance(head, Mapping) else head)
+        head = fitting if head is None else {**fitting, **head} if isinstance(head, Mapping) else head
+        self.head = build_part(head, 'head')
 
     def forward(
         self,

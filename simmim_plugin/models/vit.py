@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.models.fit import fit_state
-from simmim_plugin.models.layers.architecture import arch_settings, rising_blocks, window_sizes
+from simmim_plugin.models.layers.architecture import arch_settings, one_table, rising_blocks, window_sizes
 from simmim_plugin.models.layers.relative_position import INTERPOLATIONS, Grid, RelativePositionBias
 from simmim_plugin.models.layers.transformer import (
     LAYER_NORM_EPS,
@@ -23,7 +23,7 @@ from simmim_plugin.models.layers.transformer import (
     window_parts,
 )
 from simmim_plugin.registry import MODELS
-from simmim_plugin.utils.arguments import choice, grid_of, number, sides, whole
+from simmim_plugin.utils.arguments import choice, flags, grid_of, number, parts, sides, whole
 
 OUT_TYPES = ('featmap', 'avg_featmap', 'cls_token', 'raw')
 
@@ -93,11 +93,9 @@ class SimMIMViT(BaseModule):
         init_cut: float = 0.02,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        if use_shared_rel_pos_bias and use_rel_pos_bias:
-            raise ValueError(
-                'use_shared_rel_pos_bias=True and use_rel_pos_bias=True exclude each other; set one to False'
-            )
+        super().__init__(parts('init_cfg', init_cfg))
+        flags(use_abs_pos_embed=use_abs_pos_embed, dynamic_img_pad=dynamic_img_pad, with_cp=with_cp)
+        one_table(use_shared_rel_pos_bias, use_rel_pos_bias)
         number('drop_path_rate', drop_path_rate, 0, 1, 'the published value is 0.1', ends='[)')
         number('layer_scale_init_value', layer_scale_init_value, 0, hint='0 leaves LayerScale out')
         number('init_cut', init_cut, 0, hint='the published values are 0.02 and 2', ends='(]')
@@ -176,7 +174,7 @@ class SimMIMViT(BaseModule):
             height, width = height + -height % self.patch_size, width + -width % self.patch_size
         grid = (height // self.patch_size, width // self.patch_size)
         if 0 in grid or height % self.patch_size or width % self.patch_size:
-            grid_of('input', (height, width), self.patch_size)  # raises
+            grid_of('input', (height, width), self.patch_size, 'dynamic_img_pad=True pads inputs')  # raises
         x = self.patch_embed(x)  # (B, h*w, D)
         shared = self._shared_biases(grid, x.dtype)  # in bfloat16 under autocast, like queries and keys
         x = self._apply_mask(x, mask, grid)

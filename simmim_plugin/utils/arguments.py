@@ -36,7 +36,8 @@ def multiple(name: str, value: Any, of: int, hint: str = '') -> Any:
 
 def choice(name: str, value: T, options: Collection[T], hint: str = '') -> T:
     """One of the options."""
-    if not isinstance(value, str | int | float | None) or value not in options:
+    equal = [option for option in options if isinstance(value, str | int | float | None) and option == value]
+    if not any(isinstance(option, bool) == isinstance(value, bool) for option in equal):  # 0 is not False
         raise ValueError(f'{name}={value!r} is unknown; choose one of {", ".join(map(repr, options))}{_more(hint)}')
     return value
 
@@ -45,6 +46,20 @@ def flag(name: str, value: Any) -> Any:
     """True or False."""
     if not isinstance(value, bool):
         raise ValueError(f'{name}={value!r} must be True or False')
+    return value
+
+
+def flags(**values: Any) -> None:
+    """Values that are True or False, by their names."""
+    for name, value in values.items():
+        flag(name, value)
+
+
+def parts(name: str, value: Any) -> Any:
+    """Config of a part, a dict with a type, or a list of such; None."""
+    listed = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if any(not isinstance(item, Mapping) or 'type' not in item for item in listed):
+        raise ValueError(f"{name}={value!r} must be a dict with a 'type', or None")
     return value
 
 

@@ -1,5 +1,6 @@
 """Report errors in one line. Standard library only, so that `--help` is quick."""
 
+import ctypes
 import difflib
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 from simmim_plugin.utils.files import printable
 
 EXIT_CODE = os.EX_TEMPFAIL  # 75: a temporary failure, requeue the job
+PARENT = 'SIMMIM_PARENT'  # environment variable: id of the process that this one must not outlive
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 EXTRAS = {'mmpretrain': 'mm', 'mmdet': 'det', 'mmseg': 'seg'}  # pip extra that installs a framework
 _folders: list[str] = []  # folders for the traceback, the last one first
 
@@ -27,11 +30,13 @@ def one_line_errors() -> Iterator[None]:
 
     SIGTERM acts like `sys.exit`, which also ends the child processes (a loader's workers, a comparison's trainings).
     SIGUSR1, Slurm's warning, exits with the code that asks the scheduler to requeue. During a training `InterruptHook`
-    handles both.
+    handles both. Where the parent has set `PARENT`, its end (killed, too) is a SIGTERM to this process.
     """
     _folders.clear()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_CODE))
+    if parent := os.environ.pop(PARENT, None):
+        _end_with(int(parent))
     try:
         yield
     except Exception as error:  # noqa: BLE001 (any error is written to a file and ends the program)
@@ -43,6 +48,14 @@ def one_line_errors() -> Iterator[None]:
         if not _folders and _is_about_input(error):
             sys.exit(f'error: {message}')
         sys.exit(f'error: {message}\n(traceback: {_write_traceback(traceback.format_exc())})')
+
+
+def _end_with(parent: int) -> None:
+    """Let Linux send SIGTERM to this process when its parent ends, which a parent that is killed cannot do itself."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def keep_traceback_in(folder: str) -> None:

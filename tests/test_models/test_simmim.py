@@ -23,7 +23,7 @@ def test_built_modules_are_accepted_and_anything_else_is_named():
     head = SimMIMHead(48, 16, loss=ReconstructionLoss('l2'))
     model = SimMIM(backbone=backbone, head=head)
     assert model.backbone is backbone and model.head is head and head.loss_module.criterion == 'l2'
-    with pytest.raises(TypeError, match="a dict with a 'type', or a built module, got 'l1'"):
+    with pytest.raises(ValueError, match=r"^loss='l1' must be a dict with a 'type', or a built module"):
         SimMIM(backbone=TINY, head=dict(loss='l1'))
 
 

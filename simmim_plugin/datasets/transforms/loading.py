@@ -12,7 +12,7 @@ from simmim_plugin.datasets.images import DTYPES, ImageReadError, convert_image,
 from simmim_plugin.datasets.jpeg import PendingJPEG, pending_jpeg
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.registry import TRANSFORMS
-from simmim_plugin.utils.arguments import choice, number, whole
+from simmim_plugin.utils.arguments import choice, flag, number, whole
 from simmim_plugin.utils.files import MAX_BYTES, printable
 
 
@@ -62,7 +62,7 @@ class LoadImage:
         if nodata is not None and not (isinstance(nodata, float) and math.isnan(nodata)):
             number('LoadImage.nodata', nodata, hint='e.g. -9999')
         self.nodata = nodata
-        self.defer = defer and channels == 3 and dtype == 'uint8'
+        self.defer = flag('LoadImage.defer', defer) and channels == 3 and dtype == 'uint8'
         self.array_order = choice('LoadImage.array_order', array_order, ('bgr', 'rgb'))
         self._kept: dict[str, Tensor] = {}
 

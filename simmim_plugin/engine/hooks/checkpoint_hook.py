@@ -22,6 +22,7 @@ from simmim_plugin.engine.runners.resume import LISTED, check_same_training, tra
 from simmim_plugin.engine.runners.work_dir import LAST, RUN_ID, has_own_name, run_of
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import HOOKS
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import innermost
 from simmim_plugin.utils.distributed import bare_model
 from simmim_plugin.utils.files import PART_SUFFIX, lock_folder, unlock_folder, whole_file
@@ -93,6 +94,8 @@ class SimMIMCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.args:  # MMEngine would raise at the first checkpoint
             raise TypeError(f'SimMIMCheckpointHook has no argument {next(iter(self.args))!r}')
+        whole('SimMIMCheckpointHook.interval', self.interval, -1, hint='-1 writes none but the last')
+        whole('SimMIMCheckpointHook.max_keep_ckpts', self.max_keep_ckpts, -1, hint='-1 keeps all')
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)

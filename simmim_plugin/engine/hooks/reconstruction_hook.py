@@ -15,7 +15,7 @@ from torch import Tensor
 from simmim_plugin.models.losses import masked_loss, visible_mean
 from simmim_plugin.models.masks import masks_of, pixel_mask
 from simmim_plugin.registry import HOOKS
-from simmim_plugin.utils.arguments import flag, whole
+from simmim_plugin.utils.arguments import flag, parts, whole
 from simmim_plugin.utils.distributed import averaged, bare_model, saved_model
 from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
@@ -64,7 +64,9 @@ class ReconstructionHook(Hook):
         self.by_epoch = flag('ReconstructionHook.by_epoch', by_epoch)
         self.num_images = whole('ReconstructionHook.num_images', num_images, 1)
         self.num_measured = max(num_images, whole('ReconstructionHook.num_measured', num_measured, 1))
-        self.dataset = dataset
+        self.dataset = parts('ReconstructionHook.dataset', dataset)
+        if out_dir is not None and (not isinstance(out_dir, str) or not out_dir):
+            raise ValueError(f'ReconstructionHook.out_dir={out_dir!r} must be the path of a folder, or None')
         self.out_dir = out_dir
         self.seed = whole('ReconstructionHook.seed', seed, 0, LARGEST_SEED)
 

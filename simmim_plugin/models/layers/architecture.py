@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from simmim_plugin.utils.arguments import choice, keys, whole
+from simmim_plugin.utils.arguments import choice, flags, keys, whole
 
 ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
 ARCH_LIMITS = (1 << 16, 1 << 10, 1 << 10, 1 << 20)  # far above any ViT: nobody waits for a slip of the pen
@@ -41,12 +41,12 @@ def rising_blocks(name: str, indices: int | Sequence[int], num_layers: int) -> t
     Raises:
         ValueError: They are none, outside the model, or not rising.
     """
-    given = indices if isinstance(indices, Sequence) else (indices,)
+    given = indices if isinstance(indices, Sequence) and not isinstance(indices, str) else (indices,)
     for index in given:
         whole(name, index, -num_layers, num_layers - 1, f'the model has {num_layers} blocks')
     blocks = tuple(index % num_layers for index in given)
     if not blocks or list(blocks) != sorted(set(blocks)):
-        raise ValueError(f'{name}={indices} must be one or more blocks, rising, each once')
+        raise ValueError(f'{name}={indices!r} must be one or more blocks, rising, each once')
     return blocks
 
 
@@ -71,6 +71,13 @@ def block_arguments(words: Sequence[str] | None) -> Any:
     return 'all' if list(words) == ['all'] else [int(word) if word.isdecimal() else word for word in words]
 
 
+def one_table(shared: bool, per_block: bool) -> None:
+    """Raise ValueError unless at most one of the two kinds of bias tables is asked for."""
+    flags(use_shared_rel_pos_bias=shared, use_rel_pos_bias=per_block)
+    if shared and per_block:
+        raise ValueError('use_shared_rel_pos_bias=True and use_rel_pos_bias=True exclude each other; set one to False')
+
+
 def window_sizes(window_size: int, global_blocks: Sequence[int], num_layers: int) -> list[int]:
     """Side of the windows of each block, in patches; 0: global attention.
 
@@ -78,11 +85,11 @@ def window_sizes(window_size: int, global_blocks: Sequence[int], num_layers: int
         ValueError: The size is negative, or the blocks do not exist or are given without a size.
     """
     whole('window_size', window_size, 0, hint='the side of a window in patches, such as 14, or 0 for no windows')
-    if not global_blocks:
+    if isinstance(global_blocks, list | tuple) and not global_blocks:
         return [window_size] * num_layers
-    if not window_size:
+    if not window_size and global_blocks is not None:
         raise ValueError(
-            f'global_blocks={global_blocks} without window_size: all blocks are global; set window_size=14'
+            f'global_blocks={global_blocks!r} without window_size: all blocks are global; set window_size=14'
         )
     global_ = rising_blocks('global_blocks', global_blocks, num_layers)
     return [0 if i in global_ else window_size for i in range(num_layers)]

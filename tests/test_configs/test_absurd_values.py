@@ -1,0 +1,117 @@
+"""Absurd values of our settings, by --cfg-options: each is refused in one line that names setting and value."""
+
+import argparse
+import copy
+import math
+
+import pytest
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS, init_default_scope
+from torch import nn
+from torch.optim import SGD
+
+from helpers.paths import ROOT
+from simmim_plugin.commands.options import add_cfg_options
+from simmim_plugin.config import apply_options, load_config
+from simmim_plugin.registry import DATASETS, build_part
+
+VALUES = ('nan', 'inf', '-1', '0', '1.5', '512.', 'abc', 'None', 'True', '(16,16)', '[1,abc]', '{1:1}', '')
+NUMBERS = {'0', '1.5', '512.'}  # of at least 0
+# Setting -> those of the values that are right.
+BACKBONE = {
+    'arch': set(), 'arch.embed_dims': set(), 'arch.num_layers': set(), 'arch.num_heads': set(),
+    'arch.feedforward_channels': set(), 'img_size': {'(16,16)'}, 'patch_size': set(), 'in_channels': set(),
+    'drop_path_rate': {'0'}, 'layer_scale_init_value': NUMBERS, 'use_shared_rel_pos_bias': {'True'},
+    'use_rel_pos_bias': set(), 'use_abs_pos_embed': {'True'}, 'out_type': set(), 'out_indices': {'-1', '0'},
+    'frozen_stages': {'-1', '0'}, 'window_size': {'0'}, 'global_blocks': set(), 'dynamic_img_pad': {'True'},
+    'with_cp': {'True'}, 'init_cut': {'1.5', '512.'}, 'init_cfg': {'None'},
+}  # fmt: skip
+HEAD = {
+    'num_layers': set(), 'normalize_target': {'True'}, 'loss': {'None'}, 'init_cfg': {'None'},
+    'in_channels': set(), 'patch_size': set(), 'out_channels': set(),
+    'loss.criterion': set(), 'loss.scope': set(), 'loss.frequency_weight': NUMBERS,
+    'loss.loss_weight': {*NUMBERS, '-1'},
+}  # fmt: skip
+OTHERS = {
+    'model.backbone': set(), 'model.head': {'None'}, 'model.data_preprocessor': {'None'}, 'model.init_cfg': {'None'},
+    'model.data_preprocessor.mean': set(), 'model.data_preprocessor.std': set(),
+    'model.data_preprocessor.non_blocking': {'True'},
+    'load.channels': set(), 'load.dtype': set(), 'load.keep': {'0'}, 'load.defer': {'True'},
+    'crop.size': {'(16,16)'}, 'crop.scale': set(), 'crop.ratio': {'(16,16)'}, 'crop.interpolation': set(),
+    'flip.p': {'0'}, 'mask.mask_ratio': {'0', 'None'}, 'mask.mask_patch_size': {'None'},
+    'mask.model_patch_size': set(), 'mask.input_size': {'None', '(16,16)'}, 'mask.adapt': {'None'},
+    'mask.local': {'None'}, 'mask.global_': {'None'},
+    'train_dataloader.dataset.max_bad_ratio': {'0'}, 'train_dataloader.dataset.suffixes': set(),
+    'optim_wrapper.on_cpu': {'True'}, 'optim_wrapper.parts': {'None'}, 'optim_wrapper.skip_nonfinite': {'True'},
+    'custom_hooks.0.interval': set(), 'custom_hooks.0.num_images': set(), 'custom_hooks.0.num_measured': set(),
+    'custom_hooks.0.seed': {'0'}, 'custom_hooks.0.by_epoch': {'True'},
+    'custom_hooks.0.dataset': {'None'}, 'custom_hooks.0.out_dir': {'None', 'abc', '{1:1}'},
+    'default_hooks.faults.interval': {'None'}, 'default_hooks.faults.max_in_a_row': set(),
+    'default_hooks.faults.spike': {'1.5', '512.'}, 'default_hooks.faults.window': set(),
+    'default_hooks.interrupt.signals': set(), 'default_hooks.checkpoint.interval': {'-1', '0'},
+    'default_hooks.checkpoint.max_keep_ckpts': {'-1', '0'},
+}  # fmt: skip
+GRID = {
+    **{f'model.backbone.{key}': right for key, right in BACKBONE.items()},
+    **{f'model.head.{key}': right for key, right in HEAD.items()},
+    **OTHERS,
+}
+LOCAL = {'mask.mask_ratio': None, 'mask.mask_patch_size': None}
+ALSO = {'mask.local': LOCAL, 'mask.global_': LOCAL, 'mask.input_size': {'mask.mask_patch_size': 8}}
+
+
+@pytest.fixture(scope='module')
+def config():
+    small = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=16)
+    options = {f'model.backbone.arch.{name}': value for name, value in small.items()}
+    return load_config(str(ROOT / 'configs/simmim_vit-tiny_folder.py'), options)
+
+
+def parsed(option):
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    return parser.parse_args(['--cfg-options', option]).cfg_options
+
+
+def build(cfg, key, images):
+    """Build what a setting is of."""
+    init_default_scope('simmim_plugin')
+    top, *rest = key.split('.')
+    if top == 'model':
+        build_part(cfg.model)
+    elif top in ('load', 'crop', 'flip', 'mask'):
+        TRANSFORMS.build(cfg[top])
+    elif top == 'train_dataloader':
+        DATASETS.build({**cfg.train_dataloader.dataset, 'data_root': str(images)})
+    elif top == 'optim_wrapper':
+        wrapper = {name: value for name, value in cfg.optim_wrapper.items() if name in ('type', rest[0])}
+        OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=SGD(nn.Linear(1, 1).parameters(), lr=1)))
+    else:
+        HOOKS.build(cfg.custom_hooks[0] if top == 'custom_hooks' else cfg.default_hooks[rest[0]])
+
+
+def shown(value):
+    """How a message may show a value: as a whole, or the wrong one of a list."""
+    items = list(value) if isinstance(value, list | tuple) else list(value.items()) if isinstance(value, dict) else []
+    return [repr(value), *map(repr, items)]
+
+
+@pytest.mark.parametrize('key', GRID)
+def test_it_is_refused_by_name(key, config, image_folder):
+    for text in VALUES:
+        cfg, options = copy.deepcopy(config), parsed(f'{key}={text}')
+        (value,) = options.values()
+        try:
+            apply_options(cfg, ALSO.get(key, {}) | options)
+            build(cfg, key, image_folder)
+        except ValueError as error:
+            words = str(error).removeprefix(f'class `{type(error).__name__}` in ')
+            assert text not in GRID[key], words
+            assert '\n' not in words and f'{key.split(".")[-1]}' in words, words
+            assert any(form in words for form in shown(value)), words
+        else:
+            assert text in GRID[key], f'{key}={text} is accepted'
+
+
+def test_the_values_are_parsed_as_they_look():
+    assert parsed('a=512.') == {'a': 512.0} and parsed('a=(16,16)') == {'a': (16, 16)} and parsed('a=') == {'a': ''}
+    assert math.isnan(parsed('a=nan')['a']) and parsed('a=[1,abc]') == {'a': [1, 'abc']} and parsed('a=0')['a'] == 0
