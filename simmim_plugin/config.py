@@ -115,8 +115,8 @@ def _filled_in(cfg: Config, item: Any) -> list[Any]:
 
 def named_parts(cfg: Config) -> list[str]:
     """The top-level keys whose value occurs in a list of the config, such as `mask` in `train_pipeline`."""
-    used = {key: value for key, value in cfg.items() if key != 'held_out'}  # which repeats parts of the training
-    items = [item for found in _lists(used) for item in found]
+    # The parts in `held_out` are those of the training data.
+    items = [item for key in cfg if key != 'held_out' for found in _lists(cfg[key]) for item in found]
     return [name for name, value in cfg.items() if isinstance(value, Mapping) and value in items]
 
 
