@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 
 from simmim_plugin.datasets.class_names import class_names, fill_in_classes
 from simmim_plugin.registry import SCOPE
-from simmim_plugin.utils.configs import TTA_MODELS, datasets_of, fill_in_tta, innermost, inside, training_data
+from simmim_plugin.utils.configs import datasets_of, fill_in_tta, innermost, inside, training_data
 from simmim_plugin.utils.errors import did_you_mean
 from simmim_plugin.utils.hardware import default_workers
 from simmim_plugin.utils.resources import find_config
@@ -273,8 +273,7 @@ def _init(cfg: Config, *args: Any, **kwargs: Any) -> None:
     for loader in loaders:
         if 'num_workers' in loader and loader.num_workers is None:
             loader.num_workers = default_workers()
-    if cfg.get('test_dataloader') and cfg.get('default_scope') in TTA_MODELS:
-        fill_in_tta(cfg)
+    fill_in_tta(cfg)
     if cfg.get('default_scope') == SCOPE:
         for part in (cfg.get('model'), *(loader.dataset for loader in loaders)):
             if part:

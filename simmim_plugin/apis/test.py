@@ -72,6 +72,11 @@ def run_test(cfg: Config, checkpoint: str | os.PathLike[str], amp: bool = False,
 def _augment(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; of a detector, boxes alone are evaluated then."""
     fill_in_tta(cfg)
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise ValueError(
+            f'--tta needs tta_model and tta_pipeline in the config; default_scope={cfg.get("default_scope")!r} or the '
+            'pipeline of its test data has no default'
+        )
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     innermost(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

@@ -72,20 +72,18 @@ TTA_MODELS: dict[str, dict[str, Any]] = {  # by default scope; the defaults of t
 def fill_in_tta(cfg: Config) -> None:
     """Set `tta_model` and `tta_pipeline`, by which test data are seen as they are and flipped, where there are none.
 
-    The pipeline is that of the test data, branched before annotations are loaded or the sample is packed.
-
-    Raises:
-        ValueError: The config is of none of the frameworks that merge predictions, or its pipeline packs nothing.
+    The pipeline is that of the test data, branched before annotations are loaded or the sample is packed. A config of
+    another scope, and a pipeline without packing, are left as they are.
     """
-    if (scope := cfg.get('default_scope')) not in TTA_MODELS:
-        raise ValueError(f'default_scope={scope!r} has no test-time augmentation; those of {", ".join(TTA_MODELS)} do')
+    if (scope := cfg.get('default_scope')) not in TTA_MODELS or not cfg.get('test_dataloader'):
+        return
     cfg.setdefault('tta_model', TTA_MODELS[scope])
     if 'tta_pipeline' in cfg:
         return
-    pipeline = copy.deepcopy(innermost(cfg.test_dataloader.dataset).pipeline)
+    pipeline = copy.deepcopy(innermost(cfg.test_dataloader.dataset).get('pipeline') or [])
     places = [i for i, part in enumerate(pipeline) if i and type_name(part).startswith(('Load', 'Pack'))]
     if not places:
-        raise ValueError('the pipeline of the test data ends without packing; set tta_pipeline')
+        return
     for part in pipeline:
         if 'meta_keys' in part and scope == 'mmdet':  # by which it undoes the flip
             part.meta_keys = (*part.meta_keys, 'flip', 'flip_direction')
