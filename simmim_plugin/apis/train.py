@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch.utils.data import DataLoader
 
-from simmim_plugin.checkpoints.files import load_file
+from simmim_plugin.checkpoints.files import NOTE, load_file
+from simmim_plugin.checkpoints.loading import read
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
@@ -228,6 +230,12 @@ def _check_checkpoint(cfg: Config) -> None:
     source = cfg.get('load_from')
     if source is not None:
         source = os.path.expanduser(source)
+        if os.path.isdir(source) and not cfg.get('resume'):  # of Hugging Face: MMEngine reads files only
+            saved = read(source, objects='known')
+            content = {'state_dict': saved.state, NOTE: saved.note}
+            CheckpointLoader.register_scheme(re.escape(source), lambda *_, **__: dict(content), force=True)
+            cfg.load_from = source
+            return
         if not os.path.isfile(source):
             raise FileNotFoundError(
                 f'load_from={source!r}: no such file (from {os.getcwd()}); download remote files first, or '

@@ -12,6 +12,7 @@ from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_f
 from simmim_plugin.checkpoints.loading import Saved, read
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
+    HF_WEIGHTS,
     Facts,
     check_mean_std,
     facts_of,
@@ -25,7 +26,6 @@ from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognis
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils.arguments import choice
 
-HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 MASK_TOKEN = 'backbone.mask_token'
 
 
@@ -76,14 +76,18 @@ def convert_file(
         )
     if to != 'hf':
         check_suffix(target)
-    saved = _read(source, objects)
+    saved = read(source, objects)
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     _check_given(saved, to, img_size, num_heads, (mean, std))
+    notes = []
+    if kind == 'hf' and not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # of segmentation
+        width = state['backbone.cls_token'].shape[-1]
+        state |= {'backbone.norm.weight': torch.ones(width), 'backbone.norm.bias': torch.zeros(width)}
+        notes.append('added: backbone.norm, ones and zeros (the source has no norm behind its last block)')
     facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
     noted = saved.part('data_preprocessor')
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None else (mean, std)
-    notes = []
     if facts.heads_assumed:
         notes.append(f'assumed: {facts.arch["num_heads"]} heads, 64 channels each; another number: --num-heads')
     if to == 'plugin' and MASK_TOKEN not in state:
@@ -118,29 +122,6 @@ def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given:
     if facts.in_channels == 3 or given != (None, None):
         content = hf_preprocessor(facts, *check_mean_std(facts.in_channels, *given))
         _write_json(folder / 'preprocessor_config.json', content)
-
-
-def _read(source: Path, objects: str) -> Saved:
-    """Read a file, or a Hugging Face folder with its configs translated to ours."""
-    if not source.is_dir():
-        return read(source, objects)
-    weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
-    if weights is None:
-        raise ValueError(
-            f'folder {os.fspath(source)!r} has neither {HF_WEIGHTS[0]} nor {HF_WEIGHTS[1]} (weights in several files: '
-            'join them by save_pretrained(..., max_shard_size="100GB"))'
-        )
-    model: dict[str, Any] = {}
-    if (source / 'config.json').is_file():  # it may leave out defaults
-        config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
-        arch = dict(num_heads=config.get('num_attention_heads', 12))
-        model['backbone'] = dict(img_size=config.get('image_size', 224), arch=arch)
-    if (source / 'preprocessor_config.json').is_file():
-        config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
-        if 'image_mean' in config and 'image_std' in config:
-            mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
-            model['data_preprocessor'] = dict(mean=mean, std=std)
-    return read(weights, objects)._replace(note=dict(model=model))
 
 
 def _check_given(

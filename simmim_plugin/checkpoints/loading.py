@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
+from simmim_plugin.checkpoints.other_projects import hf_folder
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import Fitted, check_fits, fit_state
@@ -106,13 +107,16 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
     """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
 
     Args:
-        path: The file.
+        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`.
         objects: See `load_file`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It has no named tensors, or `load_file` refuses it.
     """
+    if os.path.isdir(path):
+        weights, model = hf_folder(path)
+        return read(weights, objects)._replace(note=dict(model=model))
     content = load_file(path, objects=objects)
     with _named(path):
         return _saved(os.fspath(path), content)
@@ -293,7 +297,7 @@ class PretrainedViT:
 
     Args:
         checkpoint: Path, or URL for MMEngine's file clients (http://, s3:// ...), of a file of any kind that
-            `simmim convert` knows.
+            `simmim convert` knows, or a Hugging Face folder.
         prefix: Load only weights with this prefix, like MMEngine's `Pretrained`; None: the kind is detected.
 
     Raises:

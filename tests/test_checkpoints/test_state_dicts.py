@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from torch import Tensor
 
 from helpers.models import TINY, assert_close
 from helpers.other_projects import (
+    CLASSES,
+    FINETUNE,
     KINDS,
     MEAN,
     STD,
@@ -22,6 +26,7 @@ from helpers.other_projects import (
     randomise,
 )
 from simmim_plugin import SimMIM
+from simmim_plugin.apis import train
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint, read
@@ -282,3 +287,43 @@ def test_heads_are_asked_for_where_64_channels_are_not_certain():
     wide = {name: torch.zeros([176 if side == 48 else side for side in value.shape]) for name, value in state.items()}
     with pytest.raises(ValueError, match=r'how many heads the 176 channels .*give --num-heads'):
         facts_of(wide)
+
+
+@pytest.mark.parametrize('name', ['Data2VecVision', 'BeitForSemanticSegmentation'])
+def test_other_models_of_hugging_face_that_are_beits(tmp_path, name, monkeypatch):
+    """As SRC of `convert`, as `init_cfg` and as `load_from`: the folder. Their features are ours."""
+    transformers = pytest.importorskip('transformers')
+    widths = dict(
+        hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, image_size=64,
+        patch_size=16, use_relative_position_bias=True, num_labels=CLASSES, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    if name == 'Data2VecVision':
+        config = transformers.Data2VecVisionConfig(**widths)
+        model = randomise(transformers.Data2VecVisionForImageClassification(config))
+        inner = model.data2vec_vision
+    else:
+        config = transformers.BeitConfig(**widths, out_indices=[1, 2, 3, 4], pool_scales=[1, 2])
+        model = randomise(transformers.BeitForSemanticSegmentation(config))
+        inner = model.beit
+    model.save_pretrained(tmp_path / 'hf')
+    with torch.no_grad():
+        states = inner(photos('finetune'), output_hidden_states=True).hidden_states
+        pooled = None if name != 'Data2VecVision' else inner(photos('finetune')).pooler_output
+    convert_file(tmp_path / 'hf', tmp_path / 'ours.pth', 'plugin')
+    arguments = {**TINY, **FINETUNE, 'arch': dict(TINY['arch'], num_layers=4)}
+    inits = [tmp_path / 'hf', tmp_path / 'ours.pth']
+    for init in inits:
+        backbone = build_part({**arguments, 'init_cfg': dict(type='Pretrained', checkpoint=str(init))}).eval()
+        backbone.init_weights()
+        with torch.no_grad():
+            _, maps = backbone.forward_intermediates(photos('finetune'))
+            for ours_, theirs in zip(maps, states[1:], strict=True):
+                torch.testing.assert_close(ours_.flatten(2).transpose(1, 2), theirs[:, 1:], rtol=1e-4, atol=1e-4)
+            if pooled is not None:
+                torch.testing.assert_close(backbone(photos('finetune'))[0], pooled, rtol=1e-4, atol=1e-4)
+    cfg = Config(dict(load_from=str(tmp_path / 'hf')))
+    train._check_checkpoint(cfg)
+    checkpoint = CheckpointLoader.load_checkpoint(cfg.load_from)
+    backbone = build_part(arguments)
+    fitted = fit_checkpoint(backbone, checkpoint)
+    assert fitted.kept[:1] == ['mask_token'] and 'blocks.3.attn.qkv.weight' in fitted.state
