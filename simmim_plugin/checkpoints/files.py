@@ -86,7 +86,7 @@ def load_file(path: str | os.PathLike[str], map_location: str = 'cpu', objects: 
         raise FileNotFoundError(f'checkpoint {os.fspath(path)!r} does not exist (from {os.getcwd()})')
     if Path(path).suffix == '.safetensors':
         return _load_safetensors(path, map_location)
-    zipped = zipfile.is_zipfile(path)
+    zipped = _is_zip(path)
     if zipped:
         _check_members(path)
     stand_ins: dict[str, type] = {}
@@ -100,6 +100,13 @@ def load_file(path: str | os.PathLike[str], map_location: str = 'cpu', objects: 
                 raise ValueError(f'checkpoint {os.fspath(path)!r} cannot be read: {_reason(str(error))}') from error
     _check_ends(path, content)
     return content
+
+
+def _is_zip(path: str | os.PathLike[str]) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged end
+        return True
 
 
 def _check_members(path: str | os.PathLike[str]) -> None:

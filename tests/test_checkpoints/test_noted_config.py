@@ -115,7 +115,7 @@ def test_values_are_plain(value, words, write):
 def test_it_is_bounded(write):
     for value in (nested(100), doubling(40)):
         path = write(('model', 'head', 'loss'), value)
-        with pytest.raises(ValueError, match=r'its config is nested more than .* deep or has more than'):
+        with pytest.raises(ValueError, match=r'nested more than .* deep|more than .* values|has more than'):
             read(path)
     path = write(('model', 'head', 'loss'), 1, '.safetensors')
     tensors = load_file(path)['state_dict']

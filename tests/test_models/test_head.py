@@ -94,7 +94,7 @@ def test_one_layer_is_linear_and_two_are_an_mlp_with_gelu():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(num_layers=0), 'num_layers=0 must be a whole number of at least 1; 1 is the published linear layer'),
+        (dict(num_layers=0), 'num_layers=0 must be a whole number from 1 to 64; 1 is the published linear layer'),
         (dict(num_layers='x'), "num_layers='x' must be a whole number"),
         (dict(in_channels=0), 'in_channels=0 must be a whole number of at least 1; the embed_dims of the backbone'),
         (dict(patch_size=0), 'patch_size=0 must be a whole number of at least 1; the patch_size of the backbone'),

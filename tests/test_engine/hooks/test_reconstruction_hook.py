@@ -133,8 +133,8 @@ def test_with_an_average_the_weights_in_the_checkpoint_are_shown(image_folder, t
     saved.load_state_dict(checkpoint['state_dict'])
     data = saved.eval().data_preprocessor({k: v.clone() for k, v in hook.batch.items()})
     with torch.no_grad():
-        expected = saved(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
-        raw = runner.model.eval()(data['inputs'], mask=data['mask'], mode='loss')['loss'].item()
+        expected = saved(data['inputs'], mask=hook.masks['mask'], mode='loss')['loss'].item()
+        raw = runner.model.eval()(data['inputs'], mask=hook.masks['mask'], mode='loss')['loss'].item()
     assert hook.last_loss == pytest.approx(expected, rel=1e-5) and abs(raw - expected) > 0.01
     probed = probe._extractor(runner).backbone.state_dict()
     assert all(torch.equal(x, checkpoint['state_dict'][f'backbone.{name}']) for name, x in probed.items())
