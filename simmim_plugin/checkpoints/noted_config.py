@@ -4,7 +4,7 @@ MMEngine's registries import and call whatever a `type` names by its full path, 
 `_scope_` names. So a config from a file may name only what is on a closed list.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.registry import Registry
@@ -12,8 +12,6 @@ from mmengine.registry import Registry
 from simmim_plugin.registry import SCOPE
 
 PLAIN = (bool, int, float, str, type(None))
-DEEPEST = 50  # dicts and lists in each other
-MOST = 100_000  # values
 _ALLOWED = '; only numbers, strings, True, False, None, and lists and dicts of these are data'
 # Types of other packages that are built from the config in a checkpoint; ours are those in our registries.
 FOREIGN = ('mmpretrain.BEiTMaskGenerator', 'mmpretrain.SimMIMMaskGenerator', 'mmpretrain.SelfSupDataPreprocessor')
@@ -24,10 +22,9 @@ def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: A value is neither int, float, bool, str or None, nor a list, tuple or dict of these; the message
-            has its key's path. Or there are too many.
+            has its key's path. (`load_file` has bounded depth and number.)
     """
-    budget = iter(range(MOST))
-    plain = {str(key): _plain(value, str(key), 1, budget) for key, value in note.items()}
+    plain = {str(key): _plain(value, str(key)) for key, value in note.items()}
     for name, kind, words in (('model', dict, 'a dict'), ('pipeline', list, 'a list of dicts')):
         found = plain.get(name) or kind()
         if not isinstance(found, kind) or any(not isinstance(item, Mapping) for item in found if kind is list):
@@ -35,16 +32,14 @@ def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _plain(value: Any, place: str, depth: int, budget: Iterator[int]) -> Any:
-    if depth > DEEPEST or next(budget, None) is None:
-        raise ValueError(f'its config is nested more than {DEEPEST} deep or has more than {MOST} values')
+def _plain(value: Any, place: str) -> Any:
     if isinstance(value, Mapping):
         if odd := [key for key in value if type(key) not in PLAIN]:
             raise ValueError(f'its config has {place!r} with a key of type {type(odd[0]).__name__}{_ALLOWED}')
         items = {key: item for key, item in value.items() if key != '_scope_'}
-        return {key: _plain(item, f'{place}.{key}', depth + 1, budget) for key, item in items.items()}
+        return {key: _plain(item, f'{place}.{key}') for key, item in items.items()}
     if isinstance(value, list | tuple):
-        found = [_plain(item, f'{place}[{i}]', depth + 1, budget) for i, item in enumerate(value)]
+        found = [_plain(item, f'{place}[{i}]') for i, item in enumerate(value)]
         return found if isinstance(value, list) else tuple(found)
     if type(value) not in PLAIN:
         raise ValueError(f'its config has {place!r} of type {type(value).__name__}{_ALLOWED}')
