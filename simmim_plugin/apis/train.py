@@ -18,7 +18,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoints.files import NOTE, load_file
-from simmim_plugin.checkpoints.loading import read
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename

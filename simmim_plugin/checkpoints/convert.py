@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
-from simmim_plugin.checkpoints.loading import Saved, read
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
     HF_WEIGHTS,
@@ -22,6 +21,7 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
     timm_arguments,
 )
+from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils.arguments import choice

@@ -1,9 +1,9 @@
 """Load checkpoint weights into a model, or rebuild the model from the checkpoint."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from mmengine.fileio import get_local_path
@@ -12,131 +12,16 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
-from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
-from simmim_plugin.checkpoints.other_projects import hf_folder
+from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import Fitted, check_fits, fit_state
-from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.models.vit import SimMIMViT
-from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS, WEIGHT_INITIALIZERS, build_part
-from simmim_plugin.utils.arguments import sides, whole
+from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
 from simmim_plugin.utils.configs import type_name
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
-
-
-class Saved(NamedTuple):
-    """Weights of a checkpoint, and the config saved with them."""
-
-    path: str  # for messages
-    state: dict[str, Tensor]  # with the names in the file
-    note: dict[str, Any]  # `checkpoint['simmim_plugin']`, plain data; {} without
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Config of the model.
-
-        Raises:
-            ValueError: The checkpoint has none.
-        """
-        if not self.note:
-            raise ValueError(
-                f'checkpoint {self.path!r} carries no config of {SCOPE}; SimMIMCheckpointHook and '
-                '`simmim convert SRC DST --to plugin` write one'
-            )
-        return self.note['model']
-
-    @property
-    def backbone(self) -> dict[str, Any]:
-        """Config of the backbone.
-
-        Raises:
-            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
-        """
-        backbone = self.model and self.part('backbone')  # raises without a model
-        if type_name(backbone) != 'SimMIMViT':
-            found = backbone.get('type')
-            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
-        with _named(self.path):
-            return buildable(backbone, 'model.backbone', MODELS)
-
-    @property
-    def built(self) -> dict[str, Any]:
-        """Config of what a tool builds: the whole SimMIM, or the backbone of another model.
-
-        Raises:
-            ValueError: The checkpoint has none, or it or a mask generator has a type that is not built from a file.
-        """
-        with _named(self.path):
-            for i, transform in enumerate(self.pipeline):
-                if type_name(transform).endswith('MaskGenerator'):
-                    buildable(transform, f'pipeline[{i}]', TRANSFORMS)
-            if type_name(self.model) == 'SimMIM':
-                return buildable(self.model, 'model', MODELS)
-        return self.backbone
-
-    @property
-    def pipeline(self) -> list[dict[str, Any]]:
-        """Training transforms, which say how images are read and masked."""
-        return self.note.get('pipeline') or []
-
-    def part(self, name: str) -> dict[str, Any]:
-        """Config of a part of the model, such as 'backbone'; {} without."""
-        part = self.note.get('model', {}).get(name)
-        return part if isinstance(part, dict) else {}
-
-    @property
-    def img_size(self) -> tuple[int, int] | None:
-        """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
-        size = self.part('backbone').get('img_size')
-        with _named(self.path):
-            return None if size is None else sides('img_size', size)
-
-    @property
-    def grid(self) -> Grid | None:
-        """`img_size` in patches."""
-        with _named(self.path):
-            patch = whole('patch_size', self.part('backbone').get('patch_size', 16), 1)
-        return self.img_size and (self.img_size[0] // patch, self.img_size[1] // patch)
-
-
-def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
-    """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
-
-    Args:
-        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`.
-        objects: See `load_file`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has no named tensors, or `load_file` refuses it.
-    """
-    if os.path.isdir(path):
-        weights, model = hf_folder(path)
-        return read(weights, objects)._replace(note=dict(model=model))
-    content = load_file(path, objects=objects)
-    with _named(path):
-        return _saved(os.fspath(path), content)
-
-
-def _saved(path: str, content: Any) -> Saved:
-    state = tensors_of(content)
-    note = content.get(NOTE)
-    if not isinstance(note, Mapping) or not isinstance(note.get('model'), Mapping):
-        return Saved(path, state, {})
-    return Saved(path, state, plain_copy(note))
-
-
-@contextmanager
-def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the name of the file in front of errors about its content."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
 
 
 def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
@@ -166,7 +51,7 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
     if f'{norm}.weight' not in state:
         raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint lacks; use {others}')
     state.setdefault('mask_token', torch.zeros(1, 1, backbone.embed_dims))  # unused without a mask
-    with _named(saved.path):
+    with named(saved.path):
         fitted = fit_state(backbone, state, saved.grid)
         check_fits(backbone.state_dict(), fitted.state | {name: state[name] for name in fitted.skipped})
     backbone = build_part(config)
@@ -220,7 +105,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
         )
     with torch.device('meta'):  # see `build_backbone`
         model = build_part(saved.built)
-    with _named(path):
+    with named(path):
         check_fits(model.state_dict(), saved.state)
     model = build_part(saved.built)
     model.load_state_dict(saved.state)
@@ -247,7 +132,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | Non
     prefix = f'{name}.' if name else ''
     present = model.state_dict()
     outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
-    fitted = _fit(backbone, _saved('load_from', checkpoint), prefix, prefix, outside)
+    fitted = _fit(backbone, saved_of('load_from', checkpoint), prefix, prefix, outside)
     print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
     kept = {name: present[name] for name in fitted.kept if not isinstance(present[name], DTensor)}
@@ -316,7 +201,7 @@ class PretrainedViT:
         path = self.checkpoint
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
-        with _named(path):
+        with named(path):
             if self.prefix and not _without_prefix(saved.state, self.prefix):
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
             fitted = _fit(module, saved, self.prefix or '')
