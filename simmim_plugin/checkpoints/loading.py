@@ -15,9 +15,10 @@ from torch.distributed.tensor import DTensor
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import Fitted, check_fits, fit_state
+from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
+from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
@@ -112,12 +113,13 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
     return model.to(device).eval(), saved.pipeline
 
 
-def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | None:
+def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str | None = None) -> Fitted | None:
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
         model: A model with a SimMIMViT in it; other models and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
+        channels: See `fit_state`.
 
     Returns:
         What was loaded, left and kept; None without a SimMIMViT.
@@ -132,7 +134,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | Non
     prefix = f'{name}.' if name else ''
     present = model.state_dict()
     outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
-    fitted = _fit(backbone, saved_of('load_from', checkpoint), prefix, prefix, outside)
+    fitted = _fit(backbone, saved_of('load_from', checkpoint), channels, prefix, prefix, outside)
     print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
     kept = {name: present[name] for name in fitted.kept if not isinstance(present[name], DTensor)}
@@ -141,13 +143,19 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | Non
 
 
 def _fit(
-    backbone: SimMIMViT, saved: Saved, source: str, target: str = '', outside: Mapping[str, Tensor] | None = None
+    backbone: SimMIMViT,
+    saved: Saved,
+    channels: str | None,
+    source: str,
+    target: str = '',
+    outside: Mapping[str, Tensor] | None = None,
 ) -> Fitted:
     """What of a checkpoint goes into a model: the only place that decides it, so that reports cannot differ from it.
 
     Args:
         backbone: The model's backbone.
         saved: A checkpoint of any kind that `simmim convert` knows.
+        channels: See `fit_state`.
         source: Prefix of the backbone's weights in the file, if they have our names; else they are converted.
         target: Prefix of the backbone's weights in the model.
         outside: The model's state dict without the backbone. It takes what has the same name and shape.
@@ -164,7 +172,7 @@ def _fit(
     else:  # names of another project, or another prefix
         state, left = to_plugin(saved.state)
     others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
-    fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid)
+    fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
     taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
     for name, value in others.items():
         if name not in taken:
@@ -184,17 +192,22 @@ class PretrainedViT:
         checkpoint: Path, or URL for MMEngine's file clients (http://, s3:// ...), of a file of any kind that
             `simmim convert` knows, or a Hugging Face folder.
         prefix: Load only weights with this prefix, like MMEngine's `Pretrained`; None: the kind is detected.
+        adapt_channels: 'repeat' or 'mean': adapt weights for images of other channels, see `adapt_channels` of
+            `models/fit.py`; None: they are an error.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Nothing was loaded, or it does not fit; or `checkpoint` is not a path.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> None:
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, adapt_channels: str | None = None
+    ) -> None:
         if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
             raise ValueError(f'init_cfg: checkpoint={checkpoint!r} must be the path of a checkpoint file')
         self.checkpoint = os.fspath(checkpoint)
         self.prefix = prefix
+        self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
 
     def __call__(self, module: SimMIMViT) -> None:
         """Load the weights, and log what was loaded."""
@@ -204,7 +217,7 @@ class PretrainedViT:
         with named(path):
             if self.prefix and not _without_prefix(saved.state, self.prefix):
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
-            fitted = _fit(module, saved, self.prefix or '')
+            fitted = _fit(module, saved, self.channels, self.prefix or '')
         module.load_state_dict(fitted.state, strict=False)
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):
