@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from simmim_plugin.apis.train import autocast_parts, build_runner
-from simmim_plugin.checkpoints.loading import read
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.engine.optimizers.autocast_optim_wrapper import autocast
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers
 from simmim_plugin.evaluation.metrics import BalancedAccuracy, draw_confusion

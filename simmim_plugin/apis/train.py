@@ -1,7 +1,6 @@
 """Prepare a config for this machine, build its runner, and train."""
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,25 +10,26 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from simmim_plugin.checkpoints.files import NOTE, load_file
-from simmim_plugin.checkpoints.loading import read
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.sampling import batch_size_of
+from simmim_plugin.engine.runners.config_numbers import check_numbers
 from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.work_dir import check_work_dir, checkpoint_folder, is_resumable, newest_checkpoint
-from simmim_plugin.utils.arguments import folders, whole
+from simmim_plugin.utils.arguments import folders
 from simmim_plugin.utils.configs import datasets_of
 from simmim_plugin.utils.console import ShortLogRunner
 from simmim_plugin.utils.distributed import WAIT, is_first_process, start_process_group
 from simmim_plugin.utils.files import check_writable, lock_folder, unlock_folder
 from simmim_plugin.utils.hardware import default_workers
-from simmim_plugin.utils.random_state import LARGEST_SEED
 
 FEW_ITERATIONS = 10
 
@@ -159,7 +159,7 @@ def build_runner(cfg: Config) -> Runner:
     runner = RUNNERS.build(cfg) if cfg.get('runner_type', 'Runner') != 'Runner' else ShortLogRunner.from_cfg(cfg)
     if cfg.get('train_dataloader'):
         loader = runner.train_loop.dataloader
-        if len(loader) == 0:
+        if len(loader) == 0 and not isinstance(loader.sampler, InfiniteSampler):  # that one repeats the images
             raise ValueError(
                 f'{len(loader.dataset)} images do not fill one batch of train_dataloader.batch_size='
                 f'{batch_size_of(loader)} per rank; lower it: --cfg-options train_dataloader.batch_size='
@@ -169,41 +169,6 @@ def build_runner(cfg: Config) -> Runner:
         for warning in schedule_warnings(cfg):
             print_log(warning, 'current', logging.WARNING)
     return runner
-
-
-def check_numbers(cfg: Config) -> None:
-    """Raise ValueError for numbers that MMEngine accepts, and with which a training does nothing or ends in NaN."""
-    parts = ('train_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler', 'model', 'default_hooks', 'custom_hooks')
-    numbers = {place: value for part in parts for place, value in _leaves(cfg.get(part), part)}
-    norm = 'optim_wrapper.clip_grad.max_norm'
-    for place, value in numbers.items():
-        may_be_infinite = place == norm or not place.startswith(('optim_wrapper', 'param_scheduler'))
-        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
-            raise ValueError(f'{place}={value!r} must be a finite number')
-    for place in (
-        *(f'train_cfg.{name}' for name in ('max_epochs', 'max_iters', 'val_interval')),
-        'auto_scale_lr.base_batch_size',
-        'optim_wrapper.accumulative_counts',
-    ):
-        if numbers.get(place) is not None:
-            whole(place, numbers[place], 1)
-    if norm in numbers and not numbers[norm] > 0:
-        raise ValueError(f'{norm}={numbers[norm]!r} must be above 0; 5 is the published value')
-    if (seed := (cfg.get('randomness') or {}).get('seed')) is not None:
-        whole('randomness.seed', seed, 0, LARGEST_SEED)
-
-
-def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Dotted places and values of a part of a config."""
-    if isinstance(node, Mapping):
-        items: Any = node.items()
-    else:
-        items = enumerate(node) if isinstance(node, list | tuple) else None
-    if items is None:
-        yield place, node
-    else:
-        for key, value in items:
-            yield from _leaves(value, f'{place}.{key}')
 
 
 def _adapt_to_machine(cfg: Config) -> None:
@@ -289,16 +254,21 @@ def _report_batch(runner: Runner, loader: DataLoader[Any]) -> None:
         # MMEngine scales by the batch per iteration, which accumulation multiplies.
         scale = {**scale, 'base_batch_size': scale['base_batch_size'] / counts}
         set_auto_scale_lr(runner, scale)
-    batch = batch_size_of(loader)
+    batch, by_epoch = batch_size_of(loader), not isinstance(runner.train_loop, IterBasedTrainLoop)
+    length = f'{len(loader)} iterations per epoch' if by_epoch else f'{runner.max_iters} iterations'
     print_log(
         f'Total batch {batch * runner.world_size * counts} = {runner.world_size} processes x {batch} images x '
-        f'{counts} accumulated; {len(loader)} iterations per epoch',
+        f'{counts} accumulated; {length}',
         'current',
     )
-    if len(loader) < FEW_ITERATIONS:
+    if by_epoch and len(loader) < FEW_ITERATIONS:
+        sampler: Any = loader.batch_sampler
+        dropped = max(0, len(sampler.sampler) - len(loader) * batch)
         print_log(
-            f'Only {len(loader)} iterations per epoch, and up to {batch - 1} images per epoch are dropped: lower '
-            'train_dataloader.batch_size, or raise train_cfg.max_epochs with its param_scheduler',
+            f'Only {len(loader)} iterations per epoch'
+            + (f', and {dropped} images per rank and epoch are dropped' if dropped else '')
+            + f': {"lower train_dataloader.batch_size, or " if batch > 1 else ""}raise train_cfg.max_epochs with its '
+            'param_scheduler',
             'current',
             logging.WARNING,
         )

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
-from simmim_plugin.checkpoints.loading import Saved, read
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
     HF_WEIGHTS,
@@ -22,9 +21,11 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
     timm_arguments,
 )
+from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
+from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.models.layers.architecture import ARCHS
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, whole
 
 MASK_TOKEN = 'backbone.mask_token'
 
@@ -47,6 +48,8 @@ def convert_file(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     objects: str = 'known',
+    in_channels: int | None = None,
+    channels: str = 'repeat',
 ) -> Report:
     """Convert a checkpoint file (for Hugging Face, a folder) to another kind.
 
@@ -61,6 +64,8 @@ def convert_file(
             else ImageNet's for three channels.
         std: Per-channel standard deviation; see `mean`.
         objects: See `load_file`.
+        in_channels: Channels of the images of the result; None: those of the source. A decoder for others is left out.
+        channels: How weights are adapted to other channels, see `adapt_channels`.
 
     Raises:
         FileNotFoundError: There is no source.
@@ -80,6 +85,7 @@ def convert_file(
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     _check_given(saved, to, img_size, num_heads, (mean, std))
+    adapted = in_channels is not None and _adapt(state, whole('--in-channels', in_channels, 1), channels, left_out)
     notes = []
     if kind == 'hf' and not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # of segmentation
         width = state['backbone.cls_token'].shape[-1]
@@ -87,7 +93,7 @@ def convert_file(
         notes.append('added: backbone.norm, ones and zeros (the source has no norm behind its last block)')
     facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
     noted = saved.part('data_preprocessor')
-    given = (noted.get('mean'), noted.get('std')) if mean is None and std is None else (mean, std)
+    given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
     if facts.heads_assumed:
         notes.append(f'assumed: {facts.arch["num_heads"]} heads, 64 channels each; another number: --num-heads')
     if to == 'plugin' and MASK_TOKEN not in state:
@@ -102,6 +108,7 @@ def convert_file(
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
         if to == 'plugin':
             has_note = kind == 'plugin' and 'pipeline' in saved.note and bool(saved.built)  # raises, if not for tools
+            has_note &= not adapted  # its pipeline reads other images
             changed = not has_note or (mean, std) != (None, None)
             normalisation = check_mean_std(facts.in_channels, *given) if changed else ()
             wrapped[NOTE] = _renormalised(saved, *normalisation) if has_note else note_of(facts, *normalisation)
@@ -112,6 +119,18 @@ def convert_file(
     elif to == 'mmpretrain':
         notes.append(f'model = {mmpretrain_config(facts)}')
     return Report(kind, len(converted.state), left_out + converted.left_out, notes)
+
+
+def _adapt(state: dict[str, torch.Tensor], channels: int, how: str, left_out: list[str]) -> bool:
+    """Adapt a state dict to images of other channels, in place; False if it is for as many."""
+    weight = state[f'backbone.{PATCHES}']
+    if weight.shape[1] == channels:
+        return False
+    state[f'backbone.{PATCHES}'] = adapt_channels(weight, channels, how)
+    for name in [name for name in state if name.startswith('head.decoder')]:  # predicts pixels of the old channels
+        del state[name]
+        left_out.append(name)
+    return True
 
 
 def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given: tuple[Any, Any]) -> None:

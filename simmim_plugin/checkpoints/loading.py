@@ -1,9 +1,9 @@
 """Load checkpoint weights into a model, or rebuild the model from the checkpoint."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from mmengine.fileio import get_local_path
@@ -12,131 +12,17 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
-from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
-from simmim_plugin.checkpoints.other_projects import hf_folder
+from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import Fitted, check_fits, fit_state
-from simmim_plugin.models.layers.relative_position import Grid
+from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
 from simmim_plugin.models.vit import SimMIMViT
-from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS, WEIGHT_INITIALIZERS, build_part
-from simmim_plugin.utils.arguments import sides, whole
+from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
+from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
-
-
-class Saved(NamedTuple):
-    """Weights of a checkpoint, and the config saved with them."""
-
-    path: str  # for messages
-    state: dict[str, Tensor]  # with the names in the file
-    note: dict[str, Any]  # `checkpoint['simmim_plugin']`, plain data; {} without
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Config of the model.
-
-        Raises:
-            ValueError: The checkpoint has none.
-        """
-        if not self.note:
-            raise ValueError(
-                f'checkpoint {self.path!r} carries no config of {SCOPE}; SimMIMCheckpointHook and '
-                '`simmim convert SRC DST --to plugin` write one'
-            )
-        return self.note['model']
-
-    @property
-    def backbone(self) -> dict[str, Any]:
-        """Config of the backbone.
-
-        Raises:
-            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
-        """
-        backbone = self.model and self.part('backbone')  # raises without a model
-        if type_name(backbone) != 'SimMIMViT':
-            found = backbone.get('type')
-            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
-        with _named(self.path):
-            return buildable(backbone, 'model.backbone', MODELS)
-
-    @property
-    def built(self) -> dict[str, Any]:
-        """Config of what a tool builds: the whole SimMIM, or the backbone of another model.
-
-        Raises:
-            ValueError: The checkpoint has none, or it or a mask generator has a type that is not built from a file.
-        """
-        with _named(self.path):
-            for i, transform in enumerate(self.pipeline):
-                if type_name(transform).endswith('MaskGenerator'):
-                    buildable(transform, f'pipeline[{i}]', TRANSFORMS)
-            if type_name(self.model) == 'SimMIM':
-                return buildable(self.model, 'model', MODELS)
-        return self.backbone
-
-    @property
-    def pipeline(self) -> list[dict[str, Any]]:
-        """Training transforms, which say how images are read and masked."""
-        return self.note.get('pipeline') or []
-
-    def part(self, name: str) -> dict[str, Any]:
-        """Config of a part of the model, such as 'backbone'; {} without."""
-        part = self.note.get('model', {}).get(name)
-        return part if isinstance(part, dict) else {}
-
-    @property
-    def img_size(self) -> tuple[int, int] | None:
-        """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
-        size = self.part('backbone').get('img_size')
-        with _named(self.path):
-            return None if size is None else sides('img_size', size)
-
-    @property
-    def grid(self) -> Grid | None:
-        """`img_size` in patches."""
-        with _named(self.path):
-            patch = whole('patch_size', self.part('backbone').get('patch_size', 16), 1)
-        return self.img_size and (self.img_size[0] // patch, self.img_size[1] // patch)
-
-
-def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
-    """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
-
-    Args:
-        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`.
-        objects: See `load_file`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has no named tensors, or `load_file` refuses it.
-    """
-    if os.path.isdir(path):
-        weights, model = hf_folder(path)
-        return read(weights, objects)._replace(note=dict(model=model))
-    content = load_file(path, objects=objects)
-    with _named(path):
-        return _saved(os.fspath(path), content)
-
-
-def _saved(path: str, content: Any) -> Saved:
-    state = tensors_of(content)
-    note = content.get(NOTE)
-    if not isinstance(note, Mapping) or not isinstance(note.get('model'), Mapping):
-        return Saved(path, state, {})
-    return Saved(path, state, plain_copy(note))
-
-
-@contextmanager
-def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the name of the file in front of errors about its content."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
 
 
 def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
@@ -166,7 +52,7 @@ def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
     if f'{norm}.weight' not in state:
         raise ValueError(f'--out-type {backbone.out_type} needs {norm}, which this checkpoint lacks; use {others}')
     state.setdefault('mask_token', torch.zeros(1, 1, backbone.embed_dims))  # unused without a mask
-    with _named(saved.path):
+    with named(saved.path):
         fitted = fit_state(backbone, state, saved.grid)
         check_fits(backbone.state_dict(), fitted.state | {name: state[name] for name in fitted.skipped})
     backbone = build_part(config)
@@ -220,19 +106,20 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
         )
     with torch.device('meta'):  # see `build_backbone`
         model = build_part(saved.built)
-    with _named(path):
+    with named(path):
         check_fits(model.state_dict(), saved.state)
     model = build_part(saved.built)
     model.load_state_dict(saved.state)
     return model.to(device).eval(), saved.pipeline
 
 
-def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | None:
+def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str | None = None) -> Fitted | None:
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
         model: A model with a SimMIMViT in it; other models and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
+        channels: See `fit_state`.
 
     Returns:
         What was loaded, left and kept; None without a SimMIMViT.
@@ -247,7 +134,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | Non
     prefix = f'{name}.' if name else ''
     present = model.state_dict()
     outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
-    fitted = _fit(backbone, _saved('load_from', checkpoint), prefix, prefix, outside)
+    fitted = _fit(backbone, saved_of('load_from', checkpoint), channels, prefix, prefix, outside)
     print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
     kept = {name: present[name] for name in fitted.kept if not isinstance(present[name], DTensor)}
@@ -256,13 +143,19 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> Fitted | Non
 
 
 def _fit(
-    backbone: SimMIMViT, saved: Saved, source: str, target: str = '', outside: Mapping[str, Tensor] | None = None
+    backbone: SimMIMViT,
+    saved: Saved,
+    channels: str | None,
+    source: str,
+    target: str = '',
+    outside: Mapping[str, Tensor] | None = None,
 ) -> Fitted:
     """What of a checkpoint goes into a model: the only place that decides it, so that reports cannot differ from it.
 
     Args:
         backbone: The model's backbone.
         saved: A checkpoint of any kind that `simmim convert` knows.
+        channels: See `fit_state`.
         source: Prefix of the backbone's weights in the file, if they have our names; else they are converted.
         target: Prefix of the backbone's weights in the model.
         outside: The model's state dict without the backbone. It takes what has the same name and shape.
@@ -279,7 +172,7 @@ def _fit(
     else:  # names of another project, or another prefix
         state, left = to_plugin(saved.state)
     others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
-    fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid)
+    fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
     taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
     for name, value in others.items():
         if name not in taken:
@@ -299,27 +192,32 @@ class PretrainedViT:
         checkpoint: Path, or URL for MMEngine's file clients (http://, s3:// ...), of a file of any kind that
             `simmim convert` knows, or a Hugging Face folder.
         prefix: Load only weights with this prefix, like MMEngine's `Pretrained`; None: the kind is detected.
+        adapt_channels: 'repeat' or 'mean': adapt weights for images of other channels, see `adapt_channels` of
+            `models/fit.py`; None: they are an error.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Nothing was loaded, or it does not fit; or `checkpoint` is not a path.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> None:
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, adapt_channels: str | None = None
+    ) -> None:
         if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
             raise ValueError(f'init_cfg: checkpoint={checkpoint!r} must be the path of a checkpoint file')
         self.checkpoint = os.fspath(checkpoint)
         self.prefix = prefix
+        self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
 
     def __call__(self, module: SimMIMViT) -> None:
         """Load the weights, and log what was loaded."""
         path = self.checkpoint
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
-        with _named(path):
+        with named(path):
             if self.prefix and not _without_prefix(saved.state, self.prefix):
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
-            fitted = _fit(module, saved, self.prefix or '')
+            fitted = _fit(module, saved, self.channels, self.prefix or '')
         module.load_state_dict(fitted.state, strict=False)
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):

@@ -8,7 +8,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from simmim_plugin.checkpoints.loading import Saved, build_backbone, read
+from simmim_plugin.checkpoints.loading import build_backbone
+from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.arguments import whole
 

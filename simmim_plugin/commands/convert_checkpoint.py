@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=('HEIGHT', 'WIDTH'),
         help='image size of the model in pixels (square, from its bias tables)',
     )
+    parser.add_argument('--in-channels', type=int, help="channels of the images of DST (SRC's)")
+    parser.add_argument(
+        '--adapt-channels', choices=('repeat', 'mean'), default='repeat',
+        help='for --in-channels: the weights of each channel in turn, or their mean; scaled to keep the sum (repeat)',
+    )  # fmt: skip
     parser.add_argument('--num-heads', type=int, help='heads of a model without bias tables (one per 64 channels)')
     parser.add_argument('--mean', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
     parser.add_argument('--std', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
@@ -43,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     objects = 'ignore' if args.ignore_objects else 'known'
     size = args.img_size and (args.img_size[0], args.img_size[1])
     report = convert_file(
-        args.source, args.target, args.to, size, args.num_heads, args.mean, args.std, objects
+        args.source, args.target, args.to, size, args.num_heads, args.mean, args.std, objects,
+        args.in_channels, args.adapt_channels,
     )  # fmt: skip
     print(f'recognised: {report.kind}')
     for name in report.left_out:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError: The checkpoint or the data does not exist.
         ValueError: A number is out of range, or the checkpoint is not of this package.
     """
-    from simmim_plugin.checkpoints.loading import read
+    from simmim_plugin.checkpoints.saved import read
     from simmim_plugin.commands import recipes
     from simmim_plugin.config import load_config
     from simmim_plugin.datasets.class_names import class_folders

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from simmim_plugin.checkpoints.loading import build_backbone, build_data_preprocessor, read
+from simmim_plugin.checkpoints.loading import build_backbone, build_data_preprocessor
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.images import ImageReadError, read_image
 from simmim_plugin.models.layers.architecture import block_numbers
 from simmim_plugin.models.vit import SimMIMViT

@@ -8,9 +8,12 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from simmim_plugin.models.layers.relative_position import TABLE, Grid, resize_table, table_rows
+from simmim_plugin.utils.arguments import choice
 
 SHARED = f'rel_pos_bias.{TABLE}'
 ON_GRID = (TABLE, 'pos_embed')  # name endings of parameters whose shape depends on the grid
+PATCHES = 'patch_embed.proj.weight'
+ADAPTATIONS = ('repeat', 'mean')  # of weights to other channels, see `adapt_channels`
 NAMED = 6  # most names in a line of the report
 
 
@@ -19,7 +22,7 @@ class Fitted(NamedTuple):
 
     state: dict[str, Tensor]
     skipped: list[str]  # in the checkpoint, not in the model
-    resized: list[str]  # interpolated to the model's grid
+    resized: list[str]  # interpolated to the model's grid, or adapted to its channels
     kept: list[str]  # in the model, not in the checkpoint
 
     def report(self, source: str) -> str:
@@ -28,11 +31,11 @@ class Fitted(NamedTuple):
         return (
             f'Loaded {len(self.state)} tensors of {source}{new}\n'
             f'Skipped, not in the model: {names_of(self.skipped)}\n'
-            f'Resized to the grid of the model: {names_of(self.resized)}'
+            f'Resized to the model: {names_of(self.resized)}'
         )
 
 
-def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None) -> Fitted:
+def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None, channels: str | None = None) -> Fitted:
     """Fit the weights of one backbone to another of the same width and depth.
 
     A shared bias table is copied to every block if the model has one table per block. Bias tables and position
@@ -42,17 +45,50 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None)
         model: A `SimMIMViT`.
         state: A state dict with the model's names, with or without a shared table.
         grid: Height and width in patches of the model that `state` is from. None: inferred, see `grid_of_table`.
+        channels: How to adapt weights for images of other channels, see `adapt_channels`; None: they are an error.
 
     Raises:
         ValueError: Nothing fits, or a shape does not.
     """
     own = dict(model.state_dict())
     spread = _spread(state, own)
+    adapted = []
+    theirs, ours = (tensors[PATCHES].shape[1] if PATCHES in tensors else 0 for tensors in (spread, own))
+    if theirs and channels and theirs != ours:
+        spread[PATCHES] = adapt_channels(spread[PATCHES], ours, channels)
+        adapted = [f'{PATCHES} {theirs} -> {ours} channels ({channels})']
     _refuse(spread, own, _blocks(state))
     loaded = {name: value for name, value in spread.items() if name in own}
     skipped = [name for name in spread if name not in own]
     fitted, resized = _resize(loaded, own, grid, model)
-    return Fitted(fitted, skipped, resized, [name for name in own if name not in fitted])
+    return Fitted(fitted, skipped, adapted + resized, [name for name in own if name not in fitted])
+
+
+def adapt_channels(weight: Tensor, channels: int, how: str) -> Tensor:
+    """Adapt the weights of a patch embedding to images of other channels.
+
+    Both rules keep the response to an image whose channels are all the same (if the old channels are whole in the new
+    ones, for 'repeat').
+
+    Args:
+        weight: (D, N, p, p).
+        channels: Their new number, M.
+        how: 'repeat': the first M of the N channels, repeated as often as needed, times N / M; for M = 1 their sum, as
+            timm's `adapt_input_conv`. 'mean': the mean of the N channels for each, times N / M.
+
+    Returns:
+        (D, M, p, p).
+
+    Raises:
+        ValueError: `how` is unknown.
+    """
+    choice('adapt_channels', how, ADAPTATIONS)
+    old = weight.shape[1]
+    if how == 'mean' or channels == 1:
+        adapted = weight.float().mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
+    else:
+        adapted = weight.float()[:, [i % old for i in range(channels)]]
+    return (adapted * (old / channels)).to(weight.dtype)
 
 
 def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -127,6 +163,14 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
         raise ValueError(
             'the checkpoint has a position embedding (pos_embed) that the model has no place for; build SimMIMViT with '
             'use_abs_pos_embed=True'
+        )
+    theirs, ours = (tensors[PATCHES].shape if PATCHES in tensors else None for tensors in (state, own))
+    if theirs and ours and theirs[1] != ours[1] and (theirs[0], theirs[2:]) == (ours[0], ours[2:]):
+        raise ValueError(
+            f'the checkpoint is for images of {theirs[1]} channels and the model for {ours[1]}; set in_channels='
+            f"{theirs[1]} of SimMIMViT, or ask for adapted weights: adapt_channels='repeat' (or 'mean') in "
+            "init_cfg=dict(type='Pretrained', ...), for load_from in default_hooks.checkpoint; or `simmim convert SRC "
+            f'DST --to KIND --in-channels {ours[1]}`'
         )
     faults = _shape_faults(state, own, any_grid=True)
     if not faults and blocks != _blocks(own):

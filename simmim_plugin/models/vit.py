@@ -331,7 +331,7 @@ class SimMIMViT(BaseModule):
         init_cfg: Any = getattr(self, 'init_cfg', None)
         given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
         ours = [
-            dict(type='simmim_plugin.PretrainedViT', checkpoint=cfg['checkpoint'], prefix=cfg.get('prefix'))
+            {**{k: v for k, v in cfg.items() if k != 'map_location'}, 'type': 'simmim_plugin.PretrainedViT'}
             for cfg in given
             if cfg['type'] == 'Pretrained'
         ]

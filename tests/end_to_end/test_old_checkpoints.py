@@ -36,7 +36,7 @@ def test_it_fine_tunes(image_folder, tmp_path):
     # Per block: 13 weights and biases, 2 of LayerScale and its bias table. Patch embedding: 2; class and mask token.
     expected = 'Loaded 36 tensors of load_from; new ones, as initialised: backbone.fc_norm.weight, '
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert expected in log and 'Resized to the grid of the model: none' in log
+    assert expected in log and 'Resized to the model: none' in log
 
 
 def test_init_cfg_takes_every_weight():

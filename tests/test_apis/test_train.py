@@ -309,6 +309,32 @@ def test_workers_of_the_config_count(tmp_path):
         assert train.build_runner(cfg).train_dataloader.num_workers == workers
 
 
+@pytest.mark.parametrize(
+    ('batch', 'iterations', 'words'),
+    [
+        (1, None, ['12 iterations per epoch']),
+        (2, None, ['6 iterations per epoch', 'Only 6 iterations per epoch: lower train_dataloader.batch_size']),
+        (5, None, ['2 iterations per epoch', 'Only 2 iterations per epoch, and 2 images per rank and epoch are']),
+        (12, None, ['1 iterations per epoch', 'Only 1 iterations per epoch: lower']),
+        (5, 7, ['7 iterations']),
+        (20, 7, ['7 iterations']),  # more than there are images: they are repeated
+    ],
+)  # fmt: skip
+def test_the_lines_on_batches_count_what_is_dropped(batch, iterations, words, image_folder, tmp_path, capsys):
+    small = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    options = {'data_root': str(image_folder), 'train_dataloader.batch_size': batch, 'train_dataloader.num_workers': 0}
+    cfg = config.load_config(small, options)
+    if iterations:
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations)
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    train.prepare(cfg, small, str(tmp_path))
+    train.build_runner(cfg)
+    lines = capsys.readouterr().out.splitlines()
+    total = next(line for line in lines if 'Total batch' in line)
+    assert total.endswith(f'accumulated; {words[0]}')
+    assert [line.split('WARNING - ')[1][: len(words[-1])] for line in lines if 'Only' in line] == words[1:]
+
+
 def test_a_dumped_config_runs_without_workers(image_folder, tmp_path):
     """It has the timeout that was filled in for workers, for which PyTorch raises without them."""
     small = str(ROOT / 'configs/simmim_vit-tiny_folder.py')

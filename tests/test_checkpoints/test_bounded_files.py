@@ -12,7 +12,8 @@ from helpers.models import TINY
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import load_file, tensors_of
-from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained, read
+from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained
+from simmim_plugin.checkpoints.saved import read
 
 pytestmark = [pytest.mark.core, pytest.mark.timeout(30)]
 

@@ -121,3 +121,40 @@ def test_the_tools(tmp_path):
     photo = Path(spec.origin).parent / 'data/astronaut.png'
     code, _, errors = tool('reconstruct', tmp_path / 'ours.pth', photo, '--out', tmp_path / 'picture.png')
     assert code == 0 and (tmp_path / 'picture.png').is_file(), errors
+
+
+def test_channels_are_adapted_on_request(tmp_path):
+    """As timm's `adapt_input_conv` (see also test_fit.py); a decoder of pixels of the old channels is left out."""
+    save_file(plugin_state('pretrain'), tmp_path / 'a.pth')
+    convert_file(tmp_path / 'a.pth', tmp_path / 'rgb.pth', 'plugin')  # with a config of its own
+    five = dict(mean=[1.0] * 5, std=[2.0] * 5)
+    with pytest.raises(ValueError, match=r'--mean None and --std None: 5 values of each are needed'):
+        convert_file(tmp_path / 'rgb.pth', tmp_path / 'b.pth', 'plugin', in_channels=5)
+    report = convert_file(tmp_path / 'rgb.pth', tmp_path / 'b.pth', 'plugin', in_channels=5, **five)
+    assert sorted(report.left_out) == ['head.decoder.bias', 'head.decoder.weight']
+    written, name = load_file(tmp_path / 'b.pth'), 'backbone.patch_embed.proj.weight'
+    model = written[NOTE]['model']
+    assert model['backbone']['in_channels'] == 5 and model['data_preprocessor']['mean'] == five['mean']
+    assert written[NOTE]['pipeline'][0]['channels'] == 5
+    weight = plugin_state('pretrain')[name]
+    expected = weight[:, [0, 1, 2, 0, 1]] * 3 / 5
+    torch.testing.assert_close(written['state_dict'][name], expected)
+    assert_same(
+        {k: v for k, v in written['state_dict'].items() if k != name},
+        {k: v for k, v in plugin_state('pretrain').items() if k != name and not k.startswith('head.')},
+    )
+    tool = [sys.executable, str(ROOT / 'tools/convert_checkpoint.py')]
+    code, output, errors = run_streams(
+        *tool,
+        tmp_path / 'rgb.pth',
+        tmp_path / 'c.pth',
+        '--to',
+        'timm',
+        '--in-channels',
+        '1',
+        '--adapt-channels',
+        'mean',
+    )
+    assert code == 0, errors
+    assert 'in_chans=1' in output
+    torch.testing.assert_close(load_file(tmp_path / 'c.pth')[name[9:]], weight.sum(1, keepdim=True))

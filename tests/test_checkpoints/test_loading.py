@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from helpers.models import TINY
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained, read
+from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.engine.hooks.checkpoint_hook import _from_plain, _to_plain
 from simmim_plugin.models.fit import check_fits
 

@@ -11,7 +11,7 @@ from helpers.checkpoints import write_checkpoint
 from helpers.models import TINY
 from simmim_plugin import cli, load_pretrained
 from simmim_plugin.checkpoints.files import load_file
-from simmim_plugin.checkpoints.loading import read
+from simmim_plugin.checkpoints.saved import read
 
 # Words of a command line; {evil}: the checkpoint, {image}, {folder}: good files, {out}: a new one.
 COMMANDS = {
@@ -115,7 +115,7 @@ def test_values_are_plain(value, words, write):
 def test_it_is_bounded(write):
     for value in (nested(100), doubling(40)):
         path = write(('model', 'head', 'loss'), value)
-        with pytest.raises(ValueError, match=r'nested more than .* deep|more than .* values|has more than'):
+        with pytest.raises(ValueError, match=r'nested more than 64 deep|holds more than 1000000 values'):
             read(path)
     path = write(('model', 'head', 'loss'), 1, '.safetensors')
     tensors = load_file(path)['state_dict']

@@ -13,8 +13,9 @@ from helpers.other_projects import FINETUNE, backbone_state, photos, plugin_stat
 from helpers.paths import ROOT
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
-from simmim_plugin.checkpoints.loading import build_backbone, read
+from simmim_plugin.checkpoints.loading import build_backbone
 from simmim_plugin.checkpoints.onnx import export_onnx
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.registry import build_part
 
 onnx = pytest.importorskip('onnx')

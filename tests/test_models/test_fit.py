@@ -5,6 +5,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_state_dict
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+from timm.models import adapt_input_conv
 from timm.models.beit import Beit
 from torch import nn
 
@@ -67,7 +68,7 @@ def test_init_cfg_loads_a_pretraining_with_and_without_prefix(tmp_path, capsys, 
     # 3 blocks of 16 tensors, the table among them; patch embedding (2), cls and mask token.
     assert 'Loaded 52 tensors of' in lines[0] and 'new ones, as initialised: fc_norm.weight, fc_norm.bias' in lines[0]
     assert lines[1] == 'Skipped, not in the model: norm.weight, norm.bias, head.decoder.weight, head.decoder.bias'
-    assert lines[2] == 'Resized to the grid of the model: none'
+    assert lines[2] == 'Resized to the model: none'
 
 
 @pytest.mark.parametrize('size', [96, (80, 96), (32, 48)])  # timm bends an axis that keeps its size, too
@@ -289,7 +290,7 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='the checkpoint has 3 blocks and the model 4'):  # a table for each of the 4
         initialised(tmp_path / 'a.pth', arch={**TINY['arch'], 'num_layers': 4}, **FINE)
     with pytest.raises(ValueError, match=r'patch_embed.proj.weight is \(48, 3, 16, 16\) .*set arch, patch_size'):
-        initialised(tmp_path / 'a.pth', in_channels=5)
+        initialised(tmp_path / 'a.pth', patch_size=8, in_channels=5)
     with pytest.raises(ValueError, match=r"no tensor has the prefix 'encoder.'; leave prefix out"):
         initialised(tmp_path / 'a.pth', prefix='encoder.')
     with pytest.raises(ValueError, match='init_cfg: checkpoint=None must be the path of a checkpoint file'):
@@ -355,3 +356,37 @@ def test_a_position_embedding_is_not_lost_silently(tmp_path):
     match = r"a.pth': the checkpoint has a position embedding .* build SimMIMViT with use_abs_pos_embed=True"
     with pytest.raises(ValueError, match=match):
         initialised(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(('old', 'new'), [(3, 5), (3, 1), (3, 2), (3, 7), (1, 3), (5, 4)])
+def test_weights_of_other_channels_are_adapted_as_timm_does_on_request(tmp_path, capsys, old, new):
+    theirs = save_pretraining(tmp_path / 'a.pth', in_channels=old).backbone
+    MMLogger.get_instance(f'channels{old}{new}')
+    name, before = 'patch_embed.proj.weight', theirs.state_dict()['patch_embed.proj.weight']
+    means = before.double().mean(dim=1, keepdim=True).expand(-1, new, -1, -1) * old / new
+    for how, expected in (('repeat', adapt_input_conv(new, before.clone(), old)), ('mean', means.float())):
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), adapt_channels=how)
+        ours = SimMIMViT(**ARGUMENTS, in_channels=new, init_cfg=init_cfg)
+        ours.init_weights()
+        torch.testing.assert_close(ours.state_dict()[name], expected, rtol=1e-6, atol=1e-7)
+        assert f'Resized to the model: {name} {old} -> {new} channels ({how})' in capsys.readouterr().out
+        for other, value in theirs.state_dict().items():
+            assert other == name or torch.equal(ours.state_dict()[other], value), other
+        checkpoint = dict(state_dict=torch.load(tmp_path / 'a.pth')['state_dict'])
+        model = SimMIM(backbone={**TINY, 'in_channels': new})
+        fitted = fit_checkpoint(model, checkpoint, how)
+        assert sorted(fitted.kept) == sorted(DECODER)  # it predicts pixels of other channels
+        model.load_state_dict(checkpoint['state_dict'])
+        assert torch.equal(model.backbone.state_dict()[name], ours.state_dict()[name])
+        assert torch.equal(model.backbone.mask_token, theirs.mask_token)
+
+
+def test_weights_of_other_channels_are_refused_without_a_request(tmp_path):
+    save_pretraining(tmp_path / 'a.pth')
+    match = r"images of 3 channels and the model for 5; .*in_channels=3 .*adapt_channels='repeat'.*--in-channels 5"
+    with pytest.raises(ValueError, match=match):
+        initialised(tmp_path / 'a.pth', in_channels=5)
+    with pytest.raises(ValueError, match=match):
+        fit_checkpoint(SimMIM(backbone={**TINY, 'in_channels': 5}), torch.load(tmp_path / 'a.pth'))
+    with pytest.raises(ValueError, match='adapt_channels=True is unknown; choose one of'):
+        PretrainedViT(str(tmp_path / 'a.pth'), adapt_channels=True)

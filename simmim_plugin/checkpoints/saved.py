@@ -1,0 +1,128 @@
+"""What a checkpoint file holds: weights, and the config saved with them."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
+from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
+from simmim_plugin.checkpoints.other_projects import hf_folder
+from simmim_plugin.models.layers.relative_position import Grid
+from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
+from simmim_plugin.utils.arguments import sides, whole
+from simmim_plugin.utils.configs import type_name
+
+
+class Saved(NamedTuple):
+    """Weights of a checkpoint, and the config saved with them."""
+
+    path: str  # for messages
+    state: dict[str, Tensor]  # with the names in the file
+    note: dict[str, Any]  # `checkpoint['simmim_plugin']`, plain data; {} without
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Config of the model.
+
+        Raises:
+            ValueError: The checkpoint has none.
+        """
+        if not self.note:
+            raise ValueError(
+                f'checkpoint {self.path!r} carries no config of {SCOPE}; SimMIMCheckpointHook and '
+                '`simmim convert SRC DST --to plugin` write one'
+            )
+        return self.note['model']
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """Config of the backbone.
+
+        Raises:
+            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
+        """
+        backbone = self.model and self.part('backbone')  # raises without a model
+        if type_name(backbone) != 'SimMIMViT':
+            found = backbone.get('type')
+            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+        with named(self.path):
+            return buildable(backbone, 'model.backbone', MODELS)
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """Config of what a tool builds: the whole SimMIM, or the backbone of another model.
+
+        Raises:
+            ValueError: The checkpoint has none, or it or a mask generator has a type that is not built from a file.
+        """
+        with named(self.path):
+            for i, transform in enumerate(self.pipeline):
+                if type_name(transform).endswith('MaskGenerator'):
+                    buildable(transform, f'pipeline[{i}]', TRANSFORMS)
+            if type_name(self.model) == 'SimMIM':
+                return buildable(self.model, 'model', MODELS)
+        return self.backbone
+
+    @property
+    def pipeline(self) -> list[dict[str, Any]]:
+        """Training transforms, which say how images are read and masked."""
+        return self.note.get('pipeline') or []
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Config of a part of the model, such as 'backbone'; {} without."""
+        part = self.note.get('model', {}).get(name)
+        return part if isinstance(part, dict) else {}
+
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
+        size = self.part('backbone').get('img_size')
+        with named(self.path):
+            return None if size is None else sides('img_size', size)
+
+    @property
+    def grid(self) -> Grid | None:
+        """`img_size` in patches."""
+        with named(self.path):
+            patch = whole('patch_size', self.part('backbone').get('patch_size', 16), 1)
+        return self.img_size and (self.img_size[0] // patch, self.img_size[1] // patch)
+
+
+def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
+    """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
+
+    Args:
+        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`.
+        objects: See `load_file`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has no named tensors, or `load_file` refuses it.
+    """
+    if os.path.isdir(path):
+        weights, model = hf_folder(path)
+        return read(weights, objects)._replace(note=dict(model=model))
+    content = load_file(path, objects=objects)
+    with named(path):
+        return saved_of(os.fspath(path), content)
+
+
+def saved_of(path: str, content: Mapping[str, Any]) -> Saved:
+    """The weights and the config in the content of a checkpoint; `path` is for messages."""
+    state = tensors_of(content)
+    note = content.get(NOTE)
+    if not isinstance(note, Mapping) or not isinstance(note.get('model'), Mapping):
+        return Saved(path, state, {})
+    return Saved(path, state, plain_copy(note))
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of the file in front of errors about its content."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
