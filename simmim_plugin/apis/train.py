@@ -1,7 +1,6 @@
 """Prepare a config for this machine, build its runner, and train."""
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,18 +15,18 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from simmim_plugin.apis.settings import check_settings
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.work_dir import check_work_dir, checkpoint_folder, is_resumable, newest_checkpoint
-from simmim_plugin.utils.arguments import folders, whole
+from simmim_plugin.utils.arguments import folders
 from simmim_plugin.utils.configs import datasets_of
 from simmim_plugin.utils.console import ShortLogRunner
 from simmim_plugin.utils.distributed import WAIT, is_first_process, start_process_group
 from simmim_plugin.utils.files import check_writable, lock_folder, unlock_folder
 from simmim_plugin.utils.hardware import default_workers
-from simmim_plugin.utils.random_state import LARGEST_SEED
 
 FEW_ITERATIONS = 10
 
@@ -134,10 +133,10 @@ def build_runner(cfg: Config) -> Runner:
 
     Raises:
         FileNotFoundError: `data_root` is not a folder.
-        ValueError: A number is absurd, `data_root` is not set, the data do not fill one batch, or a checkpoint cannot
+        ValueError: A setting is absurd, `data_root` is not set, the data do not fill one batch, or a checkpoint cannot
             be read.
     """
-    check_numbers(cfg)
+    check_settings(cfg)
     given = [data['data_root'] for data in datasets_of(cfg) if 'data_root' in data]
     if None in given:
         raise ValueError(
@@ -167,41 +166,6 @@ def build_runner(cfg: Config) -> Runner:
         for warning in schedule_warnings(cfg):
             print_log(warning, 'current', logging.WARNING)
     return runner
-
-
-def check_numbers(cfg: Config) -> None:
-    """Raise ValueError for numbers that MMEngine accepts, and with which a training does nothing or ends in NaN."""
-    parts = ('train_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler', 'model', 'default_hooks', 'custom_hooks')
-    numbers = {place: value for part in parts for place, value in _leaves(cfg.get(part), part)}
-    norm = 'optim_wrapper.clip_grad.max_norm'
-    for place, value in numbers.items():
-        may_be_infinite = place == norm or not place.startswith(('optim_wrapper', 'param_scheduler'))
-        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
-            raise ValueError(f'{place}={value!r} must be a finite number')
-    for place in (
-        *(f'train_cfg.{name}' for name in ('max_epochs', 'max_iters', 'val_interval')),
-        'auto_scale_lr.base_batch_size',
-        'optim_wrapper.accumulative_counts',
-    ):
-        if numbers.get(place) is not None:
-            whole(place, numbers[place], 1)
-    if norm in numbers and not numbers[norm] > 0:
-        raise ValueError(f'{norm}={numbers[norm]!r} must be above 0; 5 is the published value')
-    if (seed := (cfg.get('randomness') or {}).get('seed')) is not None:
-        whole('randomness.seed', seed, 0, LARGEST_SEED)
-
-
-def _leaves(node: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Dotted places and values of a part of a config."""
-    if isinstance(node, Mapping):
-        items: Any = node.items()
-    else:
-        items = enumerate(node) if isinstance(node, list | tuple) else None
-    if items is None:
-        yield place, node
-    else:
-        for key, value in items:
-            yield from _leaves(value, f'{place}.{key}')
 
 
 def _adapt_to_machine(cfg: Config) -> None:
