@@ -17,10 +17,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from simmim_plugin.apis.settings import check_settings
 from simmim_plugin.checkpoints.files import NOTE, load_file
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.sampling import batch_size_of
-from simmim_plugin.engine.runners.config_numbers import check_numbers
 from simmim_plugin.engine.runners.longer_run import extend_schedules
 from simmim_plugin.engine.runners.mmengine_internals import end_all_workers, set_auto_scale_lr, set_filename
 from simmim_plugin.engine.runners.work_dir import check_work_dir, checkpoint_folder, is_resumable, newest_checkpoint
@@ -136,10 +136,10 @@ def build_runner(cfg: Config) -> Runner:
 
     Raises:
         FileNotFoundError: `data_root` is not a folder.
-        ValueError: A number is absurd, `data_root` is not set, the data do not fill one batch, or a checkpoint cannot
+        ValueError: A setting is absurd, `data_root` is not set, the data do not fill one batch, or a checkpoint cannot
             be read.
     """
-    check_numbers(cfg)
+    check_settings(cfg)
     given = [data['data_root'] for data in datasets_of(cfg) if 'data_root' in data]
     if None in given:
         raise ValueError(

@@ -9,7 +9,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from simmim_plugin.registry import DATASETS
-from simmim_plugin.utils.arguments import number, whole
+from simmim_plugin.utils.arguments import flag, number, whole
 
 
 @DATASETS.register_module(name='FewLabels')
@@ -32,6 +32,9 @@ def few_labels(dataset: Any, fraction: float, seed: int = 0, rest: bool = False)
     """
     number('FewLabels.fraction', fraction, 0, 1, '0.1 keeps 10 % of the labels', ends='(]')
     whole('FewLabels.seed', seed, 0)
+    flag('FewLabels.rest', rest)
+    if not hasattr(dataset, 'get_subset_') and 'type' not in (dataset if isinstance(dataset, Mapping) else ()):
+        raise ValueError(f'FewLabels.dataset={dataset!r} must be a dict with a type, or a data set')
     built = ROOT_DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
     built.full_init()
     labels = [built.get_data_info(i).get('gt_label') for i in range(len(built))]

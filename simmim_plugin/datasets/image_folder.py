@@ -73,7 +73,7 @@ class ImageFolder(BaseDataset):
                 raise ValueError(f'{kind} does not use {name}={given[name]!r}; remove it')
         number('max_bad_ratio', max_bad_ratio, 0, 1, '0.05 tolerates 5 % of unreadable images')
         if data_root is None:
-            raise ValueError(f'data_root of {kind} is not set; set it to the folder of the images')
+            raise ValueError(f'data_root=None of {kind}: set it to the folder of the images')
         prefix: Any = data_prefix
         if isinstance(data_prefix, Mapping):
             prefix = keys('data_prefix', data_prefix, (), ('img_path',)).get('img_path', '')

@@ -10,6 +10,8 @@ from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from simmim_plugin.registry import PARAM_SCHEDULERS
 from simmim_plugin.utils.arguments import number, whole
 
+PART = 'it is a part of the schedule, which ends at `end`'
+
 
 @PARAM_SCHEDULERS.register_module()
 class LinearWarmupLR(LinearLR):
@@ -58,9 +60,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
 
     def __init__(self, optimizer: Any, warmup: int, end: int, floor_ratio: float = 0.0, **kwargs: Any) -> None:
         self.length = number('WarmupCosineLR.end', end, 0, ends='()')
-        self.warmup = number(
-            'WarmupCosineLR.warmup', warmup, 0, end, 'it is a part of the schedule, which ends at `end`'
-        )
+        self.warmup = number('WarmupCosineLR.warmup', warmup, 0, end, PART)
         self.floor_ratio = number('WarmupCosineLR.floor_ratio', floor_ratio, 0, 1)
         super().__init__(optimizer, end=end, **kwargs)
 
@@ -70,7 +70,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     ) -> 'WarmupCosineLR':
         """Build it from lengths in epochs."""
         number('WarmupCosineLR.end', end, 0, ends='()')
-        number('WarmupCosineLR.warmup', warmup, 0)
+        number('WarmupCosineLR.warmup', warmup, 0, end, PART)
         return cls(optimizer, warmup * epoch_length, end * epoch_length, by_epoch=False, **kwargs)
 
     def _get_value(self) -> list[float]:

@@ -49,6 +49,9 @@ class ProbeHook(Hook):
         workers: int = 2,
     ) -> None:
         self.interval = whole('ProbeHook.interval', interval, 1)
+        if blocks is not None:
+            for block in blocks if isinstance(blocks, list | tuple) else [blocks]:
+                whole('ProbeHook.blocks', block, 1, hint='numbers of blocks, or None for the last')
         self.blocks = blocks
         self.linear = flag('ProbeHook.linear', linear)
         self.k = whole('ProbeHook.k', k, 1, hint='e.g. 20')

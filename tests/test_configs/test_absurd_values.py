@@ -3,15 +3,18 @@
 import argparse
 import copy
 import math
+import shutil
 
 import pytest
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS, init_default_scope
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 from torch import nn
 from torch.optim import SGD
 
 from helpers.paths import ROOT
+from simmim_plugin.apis.settings import check_settings
 from simmim_plugin.commands.options import add_cfg_options
 from simmim_plugin.config import apply_options, load_config
+from simmim_plugin.datasets.tar_shards import write_shards
 from simmim_plugin.registry import DATASETS, build_part
 
 VALUES = ('nan', 'inf', '-1', '0', '1.5', '512.', 'abc', 'None', 'True', '(16,16)', '[1,abc]', '{1:1}', '')
@@ -50,10 +53,42 @@ OTHERS = {
     'default_hooks.interrupt.signals': set(), 'default_hooks.checkpoint.interval': {'-1', '0'},
     'default_hooks.checkpoint.max_keep_ckpts': {'-1', '0'},
 }  # fmt: skip
+# Settings of MMEngine that users set through our configs.
+SETTINGS = {
+    'train_cfg.max_epochs': set(), 'train_cfg.val_interval': set(), 'train_dataloader.batch_size': set(),
+    'optim_wrapper.accumulative_counts': set(), 'default_hooks.logger.interval': set(),
+    'auto_scale_lr.base_batch_size': set(),
+    'train_dataloader.num_workers': {'0', 'None'}, 'randomness.seed': {'0', 'None'},
+    'optim_wrapper.clip_grad.max_norm': {'inf', '1.5', '512.'}, 'optim_wrapper.optimizer.lr': NUMBERS,
+    'optim_wrapper.optimizer.weight_decay': NUMBERS,
+    'param_scheduler.0.start_factor': {'0'}, 'param_scheduler.0.end': {'1.5', '512.'},
+    'param_scheduler.1.begin': NUMBERS,
+}  # fmt: skip
+# What the config above has not: `dict(type=..., **PARTS[...])`; {images} is a folder.
+PARTS = {
+    'FewLabels': dict(fraction=0.5, dataset=dict(type='ClassFolders', data_root='{images}')),
+    'TarShards': dict(data_root='{images}'),
+    'MaskRatioHook': dict(start=0.5),
+    'ProbeHook': dict(data_root='{images}'),
+    'WarmupCosineLR': dict(warmup=1, end=6, convert_to_iter_based=True),
+}
+PARTS_GRID = {
+    'FewLabels.fraction': set(), 'FewLabels.seed': {'0'}, 'FewLabels.rest': {'True'}, 'FewLabels.dataset': set(),
+    'TarShards.max_bad_ratio': {'0'}, 'TarShards.suffixes': set(), 'TarShards.data_root': set(),
+    'MaskRatioHook.start': {'0'}, 'MaskRatioHook.end': {'0', 'None'}, 'MaskRatioHook.argument': set(),
+    'MaskRatioHook.begin': {'0'}, 'MaskRatioHook.until': {'None'}, 'MaskRatioHook.schedule': set(),
+    'ProbeHook.interval': set(), 'ProbeHook.blocks': {'None', '(16,16)'}, 'ProbeHook.linear': {'True'},
+    'ProbeHook.k': set(), 'ProbeHook.temperature': {'1.5', '512.'}, 'ProbeHook.fraction': set(),
+    'ProbeHook.workers': {'0'}, 'ProbeHook.data_root': set(),
+    'WarmupCosineLR.warmup': {'0', '1.5'}, 'WarmupCosineLR.end': {'1.5', '512.'},
+    'WarmupCosineLR.floor_ratio': {'0'},
+}  # fmt: skip
 GRID = {
     **{f'model.backbone.{key}': right for key, right in BACKBONE.items()},
     **{f'model.head.{key}': right for key, right in HEAD.items()},
     **OTHERS,
+    **SETTINGS,
+    **PARTS_GRID,
 }
 LOCAL = {'mask.mask_ratio': None, 'mask.mask_patch_size': None}
 ALSO = {'mask.local': LOCAL, 'mask.global_': LOCAL, 'mask.input_size': {'mask.mask_patch_size': 8}}
@@ -76,7 +111,11 @@ def build(cfg, key, images):
     """Build what a setting is of."""
     init_default_scope('simmim_plugin')
     top, *rest = key.split('.')
-    if top == 'model':
+    if key in SETTINGS:
+        check_settings(cfg)
+    elif top in PARTS:
+        build_alone(cfg[top], images)
+    elif top == 'model':
         build_part(cfg.model)
     elif top in ('load', 'crop', 'flip', 'mask'):
         TRANSFORMS.build(cfg[top])
@@ -89,6 +128,26 @@ def build(cfg, key, images):
         HOOKS.build(cfg.custom_hooks[0] if top == 'custom_hooks' else cfg.default_hooks[rest[0]])
 
 
+def build_alone(part, images):
+    part = {name: str(images) if value == '{images}' else value for name, value in part.items()}
+    if 'dataset' in part and part['dataset'] == PARTS['FewLabels']['dataset']:
+        part['dataset'] = {**part['dataset'], 'data_root': str(images)}
+    if part['type'] == 'WarmupCosineLR':
+        optimizer = SGD(nn.Linear(1, 1).parameters(), lr=1)
+        PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=optimizer, epoch_length=3))
+    else:
+        (HOOKS if part['type'].endswith('Hook') else DATASETS).build(part)
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path):
+    """Images in train/ and val/ with two classes, and in tar files."""
+    write_shards(image_folder, tmp_path, 1)
+    for split in ('train', 'val'):
+        shutil.copytree(image_folder, tmp_path / split)
+    return tmp_path
+
+
 def shown(value):
     """How a message may show a value: as a whole, or the wrong one of a list."""
     items = list(value) if isinstance(value, list | tuple) else list(value.items()) if isinstance(value, dict) else []
@@ -96,14 +155,18 @@ def shown(value):
 
 
 @pytest.mark.parametrize('key', GRID)
-def test_it_is_refused_by_name(key, config, image_folder):
+def test_it_is_refused_by_name(key, config, folder, monkeypatch):
+    monkeypatch.chdir(folder / 'train')  # some values are names of folders
     for text in VALUES:
         cfg, options = copy.deepcopy(config), parsed(f'{key}={text}')
         (value,) = options.values()
         try:
-            apply_options(cfg, ALSO.get(key, {}) | options)
-            build(cfg, key, image_folder)
-        except ValueError as error:
+            if (top := key.split('.')[0]) in PARTS:
+                cfg.merge_from_dict({top: dict(PARTS[top], type=top), **options})
+            else:
+                apply_options(cfg, ALSO.get(key, {}) | options)
+            build(cfg, key, folder)
+        except (ValueError, FileNotFoundError) as error:
             words = str(error).removeprefix(f'class `{type(error).__name__}` in ')
             assert text not in GRID[key], words
             assert '\n' not in words and f'{key.split(".")[-1]}' in words, words

@@ -16,6 +16,7 @@ PUBLISHED_RATIO, PUBLISHED_UNIT = 0.6, 32
 LARGEST_GRID = 2**24  # patches of an image
 LARGEST_ALPHA = 10  # with a larger one, ratios are 0 or 1 for any size but the reference
 SCHEDULES = ('linear', 'cosine')
+RATIOS = ('mask_ratio', 'local.ratio', 'global_.ratio')  # that a ramp can change
 
 
 @dataclass(frozen=True)

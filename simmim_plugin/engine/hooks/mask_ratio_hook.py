@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 
 from simmim_plugin.datasets.image_folder import ImageFolder
 from simmim_plugin.datasets.sampling import number_samples
-from simmim_plugin.datasets.transforms.masking import SCHEDULES, Ramp, SimMIMMaskGenerator
+from simmim_plugin.datasets.transforms.masking import RATIOS, SCHEDULES, Ramp, SimMIMMaskGenerator
 from simmim_plugin.engine.hooks.iteration_seed_hook import first_iteration
 from simmim_plugin.engine.runners.mmengine_internals import has_started_workers
 from simmim_plugin.registry import HOOKS
@@ -50,6 +50,7 @@ class MaskRatioHook(Hook):
         number('MaskRatioHook.start', start, 0, 1)
         if end is not None:
             number('MaskRatioHook.end', end, 0, 1)
+        choice('MaskRatioHook.argument', argument, RATIOS)
         whole('MaskRatioHook.begin', begin, 0)
         if until is not None:
             whole('MaskRatioHook.until', until, begin + 1, hint='the ramp ends after it begins')
