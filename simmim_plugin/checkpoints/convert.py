@@ -11,7 +11,6 @@ import torch
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
-    HF_WEIGHTS,
     Facts,
     check_mean_std,
     facts_of,
@@ -21,7 +20,7 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
     timm_arguments,
 )
-from simmim_plugin.checkpoints.saved import Saved, read
+from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
 from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.models.layers.architecture import ARCHS

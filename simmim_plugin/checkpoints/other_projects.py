@@ -1,10 +1,7 @@
 """Model configs for converted weights: infer the architecture from shapes, describe it to each code base."""
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,7 +13,6 @@ from simmim_plugin.utils.arguments import grid_of, whole
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # mean and std, RGB, 0 ... 255
 HEAD_DIMS = 64  # channels per attention head, usual in ViT-S/B/L
-HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 DECODER = re.compile(r'head\.decoder(\.\d+)?\.weight')
 
 
@@ -265,29 +261,3 @@ def hf_preprocessor(facts: Facts, mean: Sequence[float], std: Sequence[float]) -
         image_mean=[value / 255 for value in mean],
         image_std=[value / 255 for value in std],
     )
-
-
-def hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """File of the weights in a Hugging Face folder, and what its configs say, as a config of ours.
-
-    Raises:
-        ValueError: It has no weights, or those of several files.
-    """
-    source = Path(path)
-    weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
-    if weights is None:
-        raise ValueError(
-            f'folder {os.fspath(source)!r} has neither {HF_WEIGHTS[0]} nor {HF_WEIGHTS[1]} (weights in several files: '
-            'join them by save_pretrained(..., max_shard_size="100GB"))'
-        )
-    model: dict[str, Any] = {}
-    if (source / 'config.json').is_file():  # it may leave out defaults
-        config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
-        arch = dict(num_heads=config.get('num_attention_heads', 12))
-        model['backbone'] = dict(img_size=config.get('image_size', 224), arch=arch)
-    if (source / 'preprocessor_config.json').is_file():
-        config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
-        if 'image_mean' in config and 'image_std' in config:
-            mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
-            model['data_preprocessor'] = dict(mean=mean, std=std)
-    return weights, model

@@ -1,19 +1,22 @@
 """What a checkpoint file holds: weights, and the config saved with them."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
-from simmim_plugin.checkpoints.other_projects import hf_folder
 from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
+
+HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
 class Saved(NamedTuple):
@@ -103,7 +106,7 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
         ValueError: It has no named tensors, or `load_file` refuses it.
     """
     if os.path.isdir(path):
-        weights, model = hf_folder(path)
+        weights, model = _hf_folder(path)
         return read(weights, objects)._replace(note=dict(model=model))
     content = load_file(path, objects=objects)
     with named(path):
@@ -126,3 +129,29 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
+
+
+def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """File of the weights in a Hugging Face folder, and what its configs say, as a config of ours.
+
+    Raises:
+        ValueError: It has no weights, or those of several files.
+    """
+    source = Path(path)
+    weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
+    if weights is None:
+        raise ValueError(
+            f'folder {os.fspath(source)!r} has neither {HF_WEIGHTS[0]} nor {HF_WEIGHTS[1]} (weights in several files: '
+            'join them by save_pretrained(..., max_shard_size="100GB"))'
+        )
+    model: dict[str, Any] = {}
+    if (source / 'config.json').is_file():  # it may leave out defaults
+        config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
+        arch = dict(num_heads=config.get('num_attention_heads', 12))
+        model['backbone'] = dict(img_size=config.get('image_size', 224), arch=arch)
+    if (source / 'preprocessor_config.json').is_file():
+        config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
+        if 'image_mean' in config and 'image_std' in config:
+            mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
+            model['data_preprocessor'] = dict(mean=mean, std=std)
+    return weights, model

@@ -4,6 +4,7 @@ import argparse
 import copy
 import math
 import shutil
+from typing import Any
 
 import pytest
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
@@ -65,7 +66,7 @@ SETTINGS = {
     'param_scheduler.1.begin': NUMBERS,
 }  # fmt: skip
 # What the config above has not: `dict(type=..., **PARTS[...])`; {images} is a folder.
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     'FewLabels': dict(fraction=0.5, dataset=dict(type='ClassFolders', data_root='{images}')),
     'TarShards': dict(data_root='{images}'),
     'MaskRatioHook': dict(start=0.5),
