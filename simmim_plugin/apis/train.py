@@ -195,10 +195,11 @@ def _check_checkpoint(cfg: Config) -> None:
     source = cfg.get('load_from')
     if source is not None:
         source = os.path.expanduser(source)
-        if os.path.isdir(source) and not cfg.get('resume'):  # of Hugging Face: MMEngine reads files only
+        others = os.path.isdir(source) or (os.path.isfile(source) and source.endswith('.safetensors'))
+        if others and not cfg.get('resume'):  # a Hugging Face folder, or what MMEngine does not read either
             saved = read(source, objects='known')
             content = {'state_dict': saved.state, NOTE: saved.note}
-            CheckpointLoader.register_scheme(re.escape(source), lambda *_, **__: dict(content), force=True)
+            CheckpointLoader.register_scheme(f'{re.escape(source)}$', lambda *_, **__: dict(content), force=True)
             cfg.load_from = source
             return
         if not os.path.isfile(source):

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from simmim_plugin.checkpoints.loading import build_backbone
 from simmim_plugin.checkpoints.saved import Saved, read
+from simmim_plugin.models.layers.relative_position import MOST_LISTED, Grid, listed_axis_weights
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.arguments import whole
 
 PROTOBUF_LIMIT = 2**31  # bytes in one .onnx file; larger weights go into a second file
 BATCHES = (1, 3)
+SIZES = ((2, 3), (9, 4))  # in patches
 TOLERANCE = 1e-4  # relative to the largest output
 
 
@@ -47,6 +49,7 @@ def export_onnx(
     size: tuple[int, int] | None = None,
     out_type: str | None = None,
     opset: int | None = None,
+    any_size: bool = False,
 ) -> float:
     """Export a checkpoint to ONNX: from normalised images to features or logits, any batch size, no mask.
 
@@ -61,13 +64,16 @@ def export_onnx(
             None: those of the training.
         out_type: Features, see `SimMIMViT`; None: logits of a classifier, else the features of the training.
         opset: ONNX operator set; None: the exporter's default.
+        any_size: Let the file take any height and width of 2 to 128 patches; bias tables are interpolated in it.
 
     Returns:
-        The largest difference between ONNX Runtime and PyTorch on random images, batches of 1 and 3.
+        The largest difference between ONNX Runtime and PyTorch on random images, batches of 1 and 3; with `any_size`,
+        also of other heights and widths.
 
     Raises:
         ModuleNotFoundError: The packages are not installed; the message names the command.
-        ValueError: See `build_backbone`; or the name does not end in .onnx.
+        ValueError: See `build_backbone`; the name does not end in .onnx; or the model has attention windows or a
+            position embedding, and `any_size` is asked for.
         RuntimeError: The outputs differ by more than 1e-4 of the largest one; the file is removed.
     """
     if Path(out).suffix != '.onnx':
@@ -86,6 +92,9 @@ def export_onnx(
     saved = read(checkpoint)
     backbone = build_backbone(saved, **{k: value for k, value in changes.items() if value is not None})
     classifier = classifier_of(saved) if out_type is None else None
+    if any_size and (any(backbone.window_sizes) or backbone.pos_embed is not None):
+        why = 'attention windows' if any(backbone.window_sizes) else 'a position embedding'
+        raise ValueError(f'--any-size: the model has {why}, which ONNX takes at one size only; give --size instead')
     output = 'features' if classifier is None else 'logits'
     exported = {'backbone'} if classifier is None else {'backbone', 'head'}
     left = sorted({name.split('.')[0] for name in saved.state} - exported)
@@ -96,25 +105,42 @@ def export_onnx(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         expected = model(images)  # before the export, so that cached indices are real tensors
+        dynamic: dict[int, Any] = {0: torch.export.Dim('batch')}
+        if any_size:
+            for axis, name in ((2, 'height'), (3, 'width')):
+                listed_axis_weights(backbone.grid[axis - 2])
+                dynamic[axis] = backbone.patch_size * torch.export.Dim(name, min=2, max=MOST_LISTED)
         weights = sum(parameter.nbytes for parameter in model.parameters())
         torch.onnx.export(
             model,
-            (images,),
+            (images if not any_size else _resized(images, backbone, (5, 7)),),  # sides that are equal would stay so
             os.fspath(out),
             input_names=['images'],
             output_names=[output],
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim('batch')},),
+            dynamic_shapes=(dynamic,),
             opset_version=opset,
             external_data=weights > 0.9 * PROTOBUF_LIMIT,
             verbose=False,
         )
     session = onnxruntime.InferenceSession(os.fspath(out), providers=['CPUExecutionProvider'])
     difference = max(_difference(session, images[:batch], expected[:batch]) for batch in BATCHES)
-    if not difference <= TOLERANCE * expected.abs().max().item():
+    scale = expected.abs().max().item()
+    for patches in SIZES if any_size else ():
+        others = _resized(images, backbone, patches)
+        with torch.no_grad():
+            expected = model(others)
+        difference = max(difference, _difference(session, others, expected))
+        scale = min(scale, expected.abs().max().item())
+    if not difference <= TOLERANCE * scale:
         os.remove(out)
         raise RuntimeError(f'ONNX Runtime and PyTorch differ by {difference:.3g}; {os.fspath(out)!r} was removed')
     return difference
+
+
+def _resized(images: Tensor, backbone: SimMIMViT, patches: Grid) -> Tensor:
+    height, width = (side * backbone.patch_size for side in patches)
+    return nn.functional.interpolate(images, (height, width), mode='nearest')
 
 
 def _difference(session: Any, images: Tensor, expected: Tensor) -> float:

@@ -148,7 +148,8 @@ def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     if (source / 'config.json').is_file():  # it may leave out defaults
         config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
         arch = dict(num_heads=config.get('num_attention_heads', 12))
-        model['backbone'] = dict(img_size=config.get('image_size', 224), arch=arch)
+        sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', 16))
+        model['backbone'] = dict(**sizes, arch=arch)
     if (source / 'preprocessor_config.json').is_file():
         config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
         if 'image_mean' in config and 'image_std' in config:

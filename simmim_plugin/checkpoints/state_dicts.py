@@ -70,6 +70,8 @@ def recognise(state: Mapping[str, Any]) -> str:
     has_k_bias = any(name.endswith(('attn.qkv.bias', 'attention.key.bias', 'k_proj.bias')) for name in names)
     if not kind or has_k_bias or not has_q_bias:
         reason = 'it has a key bias, or no query bias' if kind else 'its names are those of no known model'
+        if kind and not any(name.endswith('cls_token') for name in names):
+            reason += ', and it has no class token (cls_token)'
         raise ValueError(
             f'this is not a state dict of SimMIM for ViT in one of the kinds {", ".join(SOURCES)}: {reason}. It starts '
             f'with {", ".join(names[:4])}'
@@ -124,6 +126,11 @@ def _refuse_other_models(
         raise ValueError(
             f'SimMIMViT has no place for {names_of(strange)} of the backbone, without which it would compute something '
             'else; it is another model'
+        )
+    if 'backbone.cls_token' not in converted:
+        raise ValueError(
+            'it has no class token (cls_token), which SimMIMViT puts in front of the patches of every image; it is '
+            'another model'
         )
     for name, value in converted.items():
         hidden = converted.get(name.replace('.fc1.', '.fc2.'), value)

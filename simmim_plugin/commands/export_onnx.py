@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=('avg_featmap', 'featmap', 'cls_token', 'raw'),
         help="features, see SimMIMViT (of a classifier: logits; else the training's)",
     )
+    parser.add_argument('--any-size', action='store_true', help='one file for any height and width (not with windows)')
     parser.add_argument('--opset', type=int, help="ONNX opset version (the exporter's default)")
 
 
@@ -29,6 +30,6 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.checkpoints.onnx import export_onnx
 
     size = args.size and (args.size[0], args.size[1])
-    difference = export_onnx(args.checkpoint, args.out, size, args.out_type, args.opset)
+    difference = export_onnx(args.checkpoint, args.out, size, args.out_type, args.opset, args.any_size)
     print(f'ONNX Runtime equals PyTorch, batches of 1 and 3: largest difference {difference:.2g}')
     print(f'written: {args.out}')

@@ -10,6 +10,7 @@ from simmim_plugin.models.masks import MASKS, masks_of
 from simmim_plugin.registry import MODELS, build_part
 from simmim_plugin.utils.arguments import choice, parts
 
+FITTING = dict(in_channels='embed_dims', patch_size='patch_size', out_channels='in_channels')  # of head and backbone
 MODES = ('loss', 'predict', 'tensor')
 
 
@@ -35,13 +36,14 @@ class SimMIM(BaseModel):
             data_preprocessor = build_part(data_preprocessor, 'data_preprocessor')
         super().__init__(data_preprocessor, parts('init_cfg', init_cfg))
         self.backbone = build_part(backbone, 'backbone')
-        fitting = dict(
-            type='SimMIMHead',
-            in_channels=self.backbone.embed_dims,
-            patch_size=self.backbone.patch_size,
-            out_channels=self.backbone.in_channels,
-        )
-        head = fitting if head is None else {**fitting, **head} if isinstance(head, Mapping) else head
+        if head is None or isinstance(head, Mapping):
+            head = {'type': 'SimMIMHead', **(head or {})}
+            for name, of_backbone in FITTING.items():
+                if name not in head and not hasattr(self.backbone, of_backbone):
+                    raise ValueError(
+                        f'{type(self.backbone).__name__} as backbone has no {of_backbone}; give head=dict({name}=...)'
+                    )
+                head.setdefault(name, getattr(self.backbone, of_backbone, None))
         self.head = build_part(head, 'head')
 
     def forward(

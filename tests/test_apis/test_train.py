@@ -12,7 +12,10 @@ from PIL import Image
 from helpers.paths import ROOT
 from simmim_plugin import config
 from simmim_plugin.apis import train
+from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.commands import options as command_options
+from simmim_plugin.registry import build_part
 from simmim_plugin.utils import errors, files, hardware
 from simmim_plugin.utils.distributed import WAIT
 
@@ -333,6 +336,22 @@ def test_the_lines_on_batches_count_what_is_dropped(batch, iterations, words, im
     total = next(line for line in lines if 'Total batch' in line)
     assert total.endswith(f'accumulated; {words[0]}')
     assert [line.split('WARNING - ')[1][: len(words[-1])] for line in lines if 'Only' in line] == words[1:]
+
+
+@pytest.mark.parametrize('name', ['hf', 'official.safetensors'])
+def test_load_from_on_the_command_line_takes_folders_and_safetensors(name, image_folder, tmp_path):
+    small = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    options = {'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0}
+    theirs = build_part(config.load_config(small, options).model)
+    torch.nn.init.normal_(theirs.backbone.cls_token)
+    save_file(theirs.state_dict(), tmp_path / 'a.pth')
+    convert_file(tmp_path / 'a.pth', tmp_path / name, name.split('.')[0])
+    cfg = config.load_config(small, {**options, 'load_from': str(tmp_path / name)})
+    runner = train.build_runner(train.prepare(cfg, small, str(tmp_path / 'work')))
+    runner.load_or_resume()
+    ours = runner.model.backbone.state_dict()
+    assert ours.keys() == theirs.backbone.state_dict().keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.backbone.state_dict().items())
 
 
 def test_a_dumped_config_runs_without_workers(image_folder, tmp_path):

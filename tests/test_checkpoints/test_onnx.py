@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
-from helpers.other_projects import FINETUNE, backbone_state, photos, plugin_state
+from helpers.other_projects import FINETUNE, KINDS, backbone_state, photos, plugin_state
 from helpers.paths import ROOT
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
@@ -86,6 +86,27 @@ def test_a_classifier_gives_logits(checkpoints, tmp_path, capsys):
     )
     assert expected.shape == (2, 7)
     assert_close(run(tmp_path / 'a.onnx', images, 'logits'), expected)
+
+
+@pytest.mark.parametrize('kind', ['pretrain'])
+def test_one_file_for_any_height_and_width(checkpoints, tmp_path, kind):
+    """The table is interpolated in the file."""
+    changes = KINDS[kind]
+    out_type = changes.get('out_type', 'raw')
+    export_onnx(checkpoints(kind), tmp_path / 'a.onnx', out_type=out_type, any_size=True)
+    shape = onnx.load(str(tmp_path / 'a.onnx')).graph.input[0].type.tensor_type.shape.dim
+    assert [bool(side.dim_param) for side in shape] == [True, False, True, True]
+    for height, width in ((64, 64), (64, 96), (96, 64), (32, 160), (2048, 32)):
+        images = torch.nn.functional.interpolate(photos('pretrain'), (height, width))
+        expected = pytorch(kind, images, **{**changes, 'out_type': out_type})
+        assert_close(run(tmp_path / 'a.onnx', images), expected, 1e-4)
+
+
+def test_any_size_is_refused_where_tables_are_not_all(tmp_path):
+    save_file(plugin_state('channels'), tmp_path / 'state.pth')
+    convert_file(tmp_path / 'state.pth', tmp_path / 'b.pth', 'plugin', mean=[1.0] * 5, std=[2.0] * 5)
+    with pytest.raises(ValueError, match=r'--any-size: the model has a position embedding, .*give --size'):
+        export_onnx(tmp_path / 'b.pth', tmp_path / 'a.onnx', any_size=True)
 
 
 def test_parts_of_dense_models_are_named_as_left_out(checkpoints, tmp_path, capsys):

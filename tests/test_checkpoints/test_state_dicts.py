@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from helpers.models import TINY, assert_close
@@ -328,3 +329,19 @@ def test_other_models_of_hugging_face_that_are_beits(tmp_path, name, monkeypatch
     backbone = build_part(arguments)
     fitted = fit_checkpoint(backbone, checkpoint)
     assert fitted.kept[:1] == ['mask_token'] and 'blocks.3.attn.qkv.weight' in fitted.state
+
+
+def test_a_model_without_class_token_is_refused_and_told_so(tmp_path):
+    """An ordinary ViT that averages its tokens, and a BEiT without the token, by `convert` and `init_cfg`."""
+    vit = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=4, class_token=False, global_pool='avg'
+    )
+    save_file(vit.state_dict(), tmp_path / 'vit.pth')
+    beit = {name: x for name, x in from_plugin(plugin_state('finetune'), 'timm').state.items() if name != 'cls_token'}
+    save_file(beit, tmp_path / 'beit.pth')
+    for kind in ('vit', 'beit'):
+        with pytest.raises(ValueError, match=r'no class token \(cls_token\)'):
+            convert_file(tmp_path / f'{kind}.pth', tmp_path / 'out.pth', 'plugin')
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / f'{kind}.pth'))
+        with pytest.raises(ValueError, match=rf'{kind}.pth.*no class token \(cls_token\)'):
+            build_part({**TINY, **FINETUNE, 'init_cfg': init_cfg}).init_weights()

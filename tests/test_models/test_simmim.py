@@ -114,3 +114,18 @@ except ModuleNotFoundError as error:
 """
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert 'make setup' in result.stdout and "pip install 'simmim_plugin[mm]'" in result.stdout, result.stderr
+
+
+def test_sizes_of_the_head_are_those_given_whatever_the_backbone():
+    class Plain(torch.nn.Module):
+        def forward(self, x, mask):
+            return (torch.nn.functional.avg_pool2d(x, 8).repeat(1, 4, 1, 1),)  # 12 channels
+
+    model = SimMIM(Plain(), head=dict(in_channels=12, patch_size=8, out_channels=3))
+    assert model.head.decoder.weight.shape == (3 * 8 * 8, 12)
+    x, mask = torch.randn(2, 3, 64, 64), torch.ones(2, 8, 8)
+    assert model.reconstruct(x, mask).shape == x.shape and model.loss(x, mask)['loss'].ndim == 0
+    with pytest.raises(ValueError, match=r'^Plain as backbone has no in_channels; give head=dict\(out_channels=...\)'):
+        SimMIM(Plain(), head=dict(in_channels=12, patch_size=8))
+    wide = {**TINY, 'arch': {**TINY['arch'], 'embed_dims': 64}}
+    assert SimMIM(backbone=wide, head=dict(in_channels=32)).head.decoder.in_features == 32

@@ -14,6 +14,7 @@ Grid = tuple[int, int]  # height and width in patches
 
 CLS_ROWS = 3
 INTERPOLATIONS = ('geometric', 'plain')  # of tables, see `resize_table`
+MOST_LISTED = 128  # patches a side of inputs of an ONNX file for any height and width
 ALIGNMENT = 8  # elements: fused attention kernels on GPUs need rows of a bias to start at multiples of it
 
 
@@ -91,6 +92,8 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid, interpolation: s
         image = F.interpolate(image.float(), size=new_size, mode='bicubic', align_corners=False)
     else:
         weights = _axis_weights if symbolic or torch.compiler.is_compiling() else _cached_axis_weights
+        if symbolic and torch.onnx.is_in_onnx_export():  # ONNX solves no equations
+            weights = _axis_weights_from_list
         rows, columns = (weights(old, new, table.device) for old, new in zip(old_grid, new_grid))
         image = rows @ image.double() @ columns.T  # in float64, which autocast leaves alone
     return torch.cat((image.flatten(2).squeeze(0).T.to(table.dtype), cls_rows))
@@ -100,6 +103,16 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid, interpolation: s
 def _cached_axis_weights(old: int, new: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return _axis_weights(old, new, torch.device('cpu')).to(device)
+
+
+@lru_cache(maxsize=8)
+def listed_axis_weights(old: int) -> Tensor:
+    """`_axis_weights` for 1, 2 ... `MOST_LISTED` new patches below each other: those for n start at row (n - 1)^2."""
+    return torch.cat([_cached_axis_weights(old, new, torch.device('cpu')) for new in range(1, MOST_LISTED + 1)])
+
+
+def _axis_weights_from_list(old: int, new: int, device: torch.device) -> Tensor:
+    return listed_axis_weights(old).to(device)[torch.arange(2 * new - 1, device=device) + (new - 1) ** 2]
 
 
 def _axis_weights(old: int, new: int, device: torch.device) -> Tensor:
