@@ -11,13 +11,15 @@ import sys
 from types import FrameType
 
 from torch.distributed import TCPStore, run
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousInfo, static_tcp_rendezvous
 
 ANNOUNCE = (signal.SIGTERM, signal.SIGUSR1)
 END = (signal.SIGINT, signal.SIGHUP)
-SAVED = os.EX_TEMPFAIL  # exit code of a rank that has written a checkpoint
+SAVED = os.EX_TEMPFAIL  # exit code of a rank that was stopped by a signal
 SECONDS = '150'  # time to write the checkpoint before torchrun kills the ranks
 
 
@@ -36,6 +38,17 @@ def close_and_note(context: SubprocessContext, death_sig: signal.Signals, timeou
     """End the ranks as torchrun does, and keep their exit codes."""
     close(context, death_sig, timeout)
     codes[:] = [handler.proc.returncode for handler in context.subprocess_handlers.values()]
+
+
+monitor = LocalElasticAgent._monitor_workers
+
+
+def monitor_and_stop(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
+    """Look at the ranks as torchrun does, and restart none after one has written a checkpoint on a signal."""
+    result = monitor(agent, group)
+    if any(failure.exitcode == SAVED for failure in result.failures.values()):
+        agent._remaining_restarts = 0
+    return result
 
 
 class Rendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
@@ -68,6 +81,7 @@ def is_loopback(address: str) -> bool:
 def main() -> None:
     """Run torchrun with the arguments of the command line."""
     static_tcp_rendezvous.StaticTCPRendezvous = Rendezvous  # type: ignore[misc]
+    LocalElasticAgent._monitor_workers = monitor_and_stop  # type: ignore[method-assign]
     SubprocessContext._close = close_and_note  # type: ignore[method-assign, assignment]
     os.environ['SIMMIM_PARENT'] = str(os.getpid())  # the ranks end with this process, see simmim_plugin.utils.errors
     os.environ['TORCHELASTIC_SIGNALS_TO_HANDLE'] = 'SIGQUIT'  # torchrun's own handlers react to each signal again

@@ -34,12 +34,12 @@ def wait_for(condition, process):
     raise AssertionError('nothing happened')
 
 
-def start(images, work):
+def start(images, work, **environment):
     """Two ranks; the launcher is the process."""
     command = ['bash', ROOT / 'tools/dist_train.sh', ROOT / 'configs/simmim_vit-tiny_folder.py', 2, '--work-dir', work]
     command += ['--resume', '--cfg-options', f'data_root={images}', *OPTIONS]
     return subprocess.Popen(
-        [str(word) for word in command], env=gloo_environment(), text=True, stdout=subprocess.PIPE,
+        [str(word) for word in command], env={**gloo_environment(), **environment}, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -52,9 +52,10 @@ def gone(pid):
     return not command_of(str(pid))  # a zombie has none
 
 
-@pytest.mark.parametrize('number', [0, 1])
-def test_a_signal_to_one_rank_alone(number, image_folder, tmp_path):
-    launcher = start(image_folder, tmp_path / 'work')
+@pytest.mark.parametrize(('number', 'restarts'), [(0, 0), (1, 0), (1, 3)])
+def test_a_signal_to_one_rank_alone(number, restarts, image_folder, tmp_path):
+    """With restarts, too: torchrun takes 75 for a failure."""
+    launcher = start(image_folder, tmp_path / 'work', MAX_RESTARTS=str(restarts))
     wait_for((tmp_path / 'work/epoch_2.pth').exists, launcher)
     os.kill(sorted(ranks_of(launcher))[number], signal.SIGTERM)
     output = launcher.communicate(timeout=120)[0]
