@@ -44,7 +44,7 @@ EARLY = 0.2  # share of the ends that may come before the training begins
 
 
 class Started(Hook):
-    """Tells the parent when the training begins."""
+    """Reports to the parent that the training begins."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
