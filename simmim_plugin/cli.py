@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from simmim_plugin import NO_MMENGINE, __version__
 from simmim_plugin.utils.errors import one_line_errors
+from simmim_plugin.utils.invocation import note_command
 
 # Name -> module and summary. Each module has a docstring (the description in --help), an EXAMPLE with a {program}
 # placeholder, `add_arguments(parser)`, and `run(args)`, which does the heavy imports.
@@ -79,6 +80,7 @@ def run_command(name: str, program: str, arguments: Sequence[str] | None = None)
     if name != 'doctor' and not {'-h', '--help'} & set(words) and find_spec('mmengine') is None:
         sys.exit(f'error: {NO_MMENGINE}')
     args = parser.parse_args(words)
+    note_command(program, words)
     with one_line_errors():
         command.run(args)
 

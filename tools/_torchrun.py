@@ -1,4 +1,4 @@
-"""torchrun for dist_train.sh, which lets its ranks write a checkpoint on SIGTERM and SIGUSR1.
+"""torchrun for dist_train.sh, which lets its ranks write a checkpoint on a signal.
 
 On one machine it listens on the loopback address only; torchrun's own store listens on all addresses.
 """
@@ -15,27 +15,38 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous import RendezvousInfo, static_tcp_rendezvous
 
-ANNOUNCE = (signal.SIGTERM, signal.SIGUSR1)
-END = (signal.SIGINT, signal.SIGHUP)
-SAVED = os.EX_TEMPFAIL  # exit code of a rank that was stopped by a signal
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+SAVED = (os.EX_TEMPFAIL, 128 + signal.SIGINT)  # exit codes of ranks that have written a checkpoint
 SECONDS = '150'  # time to write the checkpoint before torchrun kills the ranks
 
 
 def hand_on(number: int, frame: FrameType | None) -> None:
-    """Make torchrun forward the signal to its ranks and wait; later signals are ignored, as they would end the wait."""
-    for other in (*ANNOUNCE, *END):
+    """Make torchrun forward the signal to its ranks and wait; of later ones, only a second SIGINT ends them at once."""
+    for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        signal.signal(number, kill_ranks)
     raise SignalException(f'got {signal.Signals(number).name}', signal.Signals(number))
 
 
+def kill_ranks(number: int, frame: FrameType | None) -> None:
+    """End the wait for ranks that write a checkpoint."""
+    for handler in ranks.values():
+        if handler.proc.poll() is None:
+            handler.close(signal.SIGKILL)
+
+
+ranks: dict[int, SubprocessHandler] = {}
 codes: list[int | None] = []  # exit codes of the ranks
 close = SubprocessContext._close
 
 
 def close_and_note(context: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
     """End the ranks as torchrun does, and keep their exit codes."""
+    ranks.update(context.subprocess_handlers)
     close(context, death_sig, timeout)
     codes[:] = [handler.proc.returncode for handler in context.subprocess_handlers.values()]
 
@@ -46,7 +57,7 @@ monitor = LocalElasticAgent._monitor_workers
 def monitor_and_stop(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
     """Look at the ranks as torchrun does, and restart none after one has written a checkpoint on a signal."""
     result = monitor(agent, group)
-    if any(failure.exitcode == SAVED for failure in result.failures.values()):
+    if any(failure.exitcode in SAVED for failure in result.failures.values()):
         agent._remaining_restarts = 0
     return result
 
@@ -84,18 +95,21 @@ def main() -> None:
     LocalElasticAgent._monitor_workers = monitor_and_stop  # type: ignore[method-assign]
     SubprocessContext._close = close_and_note  # type: ignore[method-assign, assignment]
     os.environ['SIMMIM_PARENT'] = str(os.getpid())  # the ranks end with this process, see simmim_plugin.utils.errors
-    os.environ['TORCHELASTIC_SIGNALS_TO_HANDLE'] = 'SIGQUIT'  # torchrun's own handlers react to each signal again
+    # torchrun's own handlers would replace ours; PyTorch 2.13 takes the second name and overwrites the first.
+    os.environ['TORCHELASTIC_SIGNALS_TO_HANDLE'] = os.environ['PET_SIGNALS_TO_HANDLE'] = 'SIGQUIT'
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', SECONDS)
-    for number in (*ANNOUNCE, *END):
-        signal.signal(number, hand_on)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, hand_on)
     try:
         run.main(sys.argv[1:])
     except SignalException as error:
-        sys.exit(SAVED if {*codes} == {SAVED} else 128 + error.sigval)
+        sys.exit(os.EX_TEMPFAIL if {*codes} == {os.EX_TEMPFAIL} else 128 + error.sigval)
     except ChildFailedError:
         # One rank got the signal, and all have saved. torchrun ends those that are still exiting by another SIGTERM.
-        if SAVED in codes and {*codes} <= {SAVED, -signal.SIGTERM}:
-            sys.exit(SAVED)
+        for saved in SAVED:
+            if saved in codes and {*codes} <= {saved, -signal.SIGTERM}:
+                sys.exit(saved)
         raise
 
 

@@ -4,13 +4,14 @@
 # Several machines: NNODES, NODE_RANK and MASTER_ADDR on each, e.g. for the second of two
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 tools/dist_train.sh configs/simmim_vit-b.py 8
 # MAX_RESTARTS=3, with --resume: when a process dies, restart all of them, at most three times.
-# SIGTERM and SIGUSR1 write a checkpoint and exit with code 75: start again with --resume.
+# SIGTERM, SIGUSR1 and SIGHUP write a checkpoint and exit with code 75, Ctrl-C with 130 (a second one: at once):
+# start again with --resume.
 set -euo pipefail
 case "${1:-}" in
--h | --help) sed -n '2,7p' "$0" | cut -c3- && exit ;;
+-h | --help) sed -n '2,8p' "$0" | cut -c3- && exit ;;
 esac
 if [ $# -lt 2 ]; then
-    sed -n '2,7p' "$0" | cut -c3- >&2
+    sed -n '2,8p' "$0" | cut -c3- >&2
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,6 +19,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # SCRIPT is set by dist_test.sh.
 python=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
 [ -n "$python" ] || { [ -x "$here/../.venv/bin/python" ] && python="$here/../.venv/bin/python"; } || python=python
+SIMMIM_COMMAND=$(printf '%q ' "$0" "$@") && export SIMMIM_COMMAND
 config=$1 gpus=$2
 shift 2
 exec "$python" "$here/_torchrun.py" \

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from simmim_plugin.utils.files import printable
 
@@ -28,18 +29,29 @@ def one_line_errors() -> Iterator[None]:
     Errors that this package raises before a work dir exists are user errors: the message suffices, no file is written.
     See `keep_traceback_in` for where the file goes.
 
-    SIGTERM acts like `sys.exit`, which also ends the child processes (a loader's workers, a comparison's trainings).
-    SIGUSR1, Slurm's warning, exits with the code that asks the scheduler to requeue. During a training `InterruptHook`
-    handles both. Where the parent has set `PARENT`, its end (killed, too) is a SIGTERM to this process.
+    SIGTERM and SIGHUP (the terminal is gone) act like `sys.exit`, which also ends the child processes (a loader's
+    workers, a comparison's trainings). SIGUSR1, Slurm's warning, exits with the code that asks the scheduler to
+    requeue; SIGINT (Ctrl-C) with a line instead of a traceback. During a training `InterruptHook` handles all of them.
+    A signal that the parent had ignored (`nohup`) stays ignored. Where the parent has set `PARENT`, its end (killed,
+    too) is a SIGTERM to this process.
     """
     _folders.clear()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_CODE))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit)
     if parent := os.environ.pop(PARENT, None):
         _end_with(int(parent))
     try:
         yield
-    except Exception as error:  # noqa: BLE001 (any error is written to a file and ends the program)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (any error is written to a file and ends the program)
+        origin: BaseException | None = error
+        while isinstance(origin, Exception):  # MMEngine has a bare `except:` that makes an error of an exit
+            origin = origin.__context__
+        if isinstance(origin, KeyboardInterrupt):
+            sys.stderr.write('interrupted\n')
+            sys.exit(exit_code(signal.SIGINT))
+        if isinstance(origin, SystemExit):
+            sys.exit(origin.code)
         message = '\n'.join(map(printable, message_of(error).split('\n')))
         if 'TORCHELASTIC_ERROR_FILE' in os.environ:  # torchrun's summary then shows this message
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -48,6 +60,15 @@ def one_line_errors() -> Iterator[None]:
         if not _folders and _is_about_input(error):
             sys.exit(f'error: {message}')
         sys.exit(f'error: {message}\n(traceback: {_write_traceback(traceback.format_exc())})')
+
+
+def exit_code(number: int) -> int:
+    """Exit code of a training that a signal has stopped after it wrote a checkpoint: 75, and 130 after Ctrl-C."""
+    return 128 + number if number == signal.SIGINT else EXIT_CODE
+
+
+def _exit(number: int, frame: Any) -> None:
+    sys.exit(EXIT_CODE if number == signal.SIGUSR1 else 128 + number)
 
 
 def _end_with(parent: int) -> None:
@@ -63,7 +84,7 @@ def keep_traceback_in(folder: str) -> None:
     _folders.append(folder)
 
 
-def _is_about_input(error: Exception) -> bool:
+def _is_about_input(error: BaseException) -> bool:
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return isinstance(error, ValueError | FileNotFoundError) and raised_in.is_relative_to(Path(__file__).parents[1])
 
@@ -82,7 +103,7 @@ def _write_traceback(text: str) -> str:
     return file.name
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """The message without the wrapping of workers and registries; names a missing framework."""
     name = type(error).__name__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

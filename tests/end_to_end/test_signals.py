@@ -34,9 +34,17 @@ def wait_for(condition, process):
     raise AssertionError('nothing happened')
 
 
-def start(images, work, **environment):
+def start(images, work, *before, **environment):
     """Two ranks; the launcher is the process."""
-    command = ['bash', ROOT / 'tools/dist_train.sh', ROOT / 'configs/simmim_vit-tiny_folder.py', 2, '--work-dir', work]
+    command = [
+        *before,
+        'bash',
+        ROOT / 'tools/dist_train.sh',
+        ROOT / 'configs/simmim_vit-tiny_folder.py',
+        2,
+        '--work-dir',
+        work,
+    ]
     command += ['--resume', '--cfg-options', f'data_root={images}', *OPTIONS]
     return subprocess.Popen(
         [str(word) for word in command], env={**gloo_environment(), **environment}, text=True, stdout=subprocess.PIPE,
@@ -62,6 +70,42 @@ def test_a_signal_to_one_rank_alone(number, restarts, image_folder, tmp_path):
     assert launcher.returncode == 75, output[-3000:]
     (path,) = (tmp_path / 'work').glob('iter_*.pth')
     assert load_file(path)['meta']['iter'] == int(path.stem[5:])
+
+
+SLOW_DISK = """
+import time
+from simmim_plugin.utils import files
+sync = files._sync
+files._sync = lambda path: (time.sleep(60 * path.name.startswith('.iter_')), sync(path))
+"""
+
+
+def test_ctrl_c_saves_and_nohup_ignores_a_terminal_that_is_gone(image_folder, tmp_path):
+    launcher = start(image_folder, tmp_path / 'work', 'env', '--default-signal=INT', 'nohup')
+    wait_for((tmp_path / 'work/epoch_1.pth').exists, launcher)
+    launcher.send_signal(signal.SIGHUP)
+    wait_for((tmp_path / 'work/epoch_5.pth').exists, launcher)
+    launcher.send_signal(signal.SIGINT)
+    output = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 130, output[-3000:]
+    (path,) = (tmp_path / 'work').glob('iter_*.pth')
+    assert load_file(path)['meta']['iter'] == int(path.stem[5:])
+    assert f'{path} is written. Continue with {ROOT}/tools/dist_train.sh {ROOT}/configs/' in output
+
+
+def test_a_second_ctrl_c_ends_the_ranks_at_once(image_folder, tmp_path, monkeypatch):
+    (tmp_path / 'sitecustomize.py').write_text(SLOW_DISK)
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{ROOT}')
+    launcher = start(image_folder, tmp_path / 'slow', 'env', '--default-signal=INT')
+    wait_for((tmp_path / 'slow/epoch_1.pth').exists, launcher)
+    ranks = ranks_of(launcher)
+    launcher.send_signal(signal.SIGINT)
+    wait_for(lambda: list((tmp_path / 'slow').glob('.iter_*.part')), launcher)
+    begun = time.monotonic()
+    launcher.send_signal(signal.SIGINT)
+    output = launcher.communicate(timeout=50)[0]
+    assert launcher.returncode == 130 and time.monotonic() - begun < 30, output[-3000:]
+    assert all(map(gone, ranks)) and not list((tmp_path / 'slow').glob('iter_*.pth'))
 
 
 def test_without_a_checkpoint_the_code_is_another(image_folder, tmp_path):

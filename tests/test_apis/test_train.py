@@ -226,6 +226,21 @@ def test_errors_end_in_one_line_and_keep_the_traceback(tmp_path):
     assert 'Traceback' in Path(tmp_path, 'error.txt').read_text()
 
 
+@pytest.mark.parametrize(('stop', 'code'), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+@pytest.mark.parametrize('swallowed', [False, True])
+def test_a_signal_is_no_error_whatever_a_library_makes_of_it(stop, code, swallowed, capsys):
+    """MMEngine's Config.pretty_text has a bare `except:` that raises a SyntaxError."""
+    with pytest.raises(SystemExit) as exit_, errors.one_line_errors():
+        try:
+            raise stop
+        except BaseException:
+            if swallowed:
+                raise SyntaxError('Failed to format the config file') from stop
+            raise
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == ('interrupted\n' if code == 130 else '')
+
+
 def test_user_errors_leave_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     with pytest.raises(SystemExit) as exit_, errors.one_line_errors():

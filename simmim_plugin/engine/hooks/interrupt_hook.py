@@ -1,4 +1,4 @@
-"""Save a checkpoint on a preemption signal and exit with a code that asks the scheduler to requeue the job."""
+"""Save a checkpoint on a signal, and exit with a code that asks the scheduler to requeue the job."""
 
 import atexit
 import logging
@@ -16,10 +16,11 @@ from mmengine.logging import print_log
 
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
 from simmim_plugin.engine.runners.accumulation import gradients_are_pending
-from simmim_plugin.engine.runners.mmengine_internals import kill_workers, waits_for_batch
+from simmim_plugin.engine.runners.mmengine_internals import block_in_new_workers, kill_workers, waits_for_batch
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import choice, names
-from simmim_plugin.utils.errors import EXIT_CODE
+from simmim_plugin.utils.errors import exit_code
+from simmim_plugin.utils.invocation import resuming_command
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 # Two cannot be handled, and SIGALRM is used here.
@@ -48,6 +49,7 @@ class PatientWorker:
         """Called in the worker, with its index."""
         for number in self.signals:
             signal.signal(number, self._outlive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
         if self.start is not None:
             self.start(worker)
 
@@ -58,11 +60,13 @@ class PatientWorker:
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """On a signal, write a checkpoint and exit with code 75; `--resume` continues the training.
+    """On a signal, write a checkpoint and exit with code 75 (SIGINT, Ctrl-C: 130); `--resume` continues the training.
 
     The checkpoint is written after the current iteration; with several ranks after the next one, when all ranks know
     about the signal, whichever received it; with accumulated gradients after their step. Slurm announces the end of a
-    job by SIGUSR1 (`--signal=USR1@180`) or SIGTERM. A training that has waited for its next batch for some 20 s since
+    job by SIGUSR1 (`--signal=USR1@180`) or SIGTERM; SIGHUP comes when the terminal is gone. A second Ctrl-C ends the
+    training at once, without a checkpoint; other signals may come again. Signals that the process ignores (`nohup`, a
+    shell's background jobs) stay ignored. A training that has waited for its next batch for some 20 s since
     the signal ends at once: the workers are killed, as one may hang in a read; a single process writes its checkpoint.
 
     Args:
@@ -74,11 +78,11 @@ class InterruptHook(Hook):
 
     priority = 'LOWEST'  # after everything else of the iteration
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')) -> None:
+    def __init__(self, signals: Sequence[str] = ('SIGINT', 'SIGHUP', 'SIGTERM', 'SIGUSR1')) -> None:
         listed = names('InterruptHook.signals', signals, "e.g. ['SIGTERM', 'SIGUSR1']")
         self.signals = [signal.Signals[choice('InterruptHook.signals', name, SIGNALS)] for name in listed]
-        self.received: signal.Signals | None = None
-        self._stopping = False
+        self.received = 0  # the last signal
+        self._stopping = 0  # the one that all ranks know about
         self._before: dict[signal.Signals, Any] = {}
         self._workers: PatientWorker | None = None
         self._group: Any = None
@@ -88,9 +92,14 @@ class InterruptHook(Hook):
         """Install the signal handlers."""
         loader = runner.train_dataloader
         loader.worker_init_fn = self._workers = PatientWorker(self.signals, loader.worker_init_fn)
+        block_in_new_workers(loader, self.signals)
         if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
-            self._before = {number: signal.signal(number, self._note) for number in self.signals}
-            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, partial(self._look, runner))
+            handlers: dict[signal.Signals, Any] = dict.fromkeys(self.signals, self._note)
+            handlers[signal.SIGALRM] = partial(self._look, runner)
+            before = {number: signal.getsignal(number) for number in handlers}
+            self._before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+            for number in self._before:
+                signal.signal(number, handlers[number])
         if runner.world_size > 1:
             self._group = dist.new_group(backend='gloo')
 
@@ -98,7 +107,7 @@ class InterruptHook(Hook):
         """Stop if a rank has received a signal."""
         self._stopping = self._stopping or self._agreed()
         if self._stopping and not gradients_are_pending(runner):
-            self._stop(runner, runner.iter + 1)
+            self._stop(runner, runner.iter + 1, self._stopping)
 
     def after_train(self, runner: TrainingRunner) -> None:
         """Restore the previous handlers, here and in the workers."""
@@ -111,23 +120,28 @@ class InterruptHook(Hook):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _stop(self, runner: TrainingRunner, iterations: int) -> None:
+    def _stop(self, runner: TrainingRunner, iterations: int, received: int) -> None:
         hook = next((hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook)), None)
         if hook is None:
             raise SystemExit(
                 "stopped by a signal without a checkpoint: default_hooks.checkpoint is not a 'SimMIMCheckpointHook'"
             )
         path = hook.save_now(runner, iterations)
-        name = self.received.name if self.received else 'A signal to another rank'
-        print_log(f'{name}: stopped after iteration {iterations}; {path} is written. Continue with --resume', 'current')
+        name = signal.Signals(received).name
+        print_log(
+            f'{name}: stopped after iteration {iterations}; {path} is written. Continue with {resuming_command()}',
+            'current',
+        )
         if dist.is_initialized():
             dist.barrier()  # all ranks wait until it is written
             dist.destroy_process_group()
-        raise SystemExit(EXIT_CODE)
+        raise SystemExit(exit_code(received))
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number)
+        self.received = number
         signal.alarm(PATIENCE)
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[signal.SIGINT])  # a second one interrupts at once
 
     def _look(self, runner: TrainingRunner, number: int, frame: Any) -> None:
         """Some seconds after the signal: end a training that waits for a worker that is stuck."""
@@ -137,21 +151,21 @@ class InterruptHook(Hook):
         print_log(f'No batch for {PATIENCE} s: a worker of the data loader is stuck', 'current', logging.ERROR)
         try:
             if runner.world_size == 1 and runner.iter and not gradients_are_pending(runner):
-                self._stop(runner, runner.iter)
+                self._stop(runner, runner.iter, self.received)
             print_log('Stopped without a checkpoint; --resume continues from the last one', 'current')
-            raise SystemExit(EXIT_CODE)
+            raise SystemExit(exit_code(self.received))
         finally:
             kill_workers()
 
-    def _agreed(self) -> bool:
-        """Whether a rank had received a signal one iteration ago (with a single rank: now). Does not block."""
+    def _agreed(self) -> int:
+        """The signal that a rank had received one iteration ago (with a single rank: now), or 0. Does not block."""
         if self._group is None:
-            return self.received is not None
+            return self.received
         asked, self._asked = self._asked, None
         if asked is not None:
             asked[0].wait()
             if asked[1].item():
-                return True
-        flag = torch.tensor([float(self.received is not None)])
+                return int(asked[1].item())
+        flag = torch.tensor([self.received])
         self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True), flag
-        return False
+        return 0

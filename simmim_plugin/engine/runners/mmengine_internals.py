@@ -2,7 +2,7 @@
 
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -49,6 +49,20 @@ def waits_for_batch(frame: FrameType | None, dataset: Any) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def block_in_new_workers(loader: DataLoader[Any], signals: Sequence[signal.Signals]) -> None:
+    """Let a loader start its workers with signals blocked, so that none ends them before their `worker_init_fn`."""
+    start = loader._get_iterator
+
+    def start_blocked() -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            return start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    loader._get_iterator = start_blocked  # type: ignore[method-assign]
 
 
 def kill_workers() -> None:

@@ -1,5 +1,6 @@
-"""A terminated training ends the worker processes of its data loader."""
+"""What signals do to a training and to the workers of its data loader."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,10 +16,12 @@ from helpers.paths import ROOT
 from helpers.processes import command_of
 from simmim_plugin import ImageFolder
 from simmim_plugin.apis import train
+from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.config import load_config
 from simmim_plugin.engine.hooks import interrupt_hook
 from simmim_plugin.engine.hooks.interrupt_hook import InterruptHook
 from simmim_plugin.registry import DATASETS
+from simmim_plugin.utils import files
 
 
 @pytest.mark.parametrize(
@@ -112,3 +115,83 @@ def test_after_the_training_the_signal_ends_the_workers(image_folder, tmp_path):
     worker.terminate()
     worker.join(20)
     assert worker.exitcode == 0
+
+
+@DATASETS.register_module()
+class SignallingImages(ImageFolder):
+    """In the third iteration a signal is sent; by `signal_in_save` a second one, while the checkpoint is written."""
+
+    number = 0
+
+    def prepare_data(self, idx):
+        if getattr(idx, 'iteration', 0) == 2 and self.number:  # an int for the fixed images of hooks
+            os.kill(os.getpid(), self.number)
+            type(self).number = 0
+        return super().prepare_data(idx)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'code', 'written'),
+    [
+        ('SIGINT', None, 130, True), ('SIGINT', 'SIGINT', 130, False), ('SIGINT', 'SIGTERM', 130, True),
+        ('SIGHUP', 'SIGHUP', 75, True), ('SIGTERM', 'SIGTERM', 75, True), ('SIGTERM', 'SIGINT', 75, True),
+    ],
+)  # fmt: skip
+def test_a_second_signal_during_the_save(first, second, code, written, image_folder, tmp_path, monkeypatch):
+    """Only after Ctrl-C, a second Ctrl-C ends the training before the checkpoint is whole; nothing is left then."""
+    sync = files._sync
+
+    def signal_in_save(path):
+        if second and path.name.startswith('.iter_'):
+            os.kill(os.getpid(), signal.Signals[second])
+        sync(path)
+
+    monkeypatch.setattr(files, '_sync', signal_in_save)
+    monkeypatch.setattr(SignallingImages, 'number', signal.Signals[first])
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is SIG_IGN
+    command = [sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/simmim_vit-tiny_folder.py', '--work-dir',
+               tmp_path / 'work', '--cfg-options', f'data_root={image_folder}', *SMALL,
+               'train_dataloader.dataset.type=SignallingImages']  # fmt: skip
+    ended, output, errors = run_streams(*command)
+    signal.signal(signal.SIGINT, previous)
+    assert ended == code, (output + errors)[-3000:]
+    left = {path.name for path in tmp_path.glob('work/*.pth')} | {path.name for path in tmp_path.glob('work/.*.part')}
+    assert left == ({'iter_3.pth'} if written else set())
+    if written:
+        assert load_file(tmp_path / 'work/iter_3.pth')['meta']['iter'] == 3
+        assert 'Continue with python tools/train.py ' in output + errors
+    else:
+        assert errors.endswith('interrupted\n')
+    assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGINT'])
+def test_what_nohup_and_background_jobs_ignore_stays_ignored(name, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(SignallingImages, 'number', signal.Signals[name])
+    previous = signal.signal(signal.Signals[name], signal.SIG_IGN)
+    command = [sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/simmim_vit-tiny_folder.py', '--work-dir',
+               tmp_path / 'work', '--cfg-options', f'data_root={image_folder}', *SMALL,
+               'train_dataloader.dataset.type=SignallingImages', 'train_cfg.max_epochs=2']  # fmt: skip
+    code, output, errors = run_streams(*command)
+    signal.signal(signal.Signals[name], previous)
+    assert code == 0, (output + errors)[-3000:]
+    assert {path.name for path in tmp_path.glob('work/*.pth')} == {'epoch_1.pth', 'epoch_2.pth'}
+
+
+def seed_slowly(seed):
+    """PyTorch calls it in a worker before `worker_init_fn`, and has its own handler of SIGTERM by then."""
+    if torch.utils.data.get_worker_info() is None and multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return torch.default_generator.manual_seed(seed)
+
+
+def test_a_signal_does_not_end_a_worker_that_starts(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.utils.data._utils.worker.torch.manual_seed', seed_slowly)
+    options = {
+        'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 1,
+        'train_cfg.max_epochs': 1, 'log_level': 'ERROR',
+    }  # fmt: skip
+    config = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
+    runner = train.build_runner(train.prepare(load_config(config, options), config, str(tmp_path)))
+    runner.train()
+    assert runner.iter == 3

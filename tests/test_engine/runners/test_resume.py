@@ -120,7 +120,7 @@ def test_all_processes_stop_together_and_workers_that_die_of_the_signal_do_no_ha
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output[-3000:]
     (path,) = work.glob('iter_*.pth')
-    assert f'{path} is written. Continue with --resume' in output and is_intact(path)
+    assert f'{path} is written. Continue with {ROOT}/tools/dist_train.sh {ROOT}/configs/' in output and is_intact(path)
     process = train(work, image_folder, *options, f'train_cfg.max_epochs={load_file(path)["meta"]["epoch"] + 2}',
                     launcher=launcher, flags=('--resume',))  # fmt: skip
     output, _ = process.communicate(timeout=300)
