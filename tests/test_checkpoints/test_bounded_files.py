@@ -132,7 +132,7 @@ def test_a_tensor_larger_than_its_data(tmp_path, model):
         (dict(arch={**TINY['arch'], 'embed_dims': 65536}), 'of another architecture'),
         (dict(arch={**TINY['arch'], 'feedforward_channels': 1 << 20}), 'of another architecture'),
         (dict(img_size=160_000), 'rows, which a grid of 10000 x 10000 patches does not have'),
-        (dict(in_channels=10**7), 'of another architecture'),
+        (dict(in_channels=10**7), 'for images of 3 channels and the model for 10000000'),
         (dict(patch_size=4096, img_size=4096 * 4), 'of another architecture'),
     ],
 )

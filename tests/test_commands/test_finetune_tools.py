@@ -203,7 +203,8 @@ def test_errors_of_the_tools(place, tool, tmp_path):
     for name, *more in (('test', place / 'work/epoch_3.pth'), ('train',)):
         message = tool(name, CONFIG, *more, *evaluate, f'data_root={other}')
         assert message.startswith(
-            f"error: '{other}/val' must have the classes a, b as in the training data, found a, d; "
+            f"error: '{other}/val' must have the classes a, b as in the training data, found a, d "
+            '(missing: b; only here: d); '
         )
     message = tool('train', CONFIG, *evaluate, data, f'load_from={place / "wide.pth"}')
     assert message.startswith('error: the checkpoint is of another architecture: ')
