@@ -121,6 +121,8 @@ class InterruptHook(Hook):
             signal.signal(number, handler)
 
     def _stop(self, runner: TrainingRunner, iterations: int, received: int) -> None:
+        if self._before:
+            signal.alarm(0)  # it would end a process that takes long to exit
         hook = next((hook for hook in runner.hooks if isinstance(hook, SimMIMCheckpointHook)), None)
         if hook is None:
             raise SystemExit(
