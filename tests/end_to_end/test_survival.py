@@ -18,7 +18,7 @@ from helpers.same import same
 from simmim_plugin.checkpoints.files import load_file
 
 EPOCHS, LINES = 20, 1  # lines of the log in an epoch of six iterations: at the fourth (of three: at the end)
-ENDS = int(os.environ.get('SURVIVAL_ENDS', '10'))
+ENDS = int(os.environ.get('SURVIVAL_ENDS', '4'))  # 1,000 in a long run
 # Everything with randomness or state: drop path, crops, masks, a ramp of their ratio, an average of the weights,
 # accumulated gradients, persistent workers, histories, schedules.
 CONFIG = """
