@@ -206,6 +206,7 @@ def test_learning_rate_follows_the_total_batch(gpus, counts, rate, tmp_path, mon
     runner = Runner.__new__(Runner)
     runner.cfg, runner._world_size, runner._train_dataloader = cfg, gpus, cfg.train_dataloader
     runner.param_schedulers, runner.auto_scale_lr = None, cfg.auto_scale_lr
+    runner._train_loop = None
     monkeypatch.setattr(Runner, 'logger', __import__('logging').getLogger('test'), raising=False)
     train._report_batch(runner, DataLoader(range(512), cfg.train_dataloader.batch_size))
     assert cfg.auto_scale_lr.base_batch_size == 2048  # the config, which is written to the work dir, is unchanged
