@@ -19,6 +19,9 @@ from helpers.paths import DATA
 from simmim_plugin import SimMIM
 
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS'].split(',')[0]))
+# The first backward pass starts autograd's threads, one per device, and forbids it in forked processes, in which tests
+# run commands. `torch.compile` and the exporters trace with pretended GPUs; before that, there is none to start one for.
+torch.zeros((), requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
