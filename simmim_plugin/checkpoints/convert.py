@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
@@ -22,6 +23,7 @@ from simmim_plugin.checkpoints.other_projects import (
 )
 from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils.arguments import choice, whole
@@ -81,6 +83,8 @@ def convert_file(
     if to != 'hf':
         check_suffix(target)
     saved = read(source, objects)
+    if kind_of(saved.state):
+        return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     _check_given(saved, to, img_size, num_heads, (mean, std))
