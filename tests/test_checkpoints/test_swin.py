@@ -39,8 +39,8 @@ def weights(model):
     return to_ours(model.state_dict())[0]
 
 
-def images():
-    return torch.nn.functional.interpolate(photos('pretrain'), SIDE, mode='bilinear', antialias=True)
+def images(side=SIDE):
+    return torch.nn.functional.interpolate(photos('pretrain'), side, mode='bilinear', antialias=True)
 
 
 def mask():
@@ -113,7 +113,6 @@ def test_mmpretrains_own_simmim_gives_the_same_loss_both_ways():
     compare(ours(converted))
 
 
-@pytest.mark.slow
 def test_mmdetections_swin_gives_the_same_maps():
     pytest.importorskip('mmcv.ops', reason="MMCV's operators are not installed", exc_type=ImportError)
     from mmdet.models.backbones import SwinTransformer as Detection
@@ -135,7 +134,8 @@ def test_mmdetections_swin_gives_the_same_maps():
     assert not [name for name in missing if name not in fitted.kept]
     assert sorted(unexpected) == ['mask_token']
     with torch.no_grad():
-        assert_close(theirs(images())[-1], model(images())[0].numpy())
+        # It also shifts the windows of a map that is one window, as the last of 48 px would be.
+        assert_close(theirs(images(96))[-1], model(images(96))[0].numpy())
 
 
 def test_the_official_names_round_trip_and_a_stage_may_have_smaller_windows():
