@@ -11,7 +11,6 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
 
 from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
@@ -22,18 +21,10 @@ from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
 from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
+from simmim_plugin.utils.meta import on_meta
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
-
-
-class NumbersOnCPU(TorchFunctionMode):
-    """Lists of drop path rates have values while models are built on the device 'meta'."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function, `linspace` on the CPU."""
-        given = dict(kwargs or {})
-        return func(*args, **(given | {'device': 'cpu'} if func is torch.linspace else given))
 
 
 def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
@@ -117,7 +108,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
         )
     with named(path):
         swin.check_depths(saved.part('backbone'), saved.state)
-        with torch.device('meta'), NumbersOnCPU():  # see `build_backbone`
+        with on_meta():  # see `build_backbone`
             model = build_part(saved.built)
         check_fits(model.state_dict(), saved.state)
     model = build_part(saved.built)
