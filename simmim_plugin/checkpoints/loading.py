@@ -106,12 +106,13 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
+    config = saved.built
     with named(path):
         swin.check_depths(saved.part('backbone'), saved.state)
         with on_meta():  # see `build_backbone`
-            model = build_part(saved.built)
+            model = build_part(config)
         check_fits(model.state_dict(), saved.state)
-    model = build_part(saved.built)
+    model = build_part(config)
     model.load_state_dict(saved.state)
     return model.to(device).eval(), saved.pipeline
 
