@@ -14,7 +14,6 @@ from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved
 from simmim_plugin.checkpoints.swin import (
     PATCHES,
     POSITIONS,
-    TABLE,
     depths_of,
     from_ours,
     kind_of,
@@ -22,6 +21,7 @@ from simmim_plugin.checkpoints.swin import (
     window_of,
 )
 from simmim_plugin.models.fit import adapt_channels
+from simmim_plugin.models.layers.relative_position import TABLE
 from simmim_plugin.utils.arguments import whole
 
 MASK_TOKEN = 'backbone.mask_token'

@@ -257,9 +257,10 @@ def test_a_classifier_gives_the_same_logits_everywhere(tmp_path):
     official = load_file(tmp_path / 'official.pth')['model']
     assert official['head.weight'].shape == (CLASSES, 16) and 'layers.0.blocks.0.attn.qkv.weight' in official
     official['layers.0.blocks.1.attn_mask'] = torch.zeros(16, 9, 9)  # a buffer there
-    torch.save({'model': official}, tmp_path / 'official.pth')
-    for source in ('timm.pth', 'official.pth', 'mmpretrain.pth', 'hf'):
-        report = convert_file(tmp_path / source, tmp_path / 'back.safetensors', 'plugin')
-        assert report.kind == source.removesuffix('.pth').replace('mmpretrain', 'plugin') and not report.left_out
+    torch.save({'model': official}, tmp_path / 'buffers.pth')
+    for source, kind in dict(timm='timm', buffers='official', mmpretrain='plugin', hf='hf').items():
+        path = tmp_path / (source if kind == 'hf' else f'{source}.pth')
+        report = convert_file(path, tmp_path / 'back.safetensors', 'plugin')
+        assert report.kind == kind and not report.left_out
         content = load_file(tmp_path / 'back.safetensors')
         assert_same(to_ours(tensors_of(content))[0], to_ours(model.state_dict())[0])
