@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.names import HF_BEIT
 from simmim_plugin.checkpoints.other_projects import (
@@ -22,7 +21,7 @@ from simmim_plugin.checkpoints.other_projects import (
     timm_arguments,
 )
 from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved, read
-from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, to_plugin
+from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
 from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.utils.arguments import choice, whole
 

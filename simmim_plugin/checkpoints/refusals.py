@@ -4,15 +4,17 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from simmim_plugin.checkpoints.families import ANY_BACKBONE, OTHER_PARTS, PREFIXES, different_part
-from simmim_plugin.models.fit import PATCHES, names_of
+from simmim_plugin.checkpoints.families import ANY_BACKBONE, OTHER_PARTS, PREFIXES, different_part, listed
 from simmim_plugin.models.layers.relative_position import TABLE
 
-# What every block has.
-BLOCK = tuple(
-    f'{part}.{kind}' for part in ('norm1', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2') for kind in ('weight', 'bias')
+PATCHES = 'patch_embed.proj.weight'
+PAIRS = ('norm1', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')  # with weight and bias, in every block
+BLOCK = (
+    'attn.qkv.weight',
+    'attn.q_bias',
+    'attn.v_bias',
+    *(f'{x}.{kind}' for x in PAIRS for kind in ('weight', 'bias')),
 )
-BLOCK = ('attn.qkv.weight', 'attn.q_bias', 'attn.v_bias', *BLOCK)
 SCALES = ('gamma_1', 'gamma_2')
 
 
@@ -26,13 +28,13 @@ def refuse_names(kind: str, plain: Mapping[str, str], others: list[str]) -> None
     """
     prefixes = PREFIXES.get(kind, ('backbone.',))
     prefixed = any(name.startswith(prefixes) for name in plain)
-    beside = ('pooler.dense.',) if prefixed else OTHER_PARTS
+    beside: tuple[str, ...] = ('pooler.dense.',) if prefixed else OTHER_PARTS
     beside += ('mask_token',) if kind == 'mae' else ()  # its decoder's
     inside = [name for name in others if not prefixed or name.startswith(prefixes)]
     if strange := [name for name in inside if not plain[name].startswith(beside)]:
         part = different_part(strange)
         raise ValueError(
-            f'SimMIMViT has no place for {names_of(strange)} of the backbone{f" ({part})" if part else ""}, without '
+            f'SimMIMViT has no place for {listed(strange)} of the backbone{f" ({part})" if part else ""}, without '
             f'which it would compute something else; it is another model; {ANY_BACKBONE}'
         )
 
@@ -89,7 +91,7 @@ def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
     wanted += [f'{norm}.{kind}' for kind in ('weight', 'bias') if ordinary or f'{norm}.weight' in state]
     if missing := [name for name in wanted if name not in state]:
         raise ValueError(
-            f'the backbone lacks {names_of(missing)}, which every SimMIMViT has: half a model is not loaded; if its '
+            f'the backbone lacks {listed(missing)}, which every SimMIMViT has: half a model is not loaded; if its '
             f'author built it so (a bias left out, say), it is another model; {ANY_BACKBONE}'
         )
     if 'norm.weight' in state and 'fc_norm.weight' in state:
