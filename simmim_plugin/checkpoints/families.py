@@ -38,7 +38,7 @@ NOT_LINEAR = re.compile(
 )
 CHUNK = re.compile(r'^blocks\.\d+\.(?=\d+\.)')  # DINOv2's training files group blocks, and number them through
 
-# Names by which families are told apart.
+# Names that distinguish families.
 HF_PATCHES = re.compile(r'embeddings\.patch_embeddings\.projection\.weight$')
 HF_BLOCK = re.compile(r'(^|\.)layers?\.0\.attention\.')
 SIGNATURES = {

@@ -154,8 +154,8 @@ def inverse(*tables: dict[str, str]) -> dict[str, str]:
     return {theirs: ours for table in tables for ours, theirs in table.items()}
 
 
-# Names from each family's tables to ours. Those of a Beit and of an ordinary ViT are told apart where the same
-# names mean something else together: `gamma_1` next to `qkv.bias`, or `reg_token` next to `q_bias`, is an EVA.
+# Names from each family's tables to ours. Those of a Beit and of an ordinary ViT are distinguished: the same
+# names mean something else together in an EVA, `gamma_1` next to `qkv.bias`, or `reg_token` next to `q_bias`.
 _TABLES = {
     'official': inverse(PLUGIN),
     'beit': inverse(BEIT),

@@ -34,7 +34,7 @@ from simmim_plugin.checkpoints.names import (
     table_of,
     translate,
 )
-from simmim_plugin.checkpoints.refusals import refuse_names, refuse_other_models, refuse_parts
+from simmim_plugin.checkpoints.refusals import refuse_names, refuse_other_models, refuse_parts, refuse_shapes
 from simmim_plugin.models.fit import PATCHES, grid_of_table
 from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
 from simmim_plugin.utils.arguments import choice
@@ -122,6 +122,7 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
         else:
             found[ours] = tensors[name]
     refuse_names(kind, plain, others)
+    refuse_shapes(found)
     backbone, ordinary = to_ours(found, like), has_key_bias(found)
     refuse_other_models(kind, backbone, sure, ordinary)
     if kind != 'plugin':  # what a model takes of our own files, loading.py says
@@ -142,7 +143,7 @@ def _heads(kind: str, others: Mapping[str, Tensor], backbone: Mapping[str, Tenso
     width = backbone['cls_token'].shape[-1]
     for part, rows in (('head.fc', None), ('head.decoder', channels * patch**2)):
         weight = others.get(heads.get(f'{part}.weight', ''))
-        fits = weight is not None and weight.shape[1] == width and rows in (None, weight.shape[0])
+        fits = weight is not None and weight.ndim > 1 and weight.shape[1] == width and rows in (None, weight.shape[0])
         if not fits or (part == 'head.fc' and any(NOT_LINEAR.search(name) for name in others)):
             heads = {ours: name for ours, name in heads.items() if not ours.startswith(f'{part}.')}
     return heads

@@ -269,6 +269,10 @@ def test_half_a_model_and_names_too_many_are_refused():
         to_plugin({name: value for name, value in state.items() if not name.startswith('blocks.0.norm2')})
     with pytest.raises(ValueError, match=r'SimMIMViT has no place for blocks\.1\.strange of the backbone, without'):
         to_plugin({**state, 'blocks.1.strange': torch.ones(1)})
+    bias = 'blocks.0.attn.qkv.bias'
+    for name, shape in ((bias, (64,)), ('pos_embed', (17, 64)), ('patch_embed.proj.weight', (64, 3, 2, 16, 16))):
+        with pytest.raises(ValueError, match=rf'attn\.qkv\.bias|{name} is of shape \({shape[0]}, .*no ViT with 64 channels'):
+            to_plugin({**state, name: torch.ones(shape)})
     names = [f'layer{i}' for i in range(12)]
     with pytest.raises(
         ValueError, match=r'the families known are .*torchvision .*It starts with layer0, .* layer9 \.\.\. \(12'
