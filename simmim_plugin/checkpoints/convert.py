@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
     Facts,
@@ -20,7 +21,7 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
     timm_arguments,
 )
-from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved, read
+from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
 from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.models.layers.architecture import ARCHS
