@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
-from simmim_plugin.checkpoints.names import HF
+from simmim_plugin.checkpoints.names import HF_BEIT
 from simmim_plugin.checkpoints.other_projects import (
     Facts,
     check_mean_std,
@@ -22,9 +23,8 @@ from simmim_plugin.checkpoints.other_projects import (
     timm_arguments,
 )
 from simmim_plugin.checkpoints.saved import Saved, read
-from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, to_plugin
 from simmim_plugin.models.fit import PATCHES, adapt_channels
-from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils.arguments import choice, whole
 
 MASK_TOKEN = 'backbone.mask_token'
@@ -83,7 +83,7 @@ def convert_file(
         check_suffix(target)
     saved = read(source, objects)
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None)
+    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
     _check_given(saved, to, img_size, num_heads, (mean, std))
     adapted = in_channels is not None and _adapt(state, whole('--in-channels', in_channels, 1), channels, left_out)
     notes = []
@@ -91,7 +91,7 @@ def convert_file(
         width = state['backbone.cls_token'].shape[-1]
         state |= {'backbone.norm.weight': torch.ones(width), 'backbone.norm.bias': torch.zeros(width)}
         notes.append('added: backbone.norm, ones and zeros (the source has no norm behind its last block)')
-    facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
+    facts = facts_of(state, img_size or saved.img_size, num_heads or saved.num_heads)
     noted = saved.part('data_preprocessor')
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
     if facts.heads_assumed:
@@ -137,7 +137,9 @@ def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given:
     """Write weights and configs; the preprocessor config only if mean and std are known."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / HF_WEIGHTS[0])
-    _write_json(folder / 'config.json', hf_config(facts, 'beit.' * bool(facts.classes) + HF['mask_token'] in state))
+    _write_json(
+        folder / 'config.json', hf_config(facts, 'beit.' * bool(facts.classes) + HF_BEIT['mask_token'] in state)
+    )
     if facts.in_channels == 3 or given != (None, None):
         content = hf_preprocessor(facts, *check_mean_std(facts.in_channels, *given))
         _write_json(folder / 'preprocessor_config.json', content)
@@ -147,7 +149,7 @@ def _check_given(
     saved: Saved, to: str, img_size: tuple[int, int] | None, num_heads: int | None, normalisation: tuple[Any, Any]
 ) -> None:
     """Raise ValueError for an argument that contradicts the source, or that the target has no place for."""
-    heads, size = _num_heads(saved), saved.img_size
+    heads, size = saved.num_heads, saved.img_size
     if num_heads is not None and heads not in (None, num_heads):
         raise ValueError(f'--num-heads {num_heads}: SRC states {heads}; leave it out')
     if to == 'plugin' and img_size is not None and size is not None and tuple(img_size) != tuple(size):
@@ -165,11 +167,6 @@ def _renormalised(saved: Saved, mean: Sequence[float] = (), std: Sequence[float]
         return saved.note
     preprocessor = {'type': 'SimMIMDataPreprocessor', **saved.part('data_preprocessor'), 'mean': mean, 'std': std}
     return {**saved.note, 'model': {**saved.note['model'], 'data_preprocessor': preprocessor}}
-
-
-def _num_heads(saved: Saved) -> int | None:
-    arch = saved.part('backbone').get('arch')
-    return (arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})).get('num_heads')
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Load checkpoint weights into a model, or rebuild the model from the checkpoint."""
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -15,13 +16,14 @@ from torch.distributed.tensor import DTensor
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
+from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
 from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
+PART = re.compile(r'blocks\.\d+\.(?!attn\.relative_position_bias_table).*')
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
 
 
@@ -167,12 +169,13 @@ def _fit(
     own = _without_prefix(saved.state, source)
     others: dict[str, Tensor] = {}
     if FIRST_BLOCK in own:
-        state, left = to_plugin(own)
+        state, left = to_plugin(own, like=saved.grid or backbone.grid)
         others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
     else:  # names of another project, or another prefix
-        state, left = to_plugin(saved.state)
+        state, left = to_plugin(saved.state, like=saved.grid or backbone.grid)
     others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
     fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
+    _check_same(backbone, saved, fitted)
     taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
     for name, value in others.items():
         if name not in taken:
@@ -180,6 +183,26 @@ def _fit(
     loaded = {target + name: value for name, value in fitted.state.items()} | taken
     kept = [*(target + name for name in fitted.kept), *(name for name in outside if name not in taken)]
     return Fitted(loaded, [*(target + name for name in fitted.skipped), *left], fitted.resized, kept)
+
+
+def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
+    """Raise ValueError if the model would compute something else with these weights than their own model.
+
+    Bias tables, position embeddings and the norm behind the blocks may be new or left: they are what fine-tuning
+    changes. An epsilon that differs is logged.
+    """
+    ours = backbone.blocks[0].attn.num_heads  # type: ignore[union-attr, index]
+    if saved.num_heads not in (None, ours):
+        raise ValueError(
+            f'the checkpoint has {saved.num_heads} attention heads and the model {ours}; set num_heads of arch'
+        )
+    for names, where, other in ((fitted.skipped, 'checkpoint', 'model'), (fitted.kept, 'model', 'checkpoint')):
+        if odd := [name for name in names if name == 'reg_token' or PART.fullmatch(name)]:
+            advice = 'num_registers' if odd == ['reg_token'] else 'layer_scale_init_value (0: none) and num_registers'
+            raise ValueError(f'the {where} has {names_of(odd)} and the {other} has not; set {advice} of SimMIMViT')
+    eps = saved.part('backbone').get('norm_eps')
+    if eps is not None and eps != (mine := backbone.blocks[0].norm1.eps):  # type: ignore[union-attr, index]
+        print_log(f'The checkpoint was trained with norm_eps={eps}, the model has {mine}: see SimMIMViT', 'current')
 
 
 @WEIGHT_INITIALIZERS.register_module()

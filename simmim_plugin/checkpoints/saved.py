@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from simmim_plugin.checkpoints.families import ANY_BACKBONE
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS, from_hf, from_timm, is_named
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
+from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
+
+# Defaults of Hugging Face's classes, which config.json may leave out: epsilon of the norms, side of a patch.
+HF_DEFAULTS = {'dinov2': (1e-6, 14), 'dinov2_with_registers': (1e-6, 16), 'vit_msn': (1e-6, 16)}
 
 
 class Saved(NamedTuple):
@@ -77,6 +82,12 @@ class Saved(NamedTuple):
         """Config of a part of the model, such as 'backbone'; {} without."""
         part = self.note.get('model', {}).get(name)
         return part if isinstance(part, dict) else {}
+
+    @property
+    def num_heads(self) -> int | None:
+        """Number of attention heads of the backbone; None if the checkpoint does not say."""
+        arch = self.part('backbone').get('arch')
+        return (arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})).get('num_heads')
 
     @property
     def img_size(self) -> tuple[int, int] | None:
@@ -142,7 +153,7 @@ def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """File of the weights in a Hugging Face folder, and what its configs say, as a config of ours.
 
     Raises:
-        ValueError: It has no weights, or those of several files.
+        ValueError: It has no weights, or those of several files, or another activation function.
     """
     source = Path(path)
     weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
@@ -154,9 +165,15 @@ def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     model: dict[str, Any] = {}
     if (source / 'config.json').is_file():  # it may leave out defaults
         config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
+        if (act := config.get('hidden_act', 'gelu')) != 'gelu':
+            raise ValueError(
+                f'folder {os.fspath(source)!r}: hidden_act={act!r} in config.json, and SimMIMViT has gelu; it is '
+                f'another model; {ANY_BACKBONE}'
+            )
+        eps, patch = HF_DEFAULTS.get(str(config.get('model_type')), (1e-12, 16))
         arch = dict(num_heads=config.get('num_attention_heads', 12))
-        sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', 16))
-        model['backbone'] = dict(**sizes, arch=arch)
+        sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', patch))
+        model['backbone'] = dict(**sizes, arch=arch, norm_eps=config.get('layer_norm_eps', eps))
     if (source / 'preprocessor_config.json').is_file():
         config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
         if 'image_mean' in config and 'image_std' in config:

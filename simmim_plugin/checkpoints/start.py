@@ -15,7 +15,7 @@ from simmim_plugin.utils.configs import type_name
 
 DEFAULTS = dict(
     arch='base', img_size=224, patch_size=16, in_channels=3, layer_scale_init_value=0.1, use_abs_pos_embed=False,
-    use_shared_rel_pos_bias=True, use_rel_pos_bias=False,
+    use_shared_rel_pos_bias=True, use_rel_pos_bias=False, num_registers=0, norm_eps=1e-6,
 )  # of SimMIMViT  # fmt: skip
 TABLES = ('use_shared_rel_pos_bias', 'use_rel_pos_bias')
 
@@ -78,11 +78,12 @@ def checked_start(source: str, backbone: Mapping[str, Any], preprocessor: Mappin
         patch_size=whole('patch_size', value['patch_size'], 1),
         layer_scale_init_value=number('layer_scale_init_value', value['layer_scale_init_value'], 0),
     )
+    rarer = dict(
+        num_registers=whole('num_registers', value['num_registers'], 0),
+        norm_eps=number('norm_eps', value['norm_eps'], 0, ends='(]'),
+    )
+    settings |= {name: value for name, value in rarer.items() if value != DEFAULTS[name]}  # as earlier versions wrote
     settings |= {name: flag(name, value[name]) for name in ('use_abs_pos_embed', *TABLES)}
-    if 'num_registers' in value:
-        settings['num_registers'] = whole('num_registers', value['num_registers'], 0)
-    if 'norm_eps' in value:
-        settings['norm_eps'] = number('norm_eps', value['norm_eps'], 0, ends='(]')
     if (channels := value['in_channels']) != 3:
         raise ValueError(
             f'in_channels={channels!r}, images of as many channels, for which there is no recipe; write a config '
@@ -96,12 +97,12 @@ def backbone_of(saved: Saved) -> Mapping[str, Any]:
     noted = saved.part('backbone')
     if type_name(noted) == 'SimMIMViT':
         return saved.backbone
-    heads = noted['arch'].get('num_heads') if isinstance(noted.get('arch'), dict) else None
     with named(saved.path):
-        state = to_plugin(saved.state, sure=heads is not None).state
+        state = to_plugin(saved.state, sure=saved.num_heads is not None, like=saved.grid).state
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']
-        return backbone_config(facts_of(state, saved.img_size, heads))
+        config = backbone_config(facts_of(state, saved.img_size, saved.num_heads))
+    return {**config, 'norm_eps': noted.get('norm_eps', 1e-6)}
 
 
 def _mean_and_std(noted: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -1,9 +1,7 @@
 """Weights by name: from the cache of the libraries, or a line that says how to get them, at once."""
 
-import functools
 import io
 import json
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BeitConfig, BeitModel
 
+from helpers.hubs import empty_cache, snapshot
 from helpers.other_projects import randomise
 from simmim_plugin.checkpoints.saved import read
 
@@ -24,25 +23,7 @@ VIT = 'test_vit.r160_in1k'  # timm's own for tests: 64 wide, 6 blocks
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of huggingface_hub, and no network: whoever asks for it fails."""
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError('no network')
-
-    lookup = functools.partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path)
-    monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lookup)
-    monkeypatch.setattr(urllib.request, 'urlopen', no_network)
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
-    return tmp_path
-
-
-def snapshot(cache: Path, name: str) -> Path:
-    """The folder of a model in a cache, as huggingface_hub lays it out."""
-    model, commit = cache / f'models--{name.replace("/", "--")}', 'a' * 40
-    (model / 'refs').mkdir(parents=True)
-    (model / 'refs/main').write_text(commit)
-    (model / 'snapshots' / commit).mkdir(parents=True)
-    return model / 'snapshots' / commit
+    return empty_cache(tmp_path, monkeypatch)
 
 
 def test_a_model_of_timm(cache):

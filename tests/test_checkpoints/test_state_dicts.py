@@ -29,11 +29,12 @@ from helpers.other_projects import (
 from simmim_plugin import SimMIM
 from simmim_plugin.apis import train
 from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.other_projects import facts_of, mmpretrain_config, timm_arguments
 from simmim_plugin.checkpoints.saved import read
-from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.state_dicts import from_plugin, to_plugin
 from simmim_plugin.registry import build_part
 
 os.environ['HF_HUB_OFFLINE'] = '1'

@@ -1,14 +1,19 @@
 """`simmim pretrain --init`: what is read off the weights, written into the config, and loaded."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BeitConfig, BeitModel
 
 from helpers.checkpoints import MEAN, pretrained
 from helpers.commands import SIMMIM, run
+from helpers.hubs import empty_cache, snapshot
 from helpers.other_projects import photos, randomise
 from simmim_plugin import cli
 from simmim_plugin import pretrain as pretrain_in_python
@@ -75,6 +80,25 @@ def test_the_architecture_is_that_of_the_weights(beit, image_folder, tmp_path, c
     model, new = loaded(cfg)
     assert new == ['backbone.mask_token', 'head.decoder.weight', 'head.decoder.bias']
     same_features(model, theirs, photos('pretrain'))
+
+
+def test_a_dinov2_of_timm(image_folder, tmp_path, monkeypatch):
+    """Patches of 14 px, register tokens, LayerScale, a position embedding of the patches alone; by its name."""
+    name = 'vit_base_patch14_reg4_dinov2.lvd142m'
+    small = functools.partial(timm.create_model, embed_dim=64, depth=2, num_heads=4, img_size=56)
+    theirs: Any = randomise(small(name))
+    cache = empty_cache(tmp_path / 'cache', monkeypatch)
+    save_file(theirs.state_dict(), snapshot(cache, f'timm/{name}') / 'model.safetensors')
+    monkeypatch.setattr(timm, 'create_model', small)
+    cfg = written(image_folder, tmp_path / 'out', '--init', f'timm:{name}')
+    assert cfg.load_from == f'timm:{name}' and cfg.model.backbone.num_registers == 4
+    assert cfg.model.data_preprocessor.mean == pytest.approx([123.675, 116.28, 103.53])
+    images = nn.functional.interpolate(photos('pretrain'), (56, 56))
+    model, new = loaded(cfg)
+    assert new == ['backbone.mask_token', 'head.decoder.weight', 'head.decoder.bias']
+    with torch.no_grad():
+        (ours,), expected = model(images), theirs.forward_features(images)[:, 5:]
+    assert torch.allclose(ours.flatten(2).transpose(1, 2), expected, rtol=0, atol=1e-5 * expected.abs().max())
 
 
 def test_another_size_and_tables_of_zeros(image_folder, tmp_path):

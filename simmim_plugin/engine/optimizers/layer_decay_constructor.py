@@ -13,14 +13,14 @@ from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from simmim_plugin.utils.arguments import keys, number
 
 # Name endings of parameters without weight decay whatever their shape.
-NO_DECAY_NAMES = ('cls_token', 'pos_embed')
+NO_DECAY_NAMES = ('cls_token', 'reg_token', 'pos_embed')
 
 
 def has_decay(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter has weight decay, as in the reference.
 
-    1-D parameters (norms, biases, LayerScale), the class token and a position embedding have none. The mask token and
-    the relative position bias tables have it.
+    1-D parameters (norms, biases, LayerScale), the class token, registers and a position embedding have none. The mask
+    token and the relative position bias tables have it.
     """
     return parameter.ndim > 1 and not name.endswith(NO_DECAY_NAMES)
 
