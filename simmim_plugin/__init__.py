@@ -63,6 +63,7 @@ _MODULE_OF = {
     'linear_probe': 'evaluation.probes',
     'load_pretrained': 'checkpoints.loading',
     'normalize_patches': 'models.losses',
+    'pretrain': 'commands.pretrain',
     'reconstruction_loss': 'models.losses',
     'run_probes': 'evaluation.probes',
 }

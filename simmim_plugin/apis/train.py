@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.apis.settings import check_settings
 from simmim_plugin.checkpoints.files import NOTE, load_file
+from simmim_plugin.checkpoints.hubs import is_named
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import extend_schedules
@@ -195,8 +196,8 @@ def _check_checkpoint(cfg: Config) -> None:
     source = cfg.get('load_from')
     if source is not None:
         source = os.path.expanduser(source)
-        others = os.path.isdir(source) or (os.path.isfile(source) and source.endswith('.safetensors'))
-        if others and not cfg.get('resume'):  # a Hugging Face folder, or what MMEngine does not read either
+        others = is_named(source) or os.path.isdir(source) or source.endswith('.safetensors')
+        if others and not cfg.get('resume'):  # what MMEngine does not read
             saved = read(source, objects='known')
             content = {'state_dict': saved.state, NOTE: saved.note}
             CheckpointLoader.register_scheme(f'{re.escape(source)}$', lambda *_, **__: dict(content), force=True)
