@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
 from simmim_plugin.utils.arguments import choice
 
@@ -70,6 +72,8 @@ def convert_file(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     saved = read(source, objects)
+    if kind_of(saved.state):
+        return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
     _check_given(saved, to, num_heads, (mean, std))

@@ -12,7 +12,9 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 
+from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
@@ -25,6 +27,15 @@ from simmim_plugin.utils.configs import type_name
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 PART = re.compile(r'blocks\.\d+\.(?!attn\.relative_position_bias_table).*')
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
+
+
+class NumbersOnCPU(TorchFunctionMode):
+    """Lists of drop path rates have values while models are built on the device 'meta'."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function, `linspace` on the CPU."""
+        given = dict(kwargs or {})
+        return func(*args, **(given | {'device': 'cpu'} if func is torch.linspace else given))
 
 
 def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
@@ -106,9 +117,10 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
-    with torch.device('meta'):  # see `build_backbone`
-        model = build_part(saved.built)
     with named(path):
+        swin.check_depths(saved.part('backbone'), saved.state)
+        with torch.device('meta'), NumbersOnCPU():  # see `build_backbone`
+            model = build_part(saved.built)
         check_fits(model.state_dict(), saved.state)
     model = build_part(saved.built)
     model.load_state_dict(saved.state)
@@ -119,19 +131,20 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
-        model: A model with a SimMIMViT in it; other models and their checkpoints are left unchanged.
+        model: A model with a SimMIMViT or a Swin of MMPretrain or MMDetection in it; other models and their checkpoints
+            are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
         channels: See `fit_state`.
 
     Returns:
-        What was loaded, left and kept; None without a SimMIMViT.
+        What was loaded, left and kept; None for other models.
 
     Raises:
         ValueError: Nothing fits the backbone, or its shapes do not.
     """
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)]
     if not found:
-        return None
+        return _fit_swin(model, checkpoint, channels)
     name, backbone = found[0]
     prefix = f'{name}.' if name else ''
     present = model.state_dict()
@@ -203,6 +216,31 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
     eps = saved.part('backbone').get('norm_eps')
     if eps is not None and eps != (mine := backbone.blocks[0].norm1.eps):  # type: ignore[union-attr]
         print_log(f'The checkpoint was trained with norm_eps={eps}, the model has {mine}: see SimMIMViT', 'current')
+
+
+def _fit_swin(model: nn.Module, checkpoint: dict[str, Any], channels: str | None) -> Fitted | None:
+    """`fit_checkpoint` for a model with a Swin in it; None for other models."""
+    present = model.state_dict()
+    prefix = swin.prefix_in(present)
+    if prefix is None:
+        return None
+    saved = saved_of('load_from', checkpoint)
+    if not swin.kind_of(saved.state):
+        raise ValueError(
+            f'the model has a Swin Transformer, the checkpoint {names_of(list(saved.state))}: another model'
+        )
+    state, left = swin.to_ours(saved.state)
+    fitted = swin.fit_swin(_without_prefix(present, prefix), _without_prefix(state, 'backbone.'), channels)
+    outside = {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    taken = {name: x for name, x in outside.items() if name in present and present[name].shape == x.shape}
+    loaded = {prefix + name: value for name, value in fitted.state.items()} | taken
+    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in outside if name not in taken), *left]
+    kept = [name for name in present if name not in loaded and not name.endswith(swin.BUFFERS)]
+    fitted = Fitted(loaded, skipped, fitted.resized, kept)
+    print_log(fitted.report('load_from'), 'current')
+    others = {name: x for name, x in present.items() if name not in loaded and not isinstance(x, DTensor)}
+    checkpoint['state_dict'] = loaded | others
+    return fitted
 
 
 @WEIGHT_INITIALIZERS.register_module()

@@ -4,7 +4,7 @@ MMEngine's registries import and call whatever a `type` names by its full path, 
 `_scope_` names. So a config from a file may name only what is on a closed list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.registry import Registry
@@ -14,7 +14,12 @@ from simmim_plugin.registry import SCOPE
 PLAIN = (bool, int, float, str, type(None))
 _ALLOWED = '; only numbers, strings, True, False, None, and lists and dicts of these are data'
 # Types of other packages that are built from the config in a checkpoint; ours are those in our registries.
-FOREIGN = ('mmpretrain.BEiTMaskGenerator', 'mmpretrain.SimMIMMaskGenerator', 'mmpretrain.SelfSupDataPreprocessor')
+FOREIGN = (
+    'mmpretrain.BEiTMaskGenerator',
+    'mmpretrain.SimMIMMaskGenerator',
+    'mmpretrain.SelfSupDataPreprocessor',
+    'mmpretrain.SimMIMSwinTransformer',
+)
 
 
 def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +72,21 @@ def buildable(config: Any, place: str, registry: Registry) -> Any:
             f'{SCOPE} and {", ".join(FOREIGN)}'
         )
     kept = {key: value for key, value in config.items() if key != 'init_cfg'}
+    if config.get('type') in FOREIGN and (names := list(_texts(kept, place))):
+        raise ValueError(f'its config has {names[0]}, a name, of which no part is built from a file; numbers only')
     return {key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}
+
+
+def _texts(config: Any, place: str) -> Iterator[str]:
+    """Arguments of another package's part that are strings: they may name classes there, without being a `type`."""
+    if isinstance(config, list | tuple):
+        config = dict(enumerate(config))
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key not in ('type', 'arch') or isinstance(value, Mapping):
+                yield from _texts(value, f'{place}.{key}')
+    elif isinstance(config, str):
+        yield f'{place}={config!r}'
 
 
 def is_known(name: Any, registry: Registry) -> bool:
