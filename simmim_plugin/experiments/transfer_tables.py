@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from simmim_plugin.experiments import report
-from simmim_plugin.experiments.transfer import CONTINUED, PROBE_ENDS, ROWS_OF_INIT, TRANSFERRED
+
+ALONE, TRANSFERRED, CONTINUED = 'SimMIM on the target alone', 'transferred', 'transferred and continued'
+ROWS_OF_INIT = ('scratch', ALONE, TRANSFERRED, CONTINUED)
+PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}  # name in the results -> end of the name in those of a probe
 
 
 def table(results: Mapping[str, Any]) -> str:
