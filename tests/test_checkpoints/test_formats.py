@@ -1,4 +1,4 @@
-"""What `convert --to timm` and `--to hf` write is loaded by these libraries, in a fresh process, by the printed line."""
+"""What `convert --to timm` and `--to hf` write, loaded by these libraries in a fresh process by the printed line."""
 
 import json
 import sys
