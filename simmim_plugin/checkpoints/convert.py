@@ -92,6 +92,8 @@ def convert_file(
     if to == 'plugin' and MASK_TOKEN not in state:
         state[MASK_TOKEN] = torch.zeros_like(state['backbone.cls_token'])
         notes.append(f'added: {MASK_TOKEN}, zeros (it is used with a mask only)')
+    if to == 'official' and facts.norm_eps != 1e-6:
+        notes.append(f'differs: the norms there have an epsilon of 1e-6, those of SRC of {facts.norm_eps}')
     family = '' if to == 'plugin' else family_of(state, to)
     if family == 'Dinov2WithRegisters':  # always has these
         notes += _with_scales(state)
