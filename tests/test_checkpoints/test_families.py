@@ -271,7 +271,9 @@ def test_half_a_model_and_names_too_many_are_refused():
         to_plugin({**state, 'blocks.1.strange': torch.ones(1)})
     bias = 'blocks.0.attn.qkv.bias'
     for name, shape in ((bias, (64,)), ('pos_embed', (17, 64)), ('patch_embed.proj.weight', (64, 3, 2, 16, 16))):
-        with pytest.raises(ValueError, match=rf'attn\.qkv\.bias|{name} is of shape \({shape[0]}, .*no ViT with 64 channels'):
+        with pytest.raises(
+            ValueError, match=rf'attn\.qkv\.bias|{name} is of shape \({shape[0]}, .*no ViT with 64 channels'
+        ):
             to_plugin({**state, name: torch.ones(shape)})
     names = [f'layer{i}' for i in range(12)]
     with pytest.raises(
