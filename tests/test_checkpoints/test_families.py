@@ -23,8 +23,6 @@ from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
 
-pytestmark = pytest.mark.core
-
 
 def relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
@@ -250,6 +248,9 @@ OTHERS: dict[str, tuple[Any, str]] = {
     ),
     'MMPretrain pre-norm': (
         lambda: mmpretrain_model(mmpretrain_vit(pre_norm=True)), r'pre_norm\.weight.*a norm in front of the first block'
+    ),
+    'MMPretrain DeiT III': (
+        lambda: mmpretrain_model(mmpretrain_vit(type='mmpretrain.DeiT3')), r'blocks apply ln1 twice and never ln2'
     ),
     'MMPretrain Swin': (lambda: mmpretrain_model(dict(type='mmpretrain.SwinTransformer')), 'it has a Swin Transformer'),
 }  # fmt: skip
