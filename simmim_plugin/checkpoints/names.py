@@ -82,7 +82,7 @@ MMPRETRAIN_BEIT = {
     'blocks.{i}.gamma_2': 'layers.{i}.gamma_2',
     'mask_token': 'mask_token',
 }
-MMPRETRAIN_VIT = {  # VisionTransformer, DistilledVisionTransformer, DeiT3, MAEViT
+MMPRETRAIN_VIT = {  # VisionTransformer, DistilledVisionTransformer, MAEViT
     **_MMPRETRAIN,
     'blocks.{i}.attn.qkv.bias': 'layers.{i}.attn.qkv.bias',
     'blocks.{i}.gamma_1': 'layers.{i}.attn.gamma1.weight',
@@ -154,8 +154,8 @@ def inverse(*tables: dict[str, str]) -> dict[str, str]:
     return {theirs: ours for table in tables for ours, theirs in table.items()}
 
 
-# Names from each family's tables to ours. Those of a Beit and of an ordinary ViT are distinguished: the same
-# names mean something else together in an EVA, `gamma_1` next to `qkv.bias`, or `reg_token` next to `q_bias`.
+# Names from each family's tables to ours. A Beit and an ordinary ViT of timm's have tables of their own: `gamma_1` next
+# to `qkv.bias`, or `reg_token` next to `q_bias`, is in neither, but in an EVA, which computes something else.
 _TABLES = {
     'official': inverse(PLUGIN),
     'beit': inverse(BEIT),

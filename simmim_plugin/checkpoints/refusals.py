@@ -90,6 +90,20 @@ def refuse_other_models(kind: str, state: Mapping[str, Tensor], sure: bool, ordi
         )
 
 
+def refuse_deit3(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for MMPretrain's `DeiT3`, the only one of its ViTs whose class token has no position.
+
+    Args:
+        found: The backbone by our names, with the position embedding of the file.
+        ours: As SimMIMViT has it.
+    """
+    if 'pos_embed' in found and ours['pos_embed'].shape[1] > found['pos_embed'].shape[1]:
+        raise ValueError(
+            "it is MMPretrain's DeiT3, whose blocks apply ln1 twice and never ln2 (1.3.6): SimMIMViT computes DeiT III "
+            f"as published; take timm's deit3_* weights; {ANY_BACKBONE}"
+        )
+
+
 def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
     """Raise ValueError unless a backbone of another project is whole; see `refuse_other_models`.
 
