@@ -18,6 +18,7 @@ from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.evaluation.probes import LabelledFolder
 from simmim_plugin.experiments import runs
 from simmim_plugin.experiments.runs import Stages, last_checkpoint, last_scalar
+from simmim_plugin.experiments.transfer_tables import ALONE, CONTINUED, PROBE_ENDS, PROBED, ROWS, TRANSFERRED, WITH_INIT
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.configs import innermost, training_data, type_name
@@ -25,13 +26,8 @@ from simmim_plugin.utils.files import read_json, write_json
 from simmim_plugin.utils.resources import TOOLS
 
 METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}  # name in the results -> name in the log
-ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
-PROBED = ('scratch', 'pretrained')  # both kinds of scratch have the same features
-ALONE, TRANSFERRED, CONTINUED = 'SimMIM on the target alone', 'transferred', 'transferred and continued'
-ROWS_OF_INIT = ('scratch', ALONE, TRANSFERRED, CONTINUED)
 HELD_OUT_SEED = 1  # chooses the fifth of the training images that learning rates are chosen on
 PART_TUNED = 0.8  # of the training images, on which the trials train
-PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}  # name in the results -> end of the name in those of a probe
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,12 @@ class Settings(runs.Settings):
     @property
     def rows(self) -> tuple[str, ...]:
         """Names of the rows of the comparison."""
-        return ROWS if self.init is None else ROWS_OF_INIT
+        return ROWS if self.init is None else WITH_INIT
 
     @property
     def probed(self) -> tuple[str, ...]:
         """Rows whose features are probed."""
-        return PROBED if self.init is None else ROWS_OF_INIT
+        return PROBED if self.init is None else WITH_INIT
 
     @property
     def pretrained(self) -> tuple[str, ...]:

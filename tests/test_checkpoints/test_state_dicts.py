@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -32,9 +33,10 @@ from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
-from simmim_plugin.checkpoints.other_projects import facts_of, mmpretrain_config, timm_arguments
+from simmim_plugin.checkpoints.other_projects import facts_of
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.checkpoints.state_dicts import from_plugin, to_plugin
+from simmim_plugin.checkpoints.their_configs import mmpretrain_config, timm_line
 from simmim_plugin.registry import build_part
 
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -80,11 +82,14 @@ def test_round_trips_from_ours(kind, to):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_timm_gives_the_same_numbers(kind):
+def test_timm_gives_the_same_numbers(kind, tmp_path):
     state = plugin_state(kind)
     grid = (4, 6) if kind.startswith('wide') else (4, 4)
-    model = Beit(**timm_arguments(facts_of(state, (grid[0] * 16, grid[1] * 16), 4))).eval()
-    model.load_state_dict(from_plugin(state, 'timm', grid).state)  # strict: all names, all shapes
+    path = str(tmp_path / 'beit.safetensors')
+    save_file(from_plugin(state, 'timm', grid).state, path)
+    facts = facts_of(state, (grid[0] * 16, grid[1] * 16), 4)
+    model = eval(timm_line(facts, 'Beit', path), {'timm': timm}).eval()  # strict: all names, all shapes
+    assert isinstance(model, Beit)
     features, logits = ours(state, kind, None if 'head.fc.weight' in state else 'cls_token')
     with torch.no_grad():
         assert_close(model(photos(kind)), (features if logits is None else logits).numpy())
@@ -102,7 +107,8 @@ def test_timm_gives_the_same_numbers(kind):
 def test_mmpretrain_gives_the_same_numbers(kind):
     state = plugin_state(kind)
     grid = (4, 6) if kind.startswith('wide') else (4, 4)
-    model = mmpretrain_model(mmpretrain_config(facts_of(state, (grid[0] * 16, grid[1] * 16), 4))).eval()
+    facts = facts_of(state, (grid[0] * 16, grid[1] * 16), 4)
+    model = mmpretrain_model(mmpretrain_config(facts, 'BEiTViT')).eval()
     model.load_state_dict(from_plugin(state, 'mmpretrain', grid).state)
     features, logits = ours(state, kind)
 

@@ -160,7 +160,7 @@ def test_rows_with_weights_that_exist(data, tmp_path):
 def test_gains_with_weights_that_exist():
     runs = {
         row: {1.0: [dict(seed=0, rate=0.002, top1=top, balanced=top, seconds=90.0)]}
-        for row, top in zip(transfer.ROWS_OF_INIT, (40.0, 44.0, 50.0, 53.0))
+        for row, top in zip(transfer_tables.WITH_INIT, (40.0, 44.0, 50.0, 53.0))
     }
     text = transfer_tables.table(results() | dict(runs=runs, probes=dict(scratch=[dict(seed=0)])))
     for row, gain in (
