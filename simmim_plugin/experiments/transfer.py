@@ -169,9 +169,10 @@ def _fit_to(init: Start | None, cfg: Config) -> None:
         settings['use_rel_pos_bias'] = any([settings.pop(name) for name in TABLES])  # one per block
     cfg.model.backbone.update(arch=init.arch, **settings)
     cfg.model.data_preprocessor.update(init.preprocessor)
-    for transform in training_data(cfg).pipeline:
-        if 'model_patch_size' in transform and transform.model_patch_size != settings['patch_size']:
-            transform.update(mask_patch_size=2 * settings['patch_size'], model_patch_size=settings['patch_size'])
+    mask, patch = cfg.get('mask') or {}, settings['patch_size']
+    if mask.get('model_patch_size', patch) != patch:
+        units = {'mask.mask_patch_size': 2 * patch} if 'mask_patch_size' in mask else {}
+        apply_options(cfg, {'mask.model_patch_size': patch, **units})
 
 
 def _task(
