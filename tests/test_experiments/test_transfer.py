@@ -294,7 +294,9 @@ def test_a_complete_comparison_with_weights_that_exist(data, tmp_path, monkeypat
         calls.append(command)
         log.write_text(run(sys.executable, *command))
 
-    def run_all(self, name, function, tasks):  # without threads, from which one cannot fork
+    def run_all(self, name, function, tasks):  # without threads, from which one cannot fork, and without trials
+        if name == 'learning rates':
+            return {key: dict(top1=0.0) for key in tasks}
         return {key: function(self, *arguments) for key, arguments in tasks.items()}
 
     monkeypatch.setattr(Stages, 'call', call)
@@ -310,13 +312,13 @@ def test_a_complete_comparison_with_weights_that_exist(data, tmp_path, monkeypat
         init=read_start(f'timm:{name}'), continued=str(tmp_path / 'continue.py'),
     )  # fmt: skip
     results = transfer.compare(given, Stages())
-    assert len(calls) == 2 + 4 * 2 + 4  # pretrainings, trials and runs of four rows, probes
+    assert len(calls) == 2 + 4 + 4  # pretrainings, runs of four rows, probes
     assert list(results['runs']) == list(results['probes']) == list(transfer_tables.WITH_INIT)
     text = transfer_tables.table(results)
     assert '| transferred and continued minus transferred, by seed | 100 % |' in text
     for log in (tmp_path / 'out').glob('*/*.log'):
         loaded = log.parent.name == 'continue' or (
-            log.parent.name in ('trials', 'finetune') and not log.name.startswith('scratch')
+            log.parent.name == 'finetune' and not log.name.startswith('scratch')
         )
         assert ('tensors of load_from' in log.read_text()) == loaded, log
-    assert transfer.compare(given, Stages()) == results and len(calls) == 14
+    assert transfer.compare(given, Stages()) == results and len(calls) == 10
