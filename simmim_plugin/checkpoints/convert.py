@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
-from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, to_plugin
+from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
 from simmim_plugin.utils.arguments import choice
 

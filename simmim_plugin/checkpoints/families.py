@@ -1,27 +1,7 @@
 """Recognise by its names which code base a state dict is from, and which part of another model differs from ours."""
 
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
-
-from simmim_plugin.checkpoints.files import tensors_of
-from simmim_plugin.checkpoints.names import (
-    BEIT,
-    DINOV2,
-    HF_BEIT,
-    HF_DINOV2,
-    HF_IN_MEMORY,
-    HF_PREFIXES,
-    HF_VIT,
-    MMPRETRAIN_BEIT,
-    MMPRETRAIN_VIT,
-    PLUGIN,
-    TORCHVISION,
-    TORCHVISION_OLD,
-    VIT,
-    inverse,
-)
-from simmim_plugin.models.layers.relative_position import INDEX
+from collections.abc import Collection
 
 FAMILIES = (
     'this package, SimMIM (ViT), timm (Beit, VisionTransformer: augreg, DeiT ...), torchvision (vit_*), MAE and DINOv2 '
@@ -31,18 +11,20 @@ FAMILIES = (
 ANY_BACKBONE = 'docs/backbones.md says how to use it as it is'
 FIRST = 10  # names in a message about an unknown checkpoint
 
-# Names from each family's tables to ours. Those of a Beit and of an ordinary ViT are told apart where the same
-# names mean something else together: `gamma_1` next to `qkv.bias`, or `reg_token` next to `q_bias`, is an EVA.
-_TABLES = {
-    'official': inverse(PLUGIN),
-    'beit': inverse(BEIT),
-    'timm': inverse(VIT),
-    'mae': inverse(VIT),
-    'dinov2': inverse(DINOV2),
-    'torchvision': inverse(TORCHVISION, TORCHVISION_OLD),
-    'hf': inverse(HF_BEIT, HF_VIT, HF_DINOV2),
-    'mmpretrain': inverse(MMPRETRAIN_BEIT, MMPRETRAIN_VIT),
-}
+HF_PREFIXES = ('beit.', 'data2vec_vision.', 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.')
+# Names of a model in memory in transformers 5 -> names on disk, one after the other. (`mlp.fc1` is Dinov2's.)
+HF_IN_MEMORY = (
+    (re.compile(r'^shared_position_bias\.'), 'encoder.relative_position_bias.'),
+    (re.compile(r'^(?:encoder\.)?layers?\.(\d+)\.'), r'encoder.layer.\1.'),
+    (re.compile(r'\.attention\.o_proj\.'), '.attention.output.dense.'),
+    (re.compile(r'\.attention\.q_proj\.'), '.attention.attention.query.'),
+    (re.compile(r'\.attention\.k_proj\.'), '.attention.attention.key.'),
+    (re.compile(r'\.attention\.v_proj\.'), '.attention.attention.value.'),
+    (
+        re.compile(r'^encoder\.layer\.(\d+)\.relative_position_bias\.'),
+        r'encoder.layer.\1.attention.attention.relative_position_bias.',
+    ),
+)
 # Prefixes of the names of a backbone, and, where it has none, of other parts.
 PREFIXES: dict[str, tuple[str, ...]] = {'official': ('encoder.',), 'hf': HF_PREFIXES}
 OTHER_PARTS = (
@@ -56,7 +38,7 @@ NOT_LINEAR = re.compile(
 )
 CHUNK = re.compile(r'^blocks\.\d+\.(?=\d+\.)')  # DINOv2's training files group blocks, and number them through
 
-# Names by which families are told apart.
+# Names that distinguish families.
 HF_PATCHES = re.compile(r'embeddings\.patch_embeddings\.projection\.weight$')
 HF_BLOCK = re.compile(r'(^|\.)layers?\.0\.attention\.')
 SIGNATURES = {
@@ -88,19 +70,8 @@ DIFFERENT = tuple(
 )  # fmt: skip
 
 
-def recognise(state: Mapping[str, Any]) -> str:
-    """Detect from its names which code base a state dict (or a checkpoint with one) is from.
-
-    A bare `Beit` is 'timm', and one with a mask token 'plugin': their names are the same, so both convert alike.
-
-    Returns:
-        'plugin', 'official' (microsoft/SimMIM), 'timm', 'mae' (with its decoder), 'dinov2' (original names),
-        'torchvision', 'hf' or 'mmpretrain'.
-
-    Raises:
-        ValueError: It is from none of them.
-    """
-    names = list(tensors_of(state))
+def kind_of(names: Collection[str]) -> str:
+    """Code base that a state dict with these names is from; see `state_dicts.recognise`."""
     bare = {CHUNK.sub('blocks.', name.removeprefix('backbone.')) for name in names}
     if any(name.startswith('encoder.blocks.') for name in names):
         return 'official'
@@ -111,25 +82,16 @@ def recognise(state: Mapping[str, Any]) -> str:
             return kind if kind != 'timm' else _with_names_of_timm(names, bare)
     part = different_part(names)
     what = f'it has {part}; {ANY_BACKBONE}' if part else f'the families known are {FAMILIES}'
-    raise ValueError(f'this is no state dict of a ViT that is known here: {what}. It starts with {first(names)}')
+    raise ValueError(f'this is no state dict of a ViT that is known here: {what}. It starts with {listed(names)}')
 
 
-def _with_names_of_timm(names: list[str], bare: set[str]) -> str:
+def _with_names_of_timm(names: Collection[str], bare: set[str]) -> str:
     if 'blocks.0.attn.qkv.bias' in bare:
         decoder = any(name.startswith(('decoder_embed.', 'decoder_blocks.')) for name in bare)
         return 'mae' if decoder else 'dinov2' if {'mask_token', 'register_tokens'} & bare else 'timm'
     if any(name.startswith('backbone.') for name in names) or 'mask_token' in bare:
         return 'plugin'
-    return 'official' if any(name.endswith(INDEX) for name in names) else 'timm'
-
-
-def table_of(kind: str, names: Collection[str]) -> dict[str, str]:
-    """Table from the names of a state dict of this kind, without prefixes, to ours; see `names.py`."""
-    if kind == 'plugin':
-        kind = 'official' if 'mask_token' in names else 'beit'  # every SimMIMViT has a mask token
-    elif kind == 'timm' and 'blocks.0.attn.qkv.bias' not in names:
-        kind = 'beit'
-    return _TABLES[kind]
+    return 'official' if any(name.endswith('relative_position_index') for name in names) else 'timm'
 
 
 def plain_name(name: str, kind: str) -> str:
@@ -157,7 +119,7 @@ def different_part(names: Collection[str]) -> str:
     return next((part for pattern, part in DIFFERENT if any(pattern.search(name) for name in names)), '')
 
 
-def first(names: Collection[str]) -> str:
+def listed(names: Collection[str]) -> str:
     """The first names of a checkpoint, for a message."""
-    listed = list(names)
-    return ', '.join(listed[:FIRST]) + (f' ... ({len(listed)} names)' if len(listed) > FIRST else '')
+    start = ', '.join(list(names)[:FIRST])
+    return start + (f' ... ({len(names)} names)' if len(names) > FIRST else '')

@@ -191,7 +191,7 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
     Bias tables, position embeddings and the norm behind the blocks may be new or left: they are what fine-tuning
     changes. An epsilon that differs is logged.
     """
-    ours = backbone.blocks[0].attn.num_heads  # type: ignore[union-attr, index]
+    ours = backbone.blocks[0].attn.num_heads  # type: ignore[union-attr]
     if saved.num_heads not in (None, ours):
         raise ValueError(
             f'the checkpoint has {saved.num_heads} attention heads and the model {ours}; set num_heads of arch'
@@ -201,7 +201,7 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
             advice = 'num_registers' if odd == ['reg_token'] else 'layer_scale_init_value (0: none) and num_registers'
             raise ValueError(f'the {where} has {names_of(odd)} and the {other} has not; set {advice} of SimMIMViT')
     eps = saved.part('backbone').get('norm_eps')
-    if eps is not None and eps != (mine := backbone.blocks[0].norm1.eps):  # type: ignore[union-attr, index]
+    if eps is not None and eps != (mine := backbone.blocks[0].norm1.eps):  # type: ignore[union-attr]
         print_log(f'The checkpoint was trained with norm_eps={eps}, the model has {mine}: see SimMIMViT', 'current')
 
 

@@ -6,6 +6,7 @@ stores attention differently, the table has it under names of its parts, which `
 """
 
 import re
+from collections.abc import Collection
 
 from simmim_plugin.models.layers.relative_position import TABLE
 
@@ -135,21 +136,6 @@ HF_DINOV2 = {  # Dinov2, Dinov2WithRegisters
     'blocks.{i}.gamma_1': 'encoder.layer.{i}.layer_scale1.lambda1',
     'blocks.{i}.gamma_2': 'encoder.layer.{i}.layer_scale2.lambda1',
 }
-HF_PREFIXES = ('beit.', 'data2vec_vision.', 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.')
-# Names of a model in memory in transformers 5 -> names on disk, one after the other. (`mlp.fc1` is Dinov2's.)
-HF_IN_MEMORY = (
-    (re.compile(r'^shared_position_bias\.'), 'encoder.relative_position_bias.'),
-    (re.compile(r'^(?:encoder\.)?layers?\.(\d+)\.'), r'encoder.layer.\1.'),
-    (re.compile(r'\.attention\.o_proj\.'), '.attention.output.dense.'),
-    (re.compile(r'\.attention\.q_proj\.'), '.attention.attention.query.'),
-    (re.compile(r'\.attention\.k_proj\.'), '.attention.attention.key.'),
-    (re.compile(r'\.attention\.v_proj\.'), '.attention.attention.value.'),
-    (
-        re.compile(r'^encoder\.layer\.(\d+)\.relative_position_bias\.'),
-        r'encoder.layer.\1.attention.attention.relative_position_bias.',
-    ),
-)
-
 NUMBER = re.compile(r'(?<=^blocks\.)\d+(?=\.)|(?<=^layers\.)\d+(?=\.)|(?<=^encoder\.layer\.)\d+(?=\.)|'
                     r'(?<=^encoder\.layers\.encoder_layer_)\d+(?=\.)')  # fmt: skip
 
@@ -166,3 +152,26 @@ def translate(name: str, table: dict[str, str]) -> str | None:
 def inverse(*tables: dict[str, str]) -> dict[str, str]:
     """The table from the names of one family, or of several, to ours."""
     return {theirs: ours for table in tables for ours, theirs in table.items()}
+
+
+# Names from each family's tables to ours. A Beit and an ordinary ViT of timm's have tables of their own: `gamma_1` next
+# to `qkv.bias`, or `reg_token` next to `q_bias`, is in neither, but in an EVA, which computes something else.
+_TABLES = {
+    'official': inverse(PLUGIN),
+    'beit': inverse(BEIT),
+    'timm': inverse(VIT),
+    'mae': inverse(VIT),
+    'dinov2': inverse(DINOV2),
+    'torchvision': inverse(TORCHVISION, TORCHVISION_OLD),
+    'hf': inverse(HF_BEIT, HF_VIT, HF_DINOV2),
+    'mmpretrain': inverse(MMPRETRAIN_BEIT, MMPRETRAIN_VIT),
+}
+
+
+def table_of(kind: str, names: Collection[str]) -> dict[str, str]:
+    """Table from the names of a state dict of this kind, without prefixes, to ours; see `names.py`."""
+    if kind == 'plugin':
+        kind = 'official' if 'mask_token' in names else 'beit'  # every SimMIMViT has a mask token
+    elif kind == 'timm' and 'blocks.0.attn.qkv.bias' not in names:
+        kind = 'beit'
+    return _TABLES[kind]

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from simmim_plugin.checkpoints.families import ANY_BACKBONE, OTHER_PARTS, PREFIXES, different_part
-from simmim_plugin.models.fit import PATCHES, names_of
+from simmim_plugin.checkpoints.families import ANY_BACKBONE, OTHER_PARTS, PREFIXES, different_part, listed
 from simmim_plugin.models.layers.relative_position import TABLE
 
-# What every block has.
-BLOCK = tuple(
-    f'{part}.{kind}' for part in ('norm1', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2') for kind in ('weight', 'bias')
+PATCHES = 'patch_embed.proj.weight'
+PAIRS = ('norm1', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')  # with weight and bias, in every block
+BLOCK = (
+    'attn.qkv.weight',
+    'attn.q_bias',
+    'attn.v_bias',
+    *(f'{x}.{kind}' for x in PAIRS for kind in ('weight', 'bias')),
 )
-BLOCK = ('attn.qkv.weight', 'attn.q_bias', 'attn.v_bias', *BLOCK)
+QKV = ('q.weight', 'k.weight', 'v.weight')
+AXES = {'cls_token': 3, 'pos_embed': 3, 'reg_token': 3, 'dist_token': 3, PATCHES: 4}  # numbers of dimensions
 SCALES = ('gamma_1', 'gamma_2')
 
 
@@ -26,15 +30,31 @@ def refuse_names(kind: str, plain: Mapping[str, str], others: list[str]) -> None
     """
     prefixes = PREFIXES.get(kind, ('backbone.',))
     prefixed = any(name.startswith(prefixes) for name in plain)
-    beside = ('pooler.dense.',) if prefixed else OTHER_PARTS
-    beside += ('mask_token',) if kind == 'mae' else ()  # its decoder's
+    known: tuple[str, ...] = ('pooler.dense.',) if prefixed else OTHER_PARTS
+    known += ('mask_token',) if kind == 'mae' else ()  # its decoder's
     inside = [name for name in others if not prefixed or name.startswith(prefixes)]
-    if strange := [name for name in inside if not plain[name].startswith(beside)]:
+    if strange := [name for name in inside if not plain[name].startswith(known)]:
         part = different_part(strange)
         raise ValueError(
-            f'SimMIMViT has no place for {names_of(strange)} of the backbone{f" ({part})" if part else ""}, without '
+            f'SimMIMViT has no place for {listed(strange)} of the backbone{f" ({part})" if part else ""}, without '
             f'which it would compute something else; it is another model; {ANY_BACKBONE}'
         )
+
+
+def refuse_shapes(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError without a class token, and for tensors of other shapes than a ViT's; names as for `to_ours`."""
+    if 'cls_token' not in state:
+        raise ValueError(
+            'it has no class token (cls_token), which SimMIMViT puts in front of the patches of every image; it is '
+            f'another model; {ANY_BACKBONE}'
+        )
+    width = state['cls_token'].shape[-1] if state['cls_token'].ndim else 0
+    for name, value in state.items():
+        last = name.rpartition('.attn.')[2]
+        right = name not in AXES or value.ndim == AXES[name]
+        right &= last not in QKV or value.shape == (width, width)
+        if not right or (last == 'qkv.bias' and value.shape != (3 * width,)):
+            raise ValueError(f'{name} is of shape {tuple(value.shape)}, which that of no ViT with {width} channels is')
 
 
 def refuse_other_models(kind: str, state: Mapping[str, Tensor], sure: bool, ordinary: bool) -> None:
@@ -46,11 +66,6 @@ def refuse_other_models(kind: str, state: Mapping[str, Tensor], sure: bool, ordi
         sure: See `to_plugin`.
         ordinary: It has biases of keys.
     """
-    if 'cls_token' not in state:
-        raise ValueError(
-            'it has no class token (cls_token), which SimMIMViT puts in front of the patches of every image; it is '
-            f'another model; {ANY_BACKBONE}'
-        )
     for name, value in state.items():
         hidden = state.get(name.replace('.fc1.', '.fc2.'), value)
         if name.endswith('.mlp.fc1.weight') and hidden.shape[-1] != value.shape[0]:
@@ -89,7 +104,7 @@ def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
     wanted += [f'{norm}.{kind}' for kind in ('weight', 'bias') if ordinary or f'{norm}.weight' in state]
     if missing := [name for name in wanted if name not in state]:
         raise ValueError(
-            f'the backbone lacks {names_of(missing)}, which every SimMIMViT has: half a model is not loaded; if its '
+            f'the backbone lacks {listed(missing)}, which every SimMIMViT has: half a model is not loaded; if its '
             f'author built it so (a bias left out, say), it is another model; {ANY_BACKBONE}'
         )
     if 'norm.weight' in state and 'fc_norm.weight' in state:
@@ -97,5 +112,3 @@ def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
             'the backbone has two norms behind its blocks, norm (of all tokens) and fc_norm (of their mean), one after '
             'the other; SimMIMViT has either'
         )
-    if state[PATCHES].ndim != 4:
-        raise ValueError(f'{PATCHES} is of shape {tuple(state[PATCHES].shape)}, not (D, C, p, p): no model of images')

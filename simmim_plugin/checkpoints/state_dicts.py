@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from simmim_plugin.checkpoints.families import NOT_LINEAR, head_name, plain_name, recognise, table_of
+from simmim_plugin.checkpoints.families import NOT_LINEAR, head_name, kind_of, plain_name
 from simmim_plugin.checkpoints.files import tensors_of
 from simmim_plugin.checkpoints.layouts import has_key_bias, is_ordinary, to_ours, to_theirs, with_register_positions
 from simmim_plugin.checkpoints.names import (
@@ -31,9 +31,10 @@ from simmim_plugin.checkpoints.names import (
     MMPRETRAIN_VIT,
     PLUGIN,
     VIT,
+    table_of,
     translate,
 )
-from simmim_plugin.checkpoints.refusals import refuse_names, refuse_other_models, refuse_parts
+from simmim_plugin.checkpoints.refusals import refuse_names, refuse_other_models, refuse_parts, refuse_shapes
 from simmim_plugin.models.fit import PATCHES, grid_of_table
 from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
 from simmim_plugin.utils.arguments import choice
@@ -72,6 +73,21 @@ class Converted(NamedTuple):
     left_out: list[str]
 
 
+def recognise(state: Mapping[str, Any]) -> str:
+    """Detect from its names which code base a state dict (or a checkpoint with one) is from.
+
+    A bare `Beit` is 'timm', and one with a mask token 'plugin': their names are the same, so both convert alike.
+
+    Returns:
+        'plugin', 'official' (microsoft/SimMIM), 'timm', 'mae' (with its decoder), 'dinov2' (original names),
+        'torchvision', 'hf' or 'mmpretrain'.
+
+    Raises:
+        ValueError: It is from none of them.
+    """
+    return kind_of(tensors_of(state))
+
+
 def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = None) -> Converted:
     """Convert a state dict of any known kind to the names of our models, with the prefix `backbone.`.
 
@@ -91,7 +107,8 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
         ValueError: Its kind is unknown, the backbone has something that SimMIMViT cannot represent or lacks something,
             or two of its tensors would get the same name.
     """
-    kind, tensors = recognise(state), tensors_of(state)
+    tensors = tensors_of(state)
+    kind = kind_of(tensors)
     plain = {name: plain_name(name, kind) for name in tensors if not name.endswith(INDEX)}
     table = table_of(kind, plain.values())
     found: dict[str, Tensor] = {}
@@ -105,6 +122,7 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
         else:
             found[ours] = tensors[name]
     refuse_names(kind, plain, others)
+    refuse_shapes(found)
     backbone, ordinary = to_ours(found, like), has_key_bias(found)
     refuse_other_models(kind, backbone, sure, ordinary)
     if kind != 'plugin':  # what a model takes of our own files, loading.py says
@@ -125,7 +143,7 @@ def _heads(kind: str, others: Mapping[str, Tensor], backbone: Mapping[str, Tenso
     width = backbone['cls_token'].shape[-1]
     for part, rows in (('head.fc', None), ('head.decoder', channels * patch**2)):
         weight = others.get(heads.get(f'{part}.weight', ''))
-        fits = weight is not None and weight.shape[1] == width and rows in (None, weight.shape[0])
+        fits = weight is not None and weight.ndim > 1 and weight.shape[1] == width and rows in (None, weight.shape[0])
         if not fits or (part == 'head.fc' and any(NOT_LINEAR.search(name) for name in others)):
             heads = {ours: name for ours, name in heads.items() if not ours.startswith(f'{part}.')}
     return heads

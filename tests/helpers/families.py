@@ -49,7 +49,7 @@ def _mae() -> Family:
     """The original files: an encoder of timm's names, a decoder of half the width, fixed positions of the patches."""
     family = _timm(num_classes=0)
     with torch.no_grad():
-        family.model.pos_embed[:, 0] = 0  # type: ignore[index, operator]
+        family.model.pos_embed[:, 0] = 0
     decoder: Any = timm_vit(embed_dim=WIDTH // 2, depth=1, num_classes=0)
     names = {'blocks': 'decoder_blocks', 'norm': 'decoder_norm'}
     parts = {key.partition('.') for key in decoder.state_dict() if key.partition('.')[0] in names}

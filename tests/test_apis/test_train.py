@@ -1,5 +1,4 @@
 import argparse
-import argparse
 import multiprocessing
 import os
 import sys

@@ -14,10 +14,9 @@ from helpers.models import TINY, assert_close
 from helpers.other_projects import CLS, WIDE, assert_same, mmpretrain_model, plugin_state
 from helpers.paths import ROOT
 from simmim_plugin.checkpoints.convert import convert_file
-from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
 from simmim_plugin.checkpoints.loading import load_pretrained
-from simmim_plugin.checkpoints.state_dicts import from_plugin
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise
 from simmim_plugin.models.layers.relative_position import relative_position_index
 from simmim_plugin.registry import build_part
 

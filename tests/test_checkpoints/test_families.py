@@ -1,6 +1,7 @@
 """Ordinary ViTs: SimMIMViT with their weights gives their libraries' own numbers on photos."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ from helpers.families import ARCH, FAMILIES, Family, hf_model, mmpretrain_vit, s
 from helpers.other_projects import assert_same, mmpretrain_model, photos, randomise
 from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.apis import train
-from simmim_plugin.checkpoints.families import recognise
+from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.checkpoints.layouts import embeds_patches_only
-from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
-from simmim_plugin.checkpoints.state_dicts import from_plugin, to_plugin
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
 
 pytestmark = pytest.mark.core
 
@@ -69,7 +70,7 @@ def test_classifiers_are_read(name):
     features = simmim_vit(family.weights, family.eps, out_type='cls_token')(images)[0]
     logits = features @ state['head.fc.weight'].T + state['head.fc.bias']
     if name == 'MMPretrain':
-        family.model.backbone.out_type = 'cls_token'  # type: ignore[union-attr]
+        family.model.backbone.out_type = 'cls_token'
     expected = family.model(images)
     assert relative(logits, getattr(expected, 'logits', expected)) < 1e-5
 
@@ -270,6 +271,11 @@ def test_half_a_model_and_names_too_many_are_refused():
         to_plugin({name: value for name, value in state.items() if not name.startswith('blocks.0.norm2')})
     with pytest.raises(ValueError, match=r'SimMIMViT has no place for blocks\.1\.strange of the backbone, without'):
         to_plugin({**state, 'blocks.1.strange': torch.ones(1)})
+    bias = 'blocks.0.attn.qkv.bias'
+    for name, shape in ((bias, (64,)), ('pos_embed', (17, 64)), ('patch_embed.proj.weight', (64, 3, 2, 16, 16))):
+        message = f'{name} is of shape {tuple(shape)}, which that of no ViT with 64 channels is'
+        with pytest.raises(ValueError, match=re.escape(message)):
+            to_plugin({**state, name: torch.ones(shape)})
     names = [f'layer{i}' for i in range(12)]
     with pytest.raises(
         ValueError, match=r'the families known are .*torchvision .*It starts with layer0, .* layer9 \.\.\. \(12'
@@ -317,7 +323,7 @@ def test_init_cfg_and_load_from_take_them(source, tmp_path):
     path = tmp_path / 'weights.pth'
     if source == 'hf':
         path = tmp_path / 'folder'
-        family.model.save_pretrained(path)  # type: ignore[operator]
+        family.model.save_pretrained(path)
     else:
         torch.save(family.weights, path)
     arguments = dict(
@@ -337,10 +343,27 @@ def test_init_cfg_and_load_from_take_them(source, tmp_path):
     assert relative(model.backbone(images)[0].flatten(2).transpose(1, 2), expected[:, -16:]) < 1e-5
 
 
+@pytest.mark.parametrize('source', ['MAE', 'DINOv2 with registers', 'torchvision', 'timm DeiT', 'ViTMAEForPreTraining'])
+@torch.no_grad()
+def test_converted_files_are_whole_models(source, tmp_path):
+    """A file of any family, or a folder, with a config of ours: as `simmim features` and the probes read it."""
+    family, images, path = FAMILIES[source](), photos('pretrain'), tmp_path / 'source.pth'
+    if family.kind == 'hf':
+        path = tmp_path / 'folder'
+        family.model.save_pretrained(path)
+    else:
+        torch.save({'model': family.weights}, path)
+    report = convert_file(path, tmp_path / 'ours.pth', 'plugin', num_heads=4)
+    assert report.kind == family.kind
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    assert relative(backbone(images)[0], family.tokens(images)) < 1e-5
+    assert backbone.blocks[0].norm1.eps == family.eps
+
+
 def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
     pytest.importorskip('transformers')
     model = hf_model('ViTModel', hidden_act='gelu')
-    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    model.save_pretrained(tmp_path)
     noted = read(tmp_path)
     assert noted.num_heads == 4 and noted.img_size == (64, 64) and noted.part('backbone')['norm_eps'] == 1e-12
     arguments: dict[str, Any] = dict(

@@ -30,17 +30,17 @@ from helpers.other_projects import (
 from simmim_plugin import SimMIM
 from simmim_plugin.apis import train
 from simmim_plugin.checkpoints.convert import convert_file
-from simmim_plugin.checkpoints.families import recognise
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.other_projects import facts_of
 from simmim_plugin.checkpoints.saved import read
-from simmim_plugin.checkpoints.state_dicts import from_plugin, to_plugin
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.their_configs import mmpretrain_config, timm_line
 from simmim_plugin.registry import build_part
 
 os.environ['HF_HUB_OFFLINE'] = '1'
-SQUARE = [kind for kind in KINDS if not kind.startswith('wide')]
+BEITS = [kind for kind in KINDS if kind not in ('absolute', 'finetune-without-tables')]  # others: test_families.py
+SQUARE = [kind for kind in KINDS if not kind.startswith('wide') and kind != 'absolute']
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def test_round_trips_from_ours(kind, to):
     held = {
         'official': set() if pretraining else {'backbone.mask_token'},
         'timm': {'backbone.mask_token', *(decoder if pretraining else ())},
-        'hf': decoder if pretraining else set(),
+        'hf': decoder if pretraining and kind != 'absolute' else set(),  # ViTForMaskedImageModeling has one
         'mmpretrain': {'backbone.mask_token', *(decoder if pretraining else ())},
         'backbone': decoder if pretraining else classifier,
     }
@@ -81,7 +81,7 @@ def test_round_trips_from_ours(kind, to):
     assert_same(from_plugin(back, to, (4, 6) if kind.startswith('wide') else (4, 4)).state, converted)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', BEITS)
 def test_timm_gives_the_same_numbers(kind, tmp_path):
     state = plugin_state(kind)
     grid = (4, 6) if kind.startswith('wide') else (4, 4)
@@ -103,7 +103,7 @@ def test_timm_gives_the_same_numbers(kind, tmp_path):
         assert_close(model(photos(kind)), (features if logits is None else logits).numpy())
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', BEITS)
 def test_mmpretrain_gives_the_same_numbers(kind):
     state = plugin_state(kind)
     grid = (4, 6) if kind.startswith('wide') else (4, 4)
@@ -192,11 +192,8 @@ def test_masked_image_models_of_transformers_are_read():
 
 
 def test_unknown_state_dicts_and_arguments_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'names are those of no known model\. It starts with conv1.weight'):
+    with pytest.raises(ValueError, match=r'the families known are .* It starts with conv1.weight, fc.weight'):
         recognise({'conv1.weight': torch.ones(1), 'fc.weight': torch.ones(1)})
-    vit = {'blocks.0.norm1.weight': torch.ones(1), 'patch_embed.proj.weight': torch.ones(1)}
-    with pytest.raises(ValueError, match='it has a key bias, or no query bias'):
-        recognise({**vit, 'blocks.0.attn.qkv.bias': torch.ones(1)})
     state = plugin_state('absolute')
     with pytest.raises(ValueError, match="to='keras' is unknown; choose one of 'plugin'"):
         from_plugin(state, 'keras')
