@@ -13,9 +13,9 @@ HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 SECONDS = 10  # to wait for an answer of the hub
 
 
-def is_named(path: object) -> bool:
+def is_named(path: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint is given as a name in a hub, not as a path."""
-    return isinstance(path, str) and path.startswith(HUBS)
+    return os.fspath(path).startswith(HUBS)
 
 
 def from_timm(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

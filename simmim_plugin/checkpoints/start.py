@@ -101,8 +101,8 @@ def backbone_of(saved: Saved) -> Mapping[str, Any]:
         state = to_plugin(saved.state, sure=saved.num_heads is not None, like=saved.grid).state
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']
-        config = backbone_config(facts_of(state, saved.img_size, saved.num_heads))
-    return {**config, 'norm_eps': noted.get('norm_eps', 1e-6)}
+        facts = facts_of(state, saved.img_size, saved.num_heads, noted.get('norm_eps', DEFAULTS['norm_eps']))
+        return backbone_config(facts)
 
 
 def _mean_and_std(noted: Mapping[str, Any]) -> dict[str, list[float]]:

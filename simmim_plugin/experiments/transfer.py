@@ -18,7 +18,7 @@ from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.evaluation.probes import LabelledFolder
 from simmim_plugin.experiments import runs
 from simmim_plugin.experiments.runs import Stages, last_checkpoint, last_scalar
-from simmim_plugin.experiments.transfer_tables import ALONE, CONTINUED, PROBE_ENDS, ROWS_OF_INIT, TRANSFERRED
+from simmim_plugin.experiments.transfer_tables import ALONE, CONTINUED, PROBE_ENDS, PROBED, ROWS, TRANSFERRED, WITH_INIT
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import number
 from simmim_plugin.utils.configs import innermost, training_data, type_name
@@ -26,8 +26,6 @@ from simmim_plugin.utils.files import read_json, write_json
 from simmim_plugin.utils.resources import TOOLS
 
 METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}  # name in the results -> name in the log
-ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
-PROBED = ('scratch', 'pretrained')  # both kinds of scratch have the same features
 HELD_OUT_SEED = 1  # chooses the fifth of the training images that learning rates are chosen on
 PART_TUNED = 0.8  # of the training images, on which the trials train
 
@@ -57,12 +55,12 @@ class Settings(runs.Settings):
     @property
     def rows(self) -> tuple[str, ...]:
         """Names of the rows of the comparison."""
-        return ROWS if self.init is None else ROWS_OF_INIT
+        return ROWS if self.init is None else WITH_INIT
 
     @property
     def probed(self) -> tuple[str, ...]:
         """Rows whose features are probed."""
-        return PROBED if self.init is None else ROWS_OF_INIT
+        return PROBED if self.init is None else WITH_INIT
 
     @property
     def pretrained(self) -> tuple[str, ...]:
@@ -171,9 +169,10 @@ def _fit_to(init: Start | None, cfg: Config) -> None:
         settings['use_rel_pos_bias'] = any([settings.pop(name) for name in TABLES])  # one per block
     cfg.model.backbone.update(arch=init.arch, **settings)
     cfg.model.data_preprocessor.update(init.preprocessor)
-    for transform in training_data(cfg).pipeline:
-        if 'model_patch_size' in transform and transform.model_patch_size != settings['patch_size']:
-            transform.update(mask_patch_size=2 * settings['patch_size'], model_patch_size=settings['patch_size'])
+    mask, patch = cfg.get('mask') or {}, settings['patch_size']
+    if mask.get('model_patch_size', patch) != patch:
+        units = {'mask.mask_patch_size': 2 * patch} if 'mask_patch_size' in mask else {}
+        apply_options(cfg, {'mask.model_patch_size': patch, **units})
 
 
 def _task(

@@ -1,4 +1,4 @@
-"""Tables and plot of a comparison of pretraining with training from scratch."""
+"""Rows, tables and plot of the comparison of pretraining with training from scratch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Any
 
 from simmim_plugin.experiments import report
 
+ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
+PROBED = ('scratch', 'pretrained')  # both kinds of scratch have the same features
 ALONE, TRANSFERRED, CONTINUED = 'SimMIM on the target alone', 'transferred', 'transferred and continued'
-ROWS_OF_INIT = ('scratch', ALONE, TRANSFERRED, CONTINUED)
+WITH_INIT = ('scratch', ALONE, TRANSFERRED, CONTINUED)
 PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}  # name in the results -> end of the name in those of a probe
 
 
@@ -37,7 +39,7 @@ def table(results: Mapping[str, Any]) -> str:
 def _compared(found: Mapping[str, report.Runs]) -> list[tuple[str, str]]:
     """Pairs of rows whose difference is a gain."""
     if CONTINUED in found:
-        return [*((row, 'scratch') for row in ROWS_OF_INIT[1:]), (CONTINUED, TRANSFERRED)]
+        return [*((row, 'scratch') for row in WITH_INIT[1:]), (CONTINUED, TRANSFERRED)]
     top1 = {row: sum(run['top1'] for run in tests) for row, tests in found.items() if row != 'pretrained'}
     return [('pretrained', max(top1, key=top1.__getitem__))]
 

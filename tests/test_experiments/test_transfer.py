@@ -1,24 +1,32 @@
 """The comparison with training from scratch: configs of its runs, tables, and a complete tiny comparison."""
 
 import dataclasses
+import functools
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+from safetensors.torch import save_file
 
 from helpers.checkpoints import MEAN, pretrained
 from helpers.commands import run
+from helpers.hubs import empty_cache, snapshot
 from helpers.labelled import make_labelled
+from helpers.other_projects import randomise
 from helpers.paths import ROOT
 from simmim_plugin.checkpoints.start import read_start
 from simmim_plugin.experiments import transfer, transfer_tables
+from simmim_plugin.experiments.runs import Stages
 from simmim_plugin.experiments.transfer import Settings
 
+CONTINUE = ROOT / 'configs/simmim_vit-tiny_continue.py'
 PRETRAIN, FINETUNE = ROOT / 'configs/simmim_vit-tiny_folder.py', ROOT / 'configs/finetune/vit-tiny_folder.py'
 
 
@@ -129,7 +137,7 @@ def test_rows_with_weights_that_exist(data, tmp_path):
     weights = tmp_path / 'weights.pth'
     pretrained(weights, use_shared_rel_pos_bias=False, use_abs_pos_embed=True)  # 48 wide, patches of 16 px
     base = settings(data, tmp_path / 'out')
-    init, continued = read_start(str(weights)), str(ROOT / 'configs/simmim_vit-tiny_continue.py')
+    init, continued = read_start(str(weights)), str(CONTINUE)
     given = dataclasses.replace(base, init=init, continued=continued)
     alone, cfg = (transfer._pretraining(given, row, 1)[0] for row in given.pretrained)
     assert (alone.load_from, cfg.load_from) == (None, str(weights)) and cfg.randomness.seed == 1
@@ -160,7 +168,7 @@ def test_rows_with_weights_that_exist(data, tmp_path):
 def test_gains_with_weights_that_exist():
     runs = {
         row: {1.0: [dict(seed=0, rate=0.002, top1=top, balanced=top, seconds=90.0)]}
-        for row, top in zip(transfer.ROWS_OF_INIT, (40.0, 44.0, 50.0, 53.0))
+        for row, top in zip(transfer_tables.WITH_INIT, (40.0, 44.0, 50.0, 53.0))
     }
     text = transfer_tables.table(results() | dict(runs=runs, probes=dict(scratch=[dict(seed=0)])))
     for row, gain in (
@@ -271,3 +279,46 @@ def test_a_complete_comparison_and_resuming(data, tmp_path):
     assert '--rates=[0.001, 0.001] must differ' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
     assert '--rates=nan must be a number above 0' in run(*command, '--rates', 'nan', ok=False)
     assert '--jobs=0 must be a whole number of at least 1' in run(*command, '--jobs', 0, ok=False)
+
+
+@pytest.mark.slow
+def test_a_complete_comparison_with_weights_that_exist(data, tmp_path, monkeypatch):
+    """Of a ViT of timm: its name gives the architecture of all rows; four rows, their gains, and nothing run twice."""
+    small: Any = functools.partial(timm.create_model, 'test_vit', embed_dim=32, depth=2, num_heads=2, img_size=64)
+    name, cache = 'test_vit.r160_in1k', empty_cache(tmp_path / 'cache', monkeypatch)
+    save_file(randomise(small()).state_dict(), snapshot(cache, f'timm/{name}') / 'model.safetensors')
+    monkeypatch.setattr(timm, 'create_model', lambda name, **kwargs: small(**kwargs))
+    calls = []
+
+    def call(self, command, log):  # forked processes, which start sooner and have the cache
+        calls.append(command)
+        log.write_text(run(sys.executable, *command))
+
+    def run_all(self, name, function, tasks):  # without threads, from which one cannot fork, and without trials
+        if name == 'learning rates':
+            return {key: dict(top1=0.0) for key in tasks}
+        return {key: function(self, *arguments) for key, arguments in tasks.items()}
+
+    monkeypatch.setattr(Stages, 'call', call)
+    monkeypatch.setattr(Stages, 'run_all', run_all)
+    for leaf, base in (('pretrain', PRETRAIN), ('continue', CONTINUE), ('finetune', FINETUNE)):
+        text = f"_base_ = '{base}'\ntrain_cfg = dict(max_epochs=1)\n"
+        for split in ('train', 'val')[: 1 + (leaf == 'finetune')]:
+            text += f'{split}_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)\n'
+        (tmp_path / f'{leaf}.py').write_text(text)
+    configs = transfer.label_shares([str(tmp_path / 'finetune.py')], str(data))
+    given = Settings(
+        tmp_path / 'out', str(data), data / 'train', [0], {}, str(tmp_path / 'pretrain.py'), configs, rates=[1e-3],
+        init=read_start(f'timm:{name}'), continued=str(tmp_path / 'continue.py'),
+    )  # fmt: skip
+    results = transfer.compare(given, Stages())
+    assert len(calls) == 2 + 4 + 4  # pretrainings, runs of four rows, probes
+    assert list(results['runs']) == list(results['probes']) == list(transfer_tables.WITH_INIT)
+    text = transfer_tables.table(results)
+    assert '| transferred and continued minus transferred, by seed | 100 % |' in text
+    for log in (tmp_path / 'out').glob('*/*.log'):
+        loaded = log.parent.name == 'continue' or (
+            log.parent.name == 'finetune' and not log.name.startswith('scratch')
+        )
+        assert ('tensors of load_from' in log.read_text()) == loaded, log
+    assert transfer.compare(given, Stages()) == results and len(calls) == 10
