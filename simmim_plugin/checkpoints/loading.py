@@ -12,7 +12,6 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
 
 from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
@@ -23,19 +22,11 @@ from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
 from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
+from simmim_plugin.utils.meta import on_meta
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 PART = re.compile(r'blocks\.\d+\.(?!attn\.relative_position_bias_table).*')
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
-
-
-class NumbersOnCPU(TorchFunctionMode):
-    """Lists of drop path rates have values while models are built on the device 'meta'."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function, `linspace` on the CPU."""
-        given = dict(kwargs or {})
-        return func(*args, **(given | {'device': 'cpu'} if func is torch.linspace else given))
 
 
 def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
@@ -117,12 +108,13 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
+    config = saved.built
     with named(path):
         swin.check_depths(saved.part('backbone'), saved.state)
-        with torch.device('meta'), NumbersOnCPU():  # see `build_backbone`
-            model = build_part(saved.built)
+        with on_meta():  # see `build_backbone`
+            model = build_part(config)
         check_fits(model.state_dict(), saved.state)
-    model = build_part(saved.built)
+    model = build_part(config)
     model.load_state_dict(saved.state)
     return model.to(device).eval(), saved.pipeline
 

@@ -235,3 +235,31 @@ def test_a_strangers_config_builds_nothing_unexpected(tmp_path, change, message)
     torch.save({'state_dict': pretrained().state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=re.escape('a.pth') + f'.*{message}'):
         load_pretrained(tmp_path / 'a.pth')
+
+
+def test_a_classifier_gives_the_same_logits_everywhere(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    facts = facts_of(weights(pretrained()), (SIDE, SIDE))._replace(classes=CLASSES, decodes=False)
+    model = randomise(mmpretrain_model(mmpretrain_config(facts)))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'fine.pth')
+    with torch.no_grad():
+        expected = model(images()).numpy()
+    for to in ('timm', 'official', 'mmpretrain'):
+        assert not convert_file(tmp_path / 'fine.pth', tmp_path / f'{to}.pth', to, img_size=(SIDE, SIDE)).left_out
+    assert not convert_file(tmp_path / 'fine.pth', tmp_path / 'hf', 'hf', img_size=(SIDE, SIDE)).left_out
+    theirs = SwinTransformer(**timm_arguments(facts)).eval()
+    theirs.load_state_dict(load_file(tmp_path / 'timm.pth'))
+    hf, info = transformers.SwinForImageClassification.from_pretrained(tmp_path / 'hf', output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        assert_close(theirs(images()), expected)
+        assert_close(hf(images()).logits, expected)
+    official = load_file(tmp_path / 'official.pth')['model']
+    assert official['head.weight'].shape == (CLASSES, 16) and 'layers.0.blocks.0.attn.qkv.weight' in official
+    official['layers.0.blocks.1.attn_mask'] = torch.zeros(16, 9, 9)  # a buffer there
+    torch.save({'model': official}, tmp_path / 'official.pth')
+    for source in ('timm.pth', 'official.pth', 'mmpretrain.pth', 'hf'):
+        report = convert_file(tmp_path / source, tmp_path / 'back.safetensors', 'plugin')
+        assert report.kind == source.removesuffix('.pth').replace('mmpretrain', 'plugin') and not report.left_out
+        content = load_file(tmp_path / 'back.safetensors')
+        assert_same(to_ours(tensors_of(content))[0], to_ours(model.state_dict())[0])
