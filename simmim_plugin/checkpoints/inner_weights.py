@@ -3,28 +3,27 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from simmim_plugin.models.fit import Fitted, names_of
 from simmim_plugin.models.libraries import inside_of
-from simmim_plugin.models.masked_backbone import MaskedBackbone
 
 # First parts of names that belong to a task rather than to features.
 TASKS = ('classif', 'classifier', 'decoder', 'fc', 'head', 'head_dist', 'heads', 'last_linear', 'lm_head', 'pooler')
 DERIVED = ('attn_mask', 'num_batches_tracked', 'relative_coords_table', 'relative_position_index')  # buffers
 SPARE = 64 * 2**20  # bytes
-NAMED = 10
 
 
 def fit_inner(
-    backbone: MaskedBackbone, state: Mapping[str, Tensor], channels: str | None = None
+    backbone: Any, state: Mapping[str, Tensor], channels: str | None = None
 ) -> tuple[Fitted, dict[str, Tensor]]:
     """The weights of a file that go into a `MaskedBackbone`, each of them unchanged.
 
     Args:
-        backbone: The backbone.
+        backbone: The `MaskedBackbone`.
         state: Weights of a checkpoint of a `MaskedBackbone` of this package, or of its `model` with the names of its
             library, alone or inside a classifier; any prefix.
         channels: Must be None: such weights are not adapted to other channels.
@@ -56,7 +55,7 @@ def fit_inner(
         if name in theirs and theirs[name].shape != own[name].shape
     ]
     faults = [('not in the model', strange), ('not in the file', missing), ('of another shape', shapes)]
-    if texts := [f'{what}: {_listed(names)}' for what, names in faults if names]:
+    if texts := [f'{what}: {names_of(names)}' for what, names in faults if names]:
         raise ValueError(
             f'its weights are not those of this {type(inner).__name__}; {"; ".join(texts)}. Give model the arguments '
             '(size, patch, channels, depth) that it was trained with'
@@ -83,11 +82,7 @@ def _prefixes(name: str, own: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _may_differ(name: str) -> bool:
-    return name.split('.')[0] in TASKS or name.endswith((*DERIVED, 'mask_token'))
-
-
-def _listed(names: list[str]) -> str:
-    return ', '.join(names[:NAMED]) + (f' and {len(names) - NAMED} more' if len(names) > NAMED else '')
+    return name.split('.', maxsplit=1)[0] in TASKS or name.endswith((*DERIVED, 'mask_token'))
 
 
 @contextmanager

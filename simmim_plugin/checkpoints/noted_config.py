@@ -15,6 +15,24 @@ PLAIN = (bool, int, float, str, type(None))
 _ALLOWED = '; only numbers, strings, True, False, None, and lists and dicts of these are data'
 # Types of other packages that are built from the config in a checkpoint; ours are those in our registries.
 FOREIGN = ('mmpretrain.BEiTMaskGenerator', 'mmpretrain.SimMIMMaskGenerator', 'mmpretrain.SelfSupDataPreprocessor')
+# Models that a MaskedBackbone is built of from the config in a checkpoint, and the types in their configs. Names and
+# arguments of those of timm and Transformers are checked by `build_inner`, for every config.
+INNER = (
+    'timm',
+    'transformers',
+    *(
+        f'mmpretrain.{name}'
+        for name in (
+            'BEiTViT', 'ConvNeXt', 'EfficientNet', 'MobileNetV2', 'MobileNetV3', 'RegNet', 'ResNeXt', 'ResNet',
+            'ResNetV1c', 'ResNetV1d', 'SwinTransformer', 'SwinTransformerV2', 'TIMMBackbone', 'VisionTransformer',
+            'ViTEVA02',
+        )
+    ),
+)  # fmt: skip
+LAYERS = (
+    'BN', 'BN1d', 'BN2d', 'Conv2d', 'GELU', 'GN', 'HSigmoid', 'HSwish', 'LN', 'LN2d', 'ReLU', 'ReLU6', 'SiLU', 'Swish',
+    'SyncBN',
+)  # fmt: skip
 
 
 def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +85,26 @@ def buildable(config: Any, place: str, registry: Registry) -> Any:
             f'{SCOPE} and {", ".join(FOREIGN)}'
         )
     kept = {key: value for key, value in config.items() if key != 'init_cfg'}
+    if config.get('type') in ('MaskedBackbone', f'{SCOPE}.MaskedBackbone'):
+        inner = _inner(kept.pop('model', None), f'{place}.model', INNER)
+        return {'model': inner, **{key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}}
     return {key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}
+
+
+def _inner(config: Any, place: str, types: tuple[str, ...] = LAYERS) -> Any:
+    """`buildable` for the model of a `MaskedBackbone`; without `pretrained`: nothing is downloaded for a file."""
+    if isinstance(config, list | tuple):
+        return [_inner(item, f'{place}[{i}]') for i, item in enumerate(config)]
+    if not isinstance(config, Mapping):
+        return config
+    if 'type' in config and config['type'] not in types:
+        raise ValueError(
+            f'its config has {place}.type={config["type"]!r}, which is not built from a file: only {", ".join(types)}'
+        )
+    if 'norm_layer' in config and config['norm_layer'] not in LAYERS:  # TIMMBackbone looks it up like a type
+        raise ValueError(f'its config has {place}.norm_layer={config["norm_layer"]!r}: only {", ".join(LAYERS)}')
+    kept = {key: value for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
+    return {key: _inner(value, f'{place}.{key}') for key, value in kept.items()}
 
 
 def is_known(name: Any, registry: Registry) -> bool:

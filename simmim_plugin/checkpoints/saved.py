@@ -16,6 +16,7 @@ from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
+BACKBONES = ('SimMIMViT', 'MaskedBackbone')  # that are built from a file
 HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
@@ -45,12 +46,15 @@ class Saved(NamedTuple):
         """Config of the backbone.
 
         Raises:
-            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
+            ValueError: The checkpoint has none, or the backbone is of another kind than `BACKBONES`.
         """
         backbone = self.model and self.part('backbone')  # raises without a model
-        if type_name(backbone) != 'SimMIMViT':
+        if type_name(backbone) not in BACKBONES:
             found = backbone.get('type')
-            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+            raise ValueError(
+                f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a '
+                f'{" or ".join(BACKBONES)}'
+            )
         with named(self.path):
             return buildable(backbone, 'model.backbone', MODELS)
 

@@ -29,7 +29,7 @@ class Backbone(Protocol):
     in_channels: int  # of the images
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """(B, in_channels, H, W), (B, h, w) with 1 = hidden -> maps, of which the last is (B, C, H/stride, W/stride)."""
+        """(B, in_channels, H, W), (B, h, w) with 1 = hidden -> maps, the last (B, C, H/stride, W/stride)."""
 
 
 def checked(backbone: Any, where: str) -> Any:
@@ -93,7 +93,7 @@ def with_our_loader(init_cfg: Any) -> list[dict[str, Any]]:
 
     MMEngine's own unpickles any object, and only warns when nothing fits.
     """
-    given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+    given: list[Any] = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
     ours = [
         {**{k: v for k, v in cfg.items() if k != 'map_location'}, 'type': 'simmim_plugin.PretrainedViT'}
         for cfg in given

@@ -1,14 +1,14 @@
 """Backbones of timm, Transformers and OpenMMLab: build one from plain data, and read its feature maps."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from torch import Tensor, nn
 
-from simmim_plugin.registry import MODELS, build_part
+from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import choice
 
 # Model types of Transformers that give a map, or tokens of square patches in rows.
@@ -55,8 +55,8 @@ def build_inner(config: Mapping[str, Any], in_channels: int) -> Inner:
     """
     if not isinstance(config, Mapping) or 'type' not in config:
         raise ValueError(
-            f"model={config!r} must be a dict with a 'type': 'timm', 'transformers', or a backbone of OpenMMLab such as "
-            "'mmpretrain.ConvNeXt'"
+            f"model={config!r} must be a dict with a 'type': 'timm', 'transformers', or a backbone of OpenMMLab such "
+            "as 'mmpretrain.ConvNeXt'"
         )
     check_numbers(config, 'model')
     arguments = {name: value for name, value in config.items() if name not in ('type', '_scope_')}
@@ -89,18 +89,22 @@ def timm_name(name: Any) -> str:
         ValueError: It is none: names of hubs and folders are not taken.
     """
     if not isinstance(name, str) or ':' in name or not timm.is_model(name):
-        raise ValueError(f"model.name={name!r} is no model of timm {timm.__version__}; timm.list_models('*NAME*') lists")
+        raise ValueError(f'model.name={name!r} is no model of timm {timm.__version__}; see timm.list_models()')
     return name
 
 
 def _timm(arguments: dict[str, Any], in_channels: int) -> Inner:
     name = timm_name(arguments.pop('name', None))
-    for key in arguments:
-        if key in REFUSED or (key.startswith('pretrained') and key != 'pretrained'):
-            raise ValueError(f'model.{key} is not taken here: {REFUSED.get(key, f"give {WEIGHTS}")}')
+    _refuse(arguments, REFUSED)
     with _weights(name, arguments.get('pretrained')):
         model = timm.create_model(name, in_chans=in_channels, num_classes=0, **arguments)
     return _of_timm(model)
+
+
+def _refuse(arguments: Mapping[str, Any], refused: Collection[str]) -> None:
+    for key in arguments:
+        if key in refused or (key.startswith('pretrained') and key != 'pretrained'):
+            raise ValueError(f'model.{key} is not taken here: {REFUSED.get(key, f"give {WEIGHTS}")}')
 
 
 def _of_timm(model: Any) -> Inner:
@@ -121,15 +125,16 @@ class _TimmReader:
         self.options = dict(return_prefix_tokens=True) if prefix else {}
         self.has_class_token = bool(prefix) and getattr(model, 'cls_token', None) is not None
         self.rows_last = getattr(model, 'output_fmt', 'NCHW') == 'NHWC'
-        self.count: int | None = None
+        self.count = 0  # layers; known once all were read
 
     def __call__(self, model: Any, x: Tensor, layers: Layers) -> list[Layer]:
-        final, found = model.forward_intermediates(x, indices=None if layers is None else list(layers), **self.options)
-        pairs = [each if self.options else (each, None) for each in found]
+        indices = None if layers is None else list(layers)
+        final, found = inside_of(model)[0].forward_intermediates(x, indices=indices, **self.options)
+        pairs: list[Any] = [each if self.options else (each, None) for each in found]
         read = [(each, prefix[:, 0] if self.has_class_token else None) for each, prefix in pairs]
         if layers is None:
             self.count = len(read)
-        if layers is None or self.count is None or layers[-1] == self.count - 1:
+        if layers is None or layers[-1] == self.count - 1:
             grid = tuple(read[-1][0].shape[2:])
             token = final[:, 0] if self.has_class_token and final.ndim == 3 else None
             read[-1] = (_as_map(final.permute(0, 3, 1, 2) if self.rows_last else final, grid), token)
@@ -163,14 +168,14 @@ class _HFReader:
     """Maps of a model of Transformers; that of the last layer is `last_hidden_state`."""
 
     def __init__(self, model: Any) -> None:
-        self.patch = getattr(model.config, 'patch_size', None)
+        self.patch: Any = getattr(model.config, 'patch_size', None)
         self.has_class_token = hasattr(getattr(model, 'embeddings', None), 'cls_token')
         resizes = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
         self.options = dict(interpolate_pos_encoding=True) if resizes else {}
-        self.count: int | None = None
+        self.count = 0  # layers; known once all were read
 
     def __call__(self, model: Any, x: Tensor, layers: Layers) -> list[Layer]:
-        only_last = layers is not None and self.count is not None and tuple(layers) == (self.count - 1,)
+        only_last = layers is not None and tuple(layers) == (self.count - 1,)
         output = model(x, output_hidden_states=not only_last, **self.options)
         states = [output.last_hidden_state]
         if not only_last:
@@ -186,8 +191,7 @@ def _openmmlab(config: Mapping[str, Any], in_channels: int) -> Inner:
     arguments = dict(config)
     if kind == 'TIMMBackbone':
         timm_name(config.get('model_name'))
-        if config.get('checkpoint_path'):
-            raise ValueError(f'model.checkpoint_path is not taken here: give {WEIGHTS}')
+        _refuse(config, ('checkpoint_path', 'cache_dir'))
         arguments['in_channels'] = in_channels
     elif in_channels != 3:
         arguments.setdefault('in_channels', in_channels)
@@ -196,20 +200,8 @@ def _openmmlab(config: Mapping[str, Any], in_channels: int) -> Inner:
     inner, _ = inside_of(model)
     size = getattr(model, 'img_size', None) or config.get('img_size')
     if inner is not model and hasattr(inner, 'forward_intermediates'):
-        found = _of_timm(inner)
-        reader: Any = found.read
-        return Inner(model, _Through(reader), found.img_size, found.patch_embed)
+        return _of_timm(inner)._replace(model=model)
     return Inner(model, _read_tuple, size or 224, getattr(model, 'patch_embed', None))
-
-
-class _Through:
-    """Reads the model inside a `TIMMBackbone`."""
-
-    def __init__(self, reader: _TimmReader) -> None:
-        self.reader = reader
-
-    def __call__(self, model: Any, x: Tensor, layers: Layers) -> list[Layer]:
-        return self.reader(model.timm_model, x, layers)
 
 
 def inside_of(model: Any) -> tuple[Any, str]:
@@ -232,19 +224,16 @@ def _as_map(features: Tensor, grid: tuple[int, ...]) -> Tensor:
     return features[:, prefix:].transpose(1, 2).unflatten(2, grid)
 
 
-class _weights:  # noqa: N801 (a context manager)
-    """Turn the errors of a failed download into one line."""
-
-    def __init__(self, name: Any, pretrained: Any) -> None:
-        self.name, self.pretrained = name, pretrained
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.pretrained and isinstance(error, OSError | RuntimeError):
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise ValueError(
-                f'model.pretrained={self.pretrained!r}: the weights of {self.name!r} cannot be downloaded here '
-                f'({reason}); where there is no network, leave it out and give {WEIGHTS}'
-            ) from error
+@contextmanager
+def _weights(name: Any, pretrained: Any) -> Iterator[None]:
+    """Turn the error of a failed download into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+        raise ValueError(
+            f'model.pretrained={pretrained!r}: the weights of {name!r} cannot be downloaded here ({reason}); where '
+            f'there is no network, leave it out and give {WEIGHTS}'
+        ) from error

@@ -72,7 +72,6 @@ class MaskedBackbone(BaseModule):
         self.img_size = sides('img_size', inner.img_size if img_size is None else img_size)
         whole('img_size', max(self.img_size), 1, LARGEST_SIDE)
         self._hidden: Tensor | None = None  # mask during a forward pass
-        self._channel_axis = 1
         width = in_channels
         if mask_at == 'tokens':
             if inner.patch_embed is None:
@@ -128,7 +127,8 @@ class MaskedBackbone(BaseModule):
         if mask is not None and (mask.ndim != 3 or len(mask) != len(x)):
             raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit: expected ({len(x)}, h, w)')
         if self.mask_at == 'image':
-            return self._read(self.model, self._hide(x, mask, 1, 'pixels'), layers)
+            pixels = None if mask is None else pixel_mask(mask, x.shape[2:])
+            return self._read(self.model, self._hide(x, pixels, self.mask_token[:, None, None]), layers)
         self._hidden = mask
         try:
             return self._read(self.model, x, layers)
@@ -136,37 +136,34 @@ class MaskedBackbone(BaseModule):
             self._hidden = None
 
     def _hide_tokens(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of the patch embedding."""
+        """Forward hook of the patch embedding: tokens (B, h*w, D), or a map (B, h, w, D) or (B, D, h, w)."""
         tokens = output[0] if isinstance(output, tuple) else output
-        image = args[0]
-        if tokens.ndim == 3:  # (B, h*w, D), as a map
-            side = round((image.shape[2] * image.shape[3] / tokens.shape[1]) ** 0.5)  # of a token in pixels
-            grid = (image.shape[2] // side, image.shape[3] // side)
-            hidden = self._hide(tokens.unflatten(1, grid), self._hidden, -1, 'tokens').flatten(1, 2)
-        else:
-            axis = 1 if tokens.shape[1] == len(self.mask_token) and tokens.shape[3] != len(self.mask_token) else -1
-            axis = 1 if isinstance(module, nn.Conv2d) else axis
-            hidden = self._hide(tokens, self._hidden, axis, 'tokens')
+        size, width = args[0].shape[2:], len(self.mask_token)
+        last = tokens.ndim == 3 or (tokens.shape[3] == width and not isinstance(module, nn.Conv2d))
+        grid = tokens.shape[1:3] if last else tokens.shape[2:]
+        if tokens.ndim == 3:
+            side = round((size[0] * size[1] / tokens.shape[1]) ** 0.5)  # of a token in pixels
+            grid = (size[0] // side, size[1] // side)
+        mask = self._hidden
+        if mask is not None:
+            unit = grid[0] // mask.shape[1]
+            if unit < 1 or (unit * mask.shape[1], unit * mask.shape[2]) != tuple(grid):
+                raise ValueError(
+                    f'mask of shape {tuple(mask.shape)} does not fit {grid[0]} x {grid[1]} tokens; set '
+                    f'model_patch_size={size[0] // grid[0]} in SimMIMMaskGenerator, or a multiple'
+                )
+            mask = pixel_mask(mask, grid)  # (B, 1, h, w)
+            mask = mask.flatten(2).transpose(1, 2) if tokens.ndim == 3 else mask.permute(0, 2, 3, 1) if last else mask
+        hidden = self._hide(tokens, mask, self.mask_token if last else self.mask_token[:, None, None])
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def _hide(self, x: Tensor, mask: Tensor | None, axis: int, kind: str) -> Tensor:
-        """Put the token where a mask is 1, into a map whose channels are on an axis, 1 or -1."""
-        token = self.mask_token.to(x.dtype)
-        token = token[:, None, None] if axis == 1 else token
+    def _hide(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Tensor:
+        """Put the token where a mask is 1; their shapes fit that of `x`."""
         if mask is None:
             # Adds 0, so that the token gets a gradient: DistributedDataParallel expects one of every parameter.
-            return x + 0 * token if self.training and self.mask_token.requires_grad else x
-        height, width = x.shape[2:] if axis == 1 else x.shape[1:3]
-        unit = height // mask.shape[1]
-        if unit < 1 or (unit * mask.shape[1], unit * mask.shape[2]) != (height, width):
-            raise ValueError(
-                f'a mask of {mask.shape[1]} x {mask.shape[2]} does not divide {height} x {width} {kind} into squares; '
-                'set model_patch_size of SimMIMMaskGenerator to a multiple of the '
-                + ('pixel' if kind == 'pixels' else f'tokens: here {self.img_size[0] // height} px')
-            )
-        weight = pixel_mask(mask, unit).to(x.dtype)  # (B, 1, H, W)
-        weight = weight if axis == 1 else weight.permute(0, 2, 3, 1)
-        return x * (1 - weight) + token * weight
+            return x + 0 * token.to(x.dtype) if self.training and token.requires_grad else x
+        weight = mask.to(x.dtype)
+        return x * (1 - weight) + token.to(x.dtype) * weight
 
     def _shape(self, features: Tensor) -> tuple[int, int]:
         """Channels and stride of a map of an image of `img_size`."""
@@ -199,7 +196,8 @@ class MaskedBackbone(BaseModule):
     def _freeze_unused(self, maps: Sequence[Tensor]) -> None:
         """No gradient for the parameters that the maps do not depend on."""
         trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-        found = torch.autograd.grad(sum(each.sum() for each in maps), list(trained.values()), allow_unused=True)
+        with torch.enable_grad():
+            found = torch.autograd.grad([each.sum() for each in maps], list(trained.values()), allow_unused=True)
         self.unused = {f'model.{name}' for name, gradient in zip(trained, found) if gradient is None}
         for name in self.unused:
             self.get_parameter(name).requires_grad_(False)
@@ -246,7 +244,10 @@ class MaskedBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says, with `Pretrained` replaced by our `PretrainedViT`, which runs last."""
+        model: Any = self.model
         init_cfg: Any = getattr(self, 'init_cfg', None)
+        if hasattr(model, 'init_weights') and not getattr(model, 'is_init', False):
+            model.init_weights()  # MMEngine would do it after what we load
         self.init_cfg = with_our_loader(init_cfg)
         super().init_weights()
         self.init_cfg = init_cfg
