@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
+from simmim_plugin.checkpoints.inner_weights import inner_state
 from simmim_plugin.checkpoints.names import HF
 from simmim_plugin.checkpoints.other_projects import (
     Facts,
@@ -25,6 +26,7 @@ from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognis
 from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils.arguments import choice, whole
+from simmim_plugin.utils.configs import type_name
 
 MASK_TOKEN = 'backbone.mask_token'
 
@@ -81,6 +83,10 @@ def convert_file(
     if to != 'hf':
         check_suffix(target)
     saved = read(source, objects)
+    if type_name(saved.part('backbone')) == 'MaskedBackbone':
+        inner = inner_state(saved, to)
+        save_file({'state_dict': inner}, target)
+        return Report('plugin', len(inner), [], [])
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     _check_given(saved, to, img_size, num_heads, (mean, std))

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from simmim_plugin.checkpoints.saved import Saved
 from simmim_plugin.models.fit import Fitted, names_of
 from simmim_plugin.models.libraries import inside_of
+from simmim_plugin.utils.configs import type_name
 
 # First parts of names that belong to a task rather than to features.
 TASKS = ('classif', 'classifier', 'decoder', 'fc', 'head', 'head_dist', 'heads', 'last_linear', 'lm_head', 'pooler')
@@ -68,6 +70,22 @@ def fit_inner(
     kept = [name for name in backbone.state_dict() if name not in loaded]
     others = {name: value for name, value in state.items() if name not in taken}
     return Fitted(loaded, [], [], kept), others
+
+
+def inner_state(saved: Saved, to: str) -> dict[str, Tensor]:
+    """Weights of the model in the MaskedBackbone of a checkpoint, by the names of its library.
+
+    Raises:
+        ValueError: `to` is not 'backbone'.
+    """
+    if to != 'backbone':
+        raise ValueError(
+            f'--to {to}: SRC holds a MaskedBackbone; --to backbone writes the weights of its model with the names of '
+            "its own library, for that library's load_state_dict"
+        )
+    inner = 'model.timm_model.' if type_name(saved.backbone['model']) == 'TIMMBackbone' else 'model.'
+    start = f'backbone.{inner}'
+    return {name.removeprefix(start): value for name, value in saved.state.items() if name.startswith(start)}
 
 
 def _prefixes(name: str, own: Mapping[str, Tensor]) -> Iterator[str]:

@@ -52,8 +52,7 @@ class Saved(NamedTuple):
         if type_name(backbone) not in BACKBONES:
             found = backbone.get('type')
             raise ValueError(
-                f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a '
-                f'{" or ".join(BACKBONES)}'
+                f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a {" or ".join(BACKBONES)}'
             )
         with named(self.path):
             return buildable(backbone, 'model.backbone', MODELS)

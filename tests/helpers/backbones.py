@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import timm
 import torch
-from torch import nn
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
 
 _HF = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2)
 _MM = dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96)
@@ -86,3 +88,31 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             noise = torch.randn(value.shape, generator=generator) * 0.05
             value.copy_(noise.abs() + 0.5 if name.endswith('running_var') else value + noise)
     return model.eval()
+
+
+def library_model(name: str) -> nn.Module:
+    """The model as its library builds it, without ours."""
+    config = dict(BACKBONES[name]['model'])
+    kind = config.pop('type')
+    if kind == 'timm':
+        return timm.create_model(config.pop('name'), num_classes=0, **config).eval()
+    if kind == 'transformers':
+        from transformers import AutoConfig, AutoModel
+
+        return AutoModel.from_config(AutoConfig.for_model(config.pop('model_type'), **config)).eval()
+    init_default_scope('mmpretrain')
+    model = MODELS.build({'type': kind, '_scope_': 'mmpretrain', **config})
+    model.eval()  # which returns nothing there
+    return model
+
+
+def library_map(name: str, model: Any, images: Tensor, side: int) -> Tensor:
+    """Its last feature map, (B, C, h, w)."""
+    if name.startswith('timm'):
+        features = model.forward_features(images)
+    else:
+        features = model(images)
+        features = features.last_hidden_state if name.startswith('hf') else features[-1]
+    if features.ndim == 3:
+        features = features[:, -side * side :].transpose(1, 2).reshape(len(images), -1, side, side)
+    return features.permute(0, 3, 1, 2) if name == 'timm-swin' else features

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from mmengine.registry import MODELS, init_default_scope
 from timm.optim import param_groups_layer_decay
-from torch import Tensor, nn
+from torch import Tensor
 
-from helpers.backbones import BACKBONES, FAST, randomise
+from helpers.backbones import BACKBONES, FAST, library_map, library_model, randomise
 from helpers.models import assert_close
 from helpers.other_projects import photos
 from simmim_plugin import MaskedBackbone, SimMIM
@@ -28,34 +27,6 @@ def masked(name: str, **kwargs: Any) -> MaskedBackbone:
 
 def images_for(model: MaskedBackbone) -> Tensor:
     return photos('any')[..., : model.img_size[0], : model.img_size[1]].contiguous()
-
-
-def library_model(name: str) -> nn.Module:
-    """The model as its library builds it, without ours."""
-    config = dict(BACKBONES[name]['model'])
-    kind = config.pop('type')
-    if kind == 'timm':
-        return timm.create_model(config.pop('name'), num_classes=0, **config).eval()
-    if kind == 'transformers':
-        from transformers import AutoConfig, AutoModel
-
-        return AutoModel.from_config(AutoConfig.for_model(config.pop('model_type'), **config)).eval()
-    init_default_scope('mmpretrain')
-    model = MODELS.build({'type': kind, '_scope_': 'mmpretrain', **config})
-    model.eval()  # which returns nothing there
-    return model
-
-
-def library_map(name: str, model: Any, images: Tensor, side: int) -> Tensor:
-    """Its last feature map, (B, C, h, w)."""
-    if name.startswith('timm'):
-        features = model.forward_features(images)
-    else:
-        features = model(images)
-        features = features.last_hidden_state if name.startswith('hf') else features[-1]
-    if features.ndim == 3:
-        features = features[:, -side * side :].transpose(1, 2).reshape(len(images), -1, side, side)
-    return features.permute(0, 3, 1, 2) if name == 'timm-swin' else features
 
 
 @pytest.mark.parametrize('name', EACH)
