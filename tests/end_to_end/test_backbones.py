@@ -1,5 +1,6 @@
 """The table of docs/backbones.md: what can be done with which backbone, one test per column."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from helpers.backbones import BACKBONES, FAST, library_map, library_model, randomise
 from helpers.checkpoints import MEAN, STD
-from helpers.commands import SIMMIM, run
+from helpers.commands import SIMMIM, TOOLS, run
 from helpers.labelled import make_labelled
 from helpers.models import assert_close
+from helpers.paths import ROOT
 from simmim_plugin import FeatureExtractor, LabelledFolder, SimMIM, SimMIMOptimWrapperConstructor, run_probes
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.config import load_config
+from simmim_plugin.registry import DATASETS, build_part
 
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 WITHOUT_LAYERS = ('hf-convnext', 'mmpretrain-resnet', 'mmpretrain-timm')
@@ -191,3 +195,65 @@ def test_commands(name, unit, tmp_path):
     ):
         run(*SIMMIM, *words, cwd=tmp_path)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ('r.png', 'v.png', 'f.npz', 'c.pth'))
+
+
+CONFIGS = {'simmim_resnet50_folder': 32, 'simmim_eva02-s_folder': 14}  # -> stride in pixels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CONFIGS)
+@torch.no_grad()
+def test_configs_are_consistent(name, image_folder):
+    cfg = load_config(str(ROOT / f'configs/{name}.py'), {'data_root': str(image_folder)})
+    model: Any = build_part(cfg.model)
+    init_default_scope('simmim_plugin')
+    sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
+    assert model.head.patch_size == model.backbone.patch_size == CONFIGS[name]
+    assert sample['mask'].shape == (224 // CONFIGS[name], 224 // CONFIGS[name])
+    data = model.data_preprocessor(dict(inputs=sample['inputs'][None], mask=sample['mask'][None]))
+    assert 0.3 < model(data['inputs'], data['mask'], mode='loss')['loss'] < 3
+
+
+LEAF = """_base_ = {base!r}
+data_root = {data!r}
+model = dict(backbone=dict(model=dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), img_size=64))
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(checkpoint=dict(interval=1))
+train_cfg = dict(max_epochs=2)
+param_scheduler = [dict(type='simmim_plugin.WarmupCosineLR', warmup=1, end=2, convert_to_iter_based=True)]
+"""
+PRETRAIN = """
+crop = dict(size=64)
+custom_hooks = [
+    dict(type='ProbeHook', data_root={folder!r}, interval=1, k=3, workers=0),
+    dict(type='ReconstructionHook', interval=1, num_images=2, num_measured=4),
+]
+"""
+FINETUNE = """
+load_from = {checkpoint!r}
+model['head'] = dict(in_channels=32)
+crop, resize, center_crop = dict(scale=64), dict(scale=73), dict(crop_size=64)
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+"""
+
+
+@pytest.mark.slow
+def test_pretrain_probe_and_fine_tune_with_configs(tmp_path):
+    """The trainings themselves, tiny: hooks, checkpoints, probes during training, fine-tuning from the result."""
+    data = make_labelled(tmp_path / 'data', dict(a=6, b=6), dict(a=3, b=3), side=64)
+
+    def train(name: str, base: str, folder: Any, more: str) -> str:
+        text = LEAF.format(base=str(ROOT / f'configs/{base}.py'), data=str(folder)) + more
+        (tmp_path / f'{name}.py').write_text(text)
+        return run(sys.executable, TOOLS / 'train.py', tmp_path / f'{name}.py', '--work-dir', tmp_path / name)
+
+    output = train('pretrain', 'simmim_convnext-t_folder', data / 'train', PRETRAIN.format(folder=str(data)))
+    assert 'Probes, epoch 2' in output
+    assert list(tmp_path.glob('pretrain/reconstructions/*.png'))
+    checkpoint = str(tmp_path / 'pretrain/epoch_2.pth')
+    output = train('finetune', 'finetune/convnext-t_folder', data, FINETUNE.format(checkpoint=checkpoint))
+    assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in output
+    assert 'accuracy/top1' in output
+    assert FeatureExtractor(tmp_path / 'finetune/epoch_2.pth')(IMAGES)['pooled'].shape == (2, 32)
