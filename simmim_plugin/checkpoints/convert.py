@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.inner_weights import inner_state
 from simmim_plugin.checkpoints.names import HF
@@ -23,6 +24,7 @@ from simmim_plugin.checkpoints.other_projects import (
 )
 from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.models.fit import PATCHES, adapt_channels
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.utils.arguments import choice, whole
@@ -87,6 +89,8 @@ def convert_file(
         inner = inner_state(saved, to)
         save_file({'state_dict': inner}, target)
         return Report('plugin', len(inner), [], [])
+    if kind_of(saved.state):
+        return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     _check_given(saved, to, img_size, num_heads, (mean, std))

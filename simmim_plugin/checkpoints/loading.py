@@ -12,16 +12,18 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
+from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
 from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
 from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
+from simmim_plugin.utils.meta import on_meta
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
@@ -121,11 +123,12 @@ def _built(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn
         ValueError: The weights are of another model.
     """
     with named(path):
+        swin.check_depths(config.get('backbone') or {}, state)
         if 'MaskedBackbone' in (type_name(config), type_name(config.get('backbone') or {})):
             with no_larger_than(state):  # other libraries do not build on the device 'meta'
                 model = build_part(config)
         else:
-            with torch.device('meta'):
+            with on_meta():
                 model = build_part(config)
         check_fits(model.state_dict(), state)
     if any(each.is_meta for each in model.parameters()):
@@ -138,19 +141,20 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
-        model: A model with a SimMIMViT or MaskedBackbone in it; other models and their checkpoints are left unchanged.
+        model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; other models and
+            their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
         channels: See `fit_state`.
 
     Returns:
-        What was loaded, left and kept; None without such a backbone.
+        What was loaded, left and kept; None for other models.
 
     Raises:
         ValueError: Nothing fits the backbone, or its shapes do not.
     """
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT | MaskedBackbone)]
     if not found:
-        return None
+        return _fit_swin(model, checkpoint, channels)
     name, backbone = found[0]
     prefix = f'{name}.' if name else ''
     present = model.state_dict()
@@ -205,6 +209,31 @@ def _fit(
     loaded = {target + name: value for name, value in fitted.state.items()} | taken
     kept = [*(target + name for name in fitted.kept), *(name for name in outside if name not in taken)]
     return Fitted(loaded, [*(target + name for name in fitted.skipped), *left], fitted.resized, kept)
+
+
+def _fit_swin(model: nn.Module, checkpoint: dict[str, Any], channels: str | None) -> Fitted | None:
+    """`fit_checkpoint` for a model with a Swin in it; None for other models."""
+    present = model.state_dict()
+    prefix = swin.prefix_in(present)
+    if prefix is None:
+        return None
+    saved = saved_of('load_from', checkpoint)
+    if not swin.kind_of(saved.state):
+        raise ValueError(
+            f'the model has a Swin Transformer, the checkpoint {names_of(list(saved.state))}: another model'
+        )
+    state, left = swin.to_ours(saved.state)
+    fitted = swin.fit_swin(_without_prefix(present, prefix), _without_prefix(state, 'backbone.'), channels)
+    outside = {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    taken = {name: x for name, x in outside.items() if name in present and present[name].shape == x.shape}
+    loaded = {prefix + name: value for name, value in fitted.state.items()} | taken
+    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in outside if name not in taken), *left]
+    kept = [name for name in present if name not in loaded and not name.endswith(swin.BUFFERS)]
+    fitted = Fitted(loaded, skipped, fitted.resized, kept)
+    print_log(fitted.report('load_from'), 'current')
+    others = {name: x for name, x in present.items() if name not in loaded and not isinstance(x, DTensor)}
+    checkpoint['state_dict'] = loaded | others
+    return fitted
 
 
 @WEIGHT_INITIALIZERS.register_module()

@@ -138,7 +138,7 @@ def test_nothing_half_loaded(change, message, tmp_path):
         (dict(type='mmpretrain.HuggingFaceClassifier'), 'which is not built from a file'),
         (
             dict(type='mmpretrain.TIMMBackbone', model_name='resnet18', norm_layer='os.system'),
-            "model.norm_layer='os.system': only BN",
+            "model.norm_layer='os.system', a name, of which nothing is built",
         ),
         (
             dict(type='mmpretrain.ResNet', depth=18, norm_cfg=dict(type='os.system')),
