@@ -11,6 +11,7 @@ import torch
 from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
+from simmim_plugin.checkpoints.inner_weights import inner_state
 from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
@@ -18,6 +19,7 @@ from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugi
 from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
 from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.configs import type_name
 
 MASK_TOKEN = 'backbone.mask_token'
 
@@ -72,6 +74,10 @@ def convert_file(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     saved = read(source, objects)
+    if type_name(saved.part('backbone')) == 'MaskedBackbone':
+        inner = inner_state(saved, to)
+        save_file({'state_dict': inner}, target)
+        return Report('plugin', len(inner), [], [])
     if kind_of(saved.state):
         return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
     kind = recognise(saved.state)
