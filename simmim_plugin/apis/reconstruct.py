@@ -121,12 +121,12 @@ def reconstruct_image(
 def masked_sizes(model: Any, pipeline: Sequence[dict[str, Any]]) -> tuple[Any, int]:
     """Size of the images of a training, and side of the patches that its masks are over, in pixels.
 
-    They are the backbone's, or, where it does not say (MMPretrain's Swin), the pipeline's.
+    The pipeline says the latter; the size is the backbone's or, where it says none (MMPretrain's Swin), the crop's.
     """
     crop = transform_arguments(pipeline, 'RandomResizedCrop')
     masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
     size = getattr(model.backbone, 'img_size', crop.get('size'))
-    return size, getattr(model.backbone, 'patch_size', masking.get('model_patch_size', 16))
+    return size, masking.get('model_patch_size', getattr(model.backbone, 'patch_size', 16))
 
 
 def check_fills_holes(model: Any, name: str) -> None:

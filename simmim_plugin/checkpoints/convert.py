@@ -10,23 +10,16 @@ import torch
 
 from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
-from simmim_plugin.checkpoints.names import HF
-from simmim_plugin.checkpoints.other_projects import (
-    Facts,
-    check_mean_std,
-    facts_of,
-    hf_config,
-    hf_preprocessor,
-    mmpretrain_config,
-    note_of,
-    timm_arguments,
-)
-from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved, read
-from simmim_plugin.checkpoints.state_dicts import TARGETS, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
+from simmim_plugin.checkpoints.inner_weights import inner_state
+from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
+from simmim_plugin.checkpoints.resizing import change, source_size
+from simmim_plugin.checkpoints.saved import Saved, read
+from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.swin import kind_of
-from simmim_plugin.models.fit import PATCHES, adapt_channels
-from simmim_plugin.models.layers.architecture import ARCHS
-from simmim_plugin.utils.arguments import choice, whole
+from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
+from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.configs import type_name
 
 MASK_TOKEN = 'backbone.mask_token'
 
@@ -51,6 +44,7 @@ def convert_file(
     objects: str = 'known',
     in_channels: int | None = None,
     channels: str = 'repeat',
+    patch_size: int | None = None,
 ) -> Report:
     """Convert a checkpoint file (for Hugging Face, a folder) to another kind.
 
@@ -59,14 +53,18 @@ def convert_file(
             `pytorch_model.bin`, and `config.json`.
         target: A .pth, .pt or .safetensors file; a folder for 'hf'.
         to: 'plugin', 'official', 'timm', 'hf', 'mmpretrain' or 'backbone'.
-        img_size: Image height and width of the model in pixels; None: what the source says, else square.
-        num_heads: Number of attention heads, needed only without bias tables and if heads are not 64 wide.
+        img_size: Image height and width of the result in pixels, to which bias tables and position embedding are
+            interpolated; None: those of the source. Where the source does not say its own, they are these if its rows
+            fit them, else square.
+        num_heads: Number of attention heads, needed only without bias tables and for models of unusual widths.
         mean: Per-channel mean in the units of the stored images, for the configs written. None: what the source says,
             else ImageNet's for three channels.
         std: Per-channel standard deviation; see `mean`.
         objects: See `load_file`.
         in_channels: Channels of the images of the result; None: those of the source. A decoder for others is left out.
         channels: How weights are adapted to other channels, see `adapt_channels`.
+        patch_size: Side of a patch of the result in pixels, see `resizing.change`; None: that of the source. A decoder
+            for another is left out.
 
     Raises:
         FileNotFoundError: There is no source.
@@ -74,88 +72,109 @@ def convert_file(
     """
     choice('to', to, TARGETS)
     source, target = Path(source), Path(target)
-    if source.resolve() == target.resolve():
-        raise ValueError(f'DST {os.fspath(target)!r} is SRC; give another name, the source is kept')
-    if to == 'hf' and (target.suffix in SUFFIXES or target.is_file()):
-        raise ValueError(
-            f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json next to the weights'
-        )
-    if to != 'hf':
-        check_suffix(target)
+    _check_target(source, target, to)
     saved = read(source, objects)
+    if type_name(saved.part('backbone')) == 'MaskedBackbone':
+        inner = inner_state(saved, to)
+        save_file({'state_dict': inner}, target)
+        return Report('plugin', len(inner), [], [])
     if kind_of(saved.state):
         return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None)
-    _check_given(saved, to, img_size, num_heads, (mean, std))
-    adapted = in_channels is not None and _adapt(state, whole('--in-channels', in_channels, 1), channels, left_out)
-    notes = []
-    if kind == 'hf' and not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # of segmentation
-        width = state['backbone.cls_token'].shape[-1]
-        state |= {'backbone.norm.weight': torch.ones(width), 'backbone.norm.bias': torch.zeros(width)}
-        notes.append('added: backbone.norm, ones and zeros (the source has no norm behind its last block)')
-    facts = facts_of(state, img_size or saved.img_size, num_heads or _num_heads(saved))
-    noted = saved.part('data_preprocessor')
-    given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
-    if facts.heads_assumed:
-        notes.append(f'assumed: {facts.arch["num_heads"]} heads, 64 channels each; another number: --num-heads')
+    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
+    _check_given(saved, to, num_heads, (mean, std))
+    notes = _with_norm(state) if kind == 'hf' else []
+    stated = saved.part('backbone')
+    size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
+    before = facts_of(state, size, num_heads or saved.num_heads, eps)
+    if before.heads_assumed:
+        heads = before.arch['num_heads']
+        notes.append(f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads')
+    interpolation = stated.get('table_interpolation', 'geometric')
+    facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
+    left_out, notes = left_out + removed, notes + lines
+    noted = saved.part('data_preprocessor') if facts.in_channels == before.in_channels else {}
+    given = (noted.get('mean'), noted.get('std')) if mean is None and std is None else (mean, std)
     if to == 'plugin' and MASK_TOKEN not in state:
         state[MASK_TOKEN] = torch.zeros_like(state['backbone.cls_token'])
         notes.append(f'added: {MASK_TOKEN}, zeros (it is used with a mask only)')
+    if to == 'official' and facts.norm_eps != 1e-6:
+        notes.append(f'differs: the norms there have an epsilon of 1e-6, those of SRC of {facts.norm_eps}')
+    family = '' if to == 'plugin' else family_of(state, to)
+    if family == 'Dinov2WithRegisters':  # always has these
+        notes += _with_scales(state)
+        facts = facts._replace(layer_scale=True)
     converted = from_plugin(state, to, facts.grid)
     if to == 'hf':
-        _write_hf(target, converted.state, facts, given)
-        model = 'BeitForImageClassification' if facts.classes else 'BeitModel'
-        notes.append(f'model: transformers.{model}.from_pretrained({os.fspath(target)!r})')
+        _write_hf(target, converted.state, facts, family, given)
+        model = hf_class(facts, family)
+        more = ', add_pooling_layer=False' if model == 'ViTModel' else ''
+        notes.append(f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})')
     else:
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
         if to == 'plugin':
             has_note = kind == 'plugin' and 'pipeline' in saved.note and bool(saved.built)  # raises, if not for tools
-            has_note &= not adapted  # its pipeline reads other images
+            has_note &= facts == before  # else its pipeline reads other images
             changed = not has_note or (mean, std) != (None, None)
-            normalisation = check_mean_std(facts.in_channels, *given) if changed else ()
-            wrapped[NOTE] = _renormalised(saved, *normalisation) if has_note else note_of(facts, *normalisation)
+            values = check_mean_std(facts.in_channels, *given) if changed else ()
+            wrapped[NOTE] = _renormalised(saved, *values) if has_note else note_of(facts, *values)
         save_file(converted.state if to == 'timm' else wrapped, target)
     if to == 'timm':
-        arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
-        notes.append(f'model: timm.models.beit.Beit({arguments})')
+        patches_only = facts.absolute and converted.state['pos_embed'].shape[1] == facts.grid[0] * facts.grid[1]
+        notes.append(f'model: {timm_line(facts, family, os.fspath(target), patches_only)}')
     elif to == 'mmpretrain':
-        notes.append(f'model = {mmpretrain_config(facts)}')
+        notes.append(f'model = {mmpretrain_config(facts, family)}')
     return Report(kind, len(converted.state), left_out + converted.left_out, notes)
 
 
-def _adapt(state: dict[str, torch.Tensor], channels: int, how: str, left_out: list[str]) -> bool:
-    """Adapt a state dict to images of other channels, in place; False if it is for as many."""
-    weight = state[f'backbone.{PATCHES}']
-    if weight.shape[1] == channels:
-        return False
-    state[f'backbone.{PATCHES}'] = adapt_channels(weight, channels, how)
-    for name in [name for name in state if name.startswith('head.decoder')]:  # predicts pixels of the old channels
-        del state[name]
-        left_out.append(name)
-    return True
+def _check_target(source: Path, target: Path, to: str) -> None:
+    """Raise ValueError unless a kind can be written there."""
+    if source.resolve() == target.resolve():
+        raise ValueError(f'DST {os.fspath(target)!r} is SRC; give another name, the source is kept')
+    if to != 'hf':
+        check_suffix(target)
+    elif target.suffix in SUFFIXES or target.is_file():
+        raise ValueError(
+            f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json next to the weights'
+        )
 
 
-def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, given: tuple[Any, Any]) -> None:
+def _with_norm(state: dict[str, torch.Tensor]) -> list[str]:
+    """Add a norm behind the last block to a segmenter's backbone, which has none; lines about it."""
+    if {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():
+        return []
+    width = state['backbone.cls_token'].shape[-1]
+    state |= {'backbone.norm.weight': torch.ones(width), 'backbone.norm.bias': torch.zeros(width)}
+    return ['added: backbone.norm, ones and zeros (the source has no norm behind its last block)']
+
+
+def _with_scales(state: dict[str, torch.Tensor]) -> list[str]:
+    """Add what changes nothing: a mask token, zeros, and LayerScale, ones, where they are missing; lines about it."""
+    token = state['backbone.cls_token']
+    added = {} if MASK_TOKEN in state else {MASK_TOKEN: torch.zeros_like(token)}
+    if 'backbone.blocks.0.gamma_1' not in state:
+        blocks = sorted({name.partition('.norm1')[0] for name in state if '.norm1.' in name})
+        added |= {f'{block}.gamma_{i}': torch.ones_like(token[0, 0]) for block in blocks for i in (1, 2)}
+    state |= added
+    return [f'added: {name}, {"zeros" if name == MASK_TOKEN else "ones"}' for name in added]
+
+
+def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, family: str, given: tuple[Any, Any]) -> None:
     """Write weights and configs; the preprocessor config only if mean and std are known."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / HF_WEIGHTS[0])
-    _write_json(folder / 'config.json', hf_config(facts, 'beit.' * bool(facts.classes) + HF['mask_token'] in state))
+    masked = any(name.endswith('embeddings.mask_token') for name in state)
+    _write_json(folder / 'config.json', hf_config(facts, family, masked))
     if facts.in_channels == 3 or given != (None, None):
-        content = hf_preprocessor(facts, *check_mean_std(facts.in_channels, *given))
+        content = hf_preprocessor(facts, family, *check_mean_std(facts.in_channels, *given))
         _write_json(folder / 'preprocessor_config.json', content)
 
 
-def _check_given(
-    saved: Saved, to: str, img_size: tuple[int, int] | None, num_heads: int | None, normalisation: tuple[Any, Any]
-) -> None:
+def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tuple[Any, Any]) -> None:
     """Raise ValueError for an argument that contradicts the source, or that the target has no place for."""
-    heads, size = _num_heads(saved), saved.img_size
+    heads = saved.num_heads
     if num_heads is not None and heads not in (None, num_heads):
         raise ValueError(f'--num-heads {num_heads}: SRC states {heads}; leave it out')
-    if to == 'plugin' and img_size is not None and size is not None and tuple(img_size) != tuple(size):
-        given, stated = (f'{shape[0]}{sign}{shape[1]}' for shape, sign in ((img_size, ' '), (size, ' x ')))
-        raise ValueError(f'--img-size {given}: SRC states {stated} px; leave it out')
     if to not in ('plugin', 'hf') and normalisation != (None, None):
         raise ValueError(
             f'--mean and --std have no place in --to {to}, which writes no config; the kinds plugin and hf have one'
@@ -168,11 +187,6 @@ def _renormalised(saved: Saved, mean: Sequence[float] = (), std: Sequence[float]
         return saved.note
     preprocessor = {'type': 'SimMIMDataPreprocessor', **saved.part('data_preprocessor'), 'mean': mean, 'std': std}
     return {**saved.note, 'model': {**saved.note['model'], 'data_preprocessor': preprocessor}}
-
-
-def _num_heads(saved: Saved) -> int | None:
-    arch = saved.part('backbone').get('arch')
-    return (arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})).get('num_heads')
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ NOTE = SCOPE  # key of the plain config in a checkpoint
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 OBJECTS = ('refuse', 'known', 'ignore')
 DEPTH, ENTRIES = 64, 10**6  # of dicts and lists in a file; real ones have some 10 and 10^4
-NESTS = ('state_dict', 'model')  # keys of the state dict in a checkpoint
+NESTS = ('state_dict', 'model', 'teacher')  # keys of the state dict in a checkpoint
 # Classes in checkpoints of other projects: harmless and not needed here. They are neither imported nor built.
 KNOWN_OBJECTS = frozenset(
     (
@@ -187,7 +187,7 @@ def _load_safetensors(path: str | os.PathLike[str], map_location: str) -> dict[s
 
 
 def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
-    """State dict of a checkpoint, taken out of `state_dict` or `model`, without the prefixes of wrappers.
+    """State dict of a checkpoint, taken out of `state_dict`, `model` or `teacher`, without the prefixes of wrappers.
 
     Args:
         checkpoint: What `load_file` returns, or a state dict.

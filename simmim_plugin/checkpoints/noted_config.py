@@ -20,6 +20,26 @@ FOREIGN = (
     'mmpretrain.SelfSupDataPreprocessor',
     'mmpretrain.SimMIMSwinTransformer',
 )
+# Models that a MaskedBackbone is built of from the config in a checkpoint, and the types in their configs. Names and
+# arguments of those of timm and Transformers are checked by `build_inner`, for every config.
+INNER = (
+    'timm',
+    'transformers',
+    *(
+        f'mmpretrain.{name}'
+        for name in (
+            'BEiTViT', 'ConvNeXt', 'EfficientNet', 'MobileNetV2', 'MobileNetV3', 'RegNet', 'ResNeXt', 'ResNet',
+            'ResNetV1c', 'ResNetV1d', 'SwinTransformer', 'SwinTransformerV2', 'TIMMBackbone', 'VisionTransformer',
+            'ViTEVA02',
+        )
+    ),
+)  # fmt: skip
+LAYERS = (
+    'BN', 'BN1d', 'BN2d', 'Conv2d', 'GELU', 'GN', 'HSigmoid', 'HSwish', 'LN', 'LN2d', 'ReLU', 'ReLU6', 'SiLU', 'Swish',
+    'SyncBN',
+)  # fmt: skip
+
+TEXTS = ('type', 'arch', 'model_name', 'out_type', 'padding', 'style')  # arguments that name no class
 
 
 def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +92,32 @@ def buildable(config: Any, place: str, registry: Registry) -> Any:
             f'{SCOPE} and {", ".join(FOREIGN)}'
         )
     kept = {key: value for key, value in config.items() if key != 'init_cfg'}
+    if config.get('type') in ('MaskedBackbone', f'{SCOPE}.MaskedBackbone'):
+        inner = _inner(kept.pop('model', None), f'{place}.model', INNER)
+        return {'model': inner, **{key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}}
     if config.get('type') in FOREIGN and (names := list(_texts(kept, place))):
         raise ValueError(f'its config has {names[0]}, a name, of which no part is built from a file; numbers only')
     return {key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}
+
+
+def _inner(config: Any, place: str, types: tuple[str, ...] = LAYERS) -> Any:
+    """`buildable` for the model of a `MaskedBackbone`; without `pretrained`: nothing is downloaded for a file."""
+    if isinstance(config, list | tuple):
+        return [_inner(item, f'{place}[{i}]') for i, item in enumerate(config)]
+    if not isinstance(config, Mapping):
+        return config
+    if 'type' in config and config['type'] not in types:
+        raise ValueError(
+            f'its config has {place}.type={config["type"]!r}, which is not built from a file: only {", ".join(types)}'
+        )
+    kept = {key: value for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
+    for key, value in kept.items():  # names of classes, in OpenMMLab
+        if types is INNER and str(config['type']).startswith('mmpretrain.') and isinstance(value, str):
+            if key not in TEXTS:
+                raise ValueError(
+                    f'its config has {place}.{key}={value!r}, a name, of which nothing is built from a file'
+                )
+    return {key: _inner(value, f'{place}.{key}') for key, value in kept.items()}
 
 
 def _texts(config: Any, place: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Model configs for converted weights: infer the architecture from shapes, describe it to each code base."""
+"""The architecture of converted weights, inferred from their shapes, and the config of our model for them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from simmim_plugin.models.fit import grid_of_table
-from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.layers.relative_position import TABLE
-from simmim_plugin.utils.arguments import grid_of, whole
+from simmim_plugin.utils.arguments import grid_of, number, whole
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # mean and std, RGB, 0 ... 255
-HEAD_DIMS = 64  # channels per attention head, usual in ViT-S/B/L
+# Heads of the published ViT-Ti, S, B, L, H, g and G, by width, number of blocks and hidden width of the MLP.
+HEADS = {
+    (192, 12, 768): 3, (384, 12, 1536): 6, (768, 12, 3072): 12, (1024, 24, 4096): 16, (1280, 32, 5120): 16,
+    (1408, 40, 6144): 16, (1664, 48, 8192): 16,
+}  # fmt: skip
 DECODER = re.compile(r'head\.decoder(\.\d+)?\.weight')
 
 
@@ -30,7 +33,9 @@ class Facts(NamedTuple):
     pooled: bool  # fc_norm on the mean of the patch tokens, instead of a final norm
     classes: int  # 0: no classifier
     decoder_layers: int  # 0: no decoder
-    heads_assumed: bool  # 64 channels per head, for lack of a table
+    heads_assumed: bool  # those of published models of this size, for lack of a table
+    registers: int
+    norm_eps: float
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -44,15 +49,19 @@ class Facts(NamedTuple):
 
 
 def facts_of(
-    state: Mapping[str, Tensor], img_size: tuple[int, int] | None = None, num_heads: int | None = None
+    state: Mapping[str, Tensor],
+    img_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    norm_eps: float = 1e-6,
 ) -> Facts:
     """Infer the architecture from a state dict.
 
     Args:
         state: With the names of our models, as `to_plugin` returns it.
         img_size: Image height and width in pixels; None: square, from the rows of a bias table or position embedding.
-        num_heads: Number of attention heads; None: the columns of a bias table, else, of a model as wide and deep as
-            ViT-S, B or L, 64 channels per head.
+        num_heads: Number of attention heads; None: the columns of a bias table, else those of the published model of
+            the same width and depth, see `HEADS`.
+        norm_eps: Epsilon of the LayerNorms, which weights do not tell.
 
     Raises:
         ValueError: The weights do not determine the model, contradict an argument, or are not of a SimMIMViT.
@@ -80,22 +89,20 @@ def facts_of(
     columns = tables[0].shape[1] if tables else None
     if num_heads is not None and columns not in (None, num_heads):
         raise ValueError(f'--num-heads {num_heads}: the bias tables have {columns} heads')
-    arch = dict(
-        embed_dims=embed_dims,
-        num_layers=1 + max(int(name.split('.')[2]) for name in state if name.startswith('backbone.blocks.')),
-        num_heads=columns or num_heads or embed_dims // HEAD_DIMS,
-        feedforward_channels=state['backbone.blocks.0.mlp.fc1.weight'].shape[0],
-    )
+    depth = 1 + max(int(name.split('.')[2]) for name in state if name.startswith('backbone.blocks.'))
+    hidden = state['backbone.blocks.0.mlp.fc1.weight'].shape[0]
     assumed = columns is None and num_heads is None
-    if assumed and arch not in ARCHS.values():
+    heads = columns or num_heads or HEADS.get((embed_dims, depth, hidden))
+    if heads is None:
         raise ValueError(
             f'the weights do not say among how many heads the {embed_dims} channels are divided (a bias table would); '
             'give --num-heads'
         )
-    if embed_dims % arch['num_heads']:
-        raise ValueError(f'{embed_dims} channels cannot be divided among {arch["num_heads"]} heads; give --num-heads')
+    if embed_dims % heads:
+        raise ValueError(f'{embed_dims} channels cannot be divided among {heads} heads; give --num-heads')
+    registers = state.get('backbone.reg_token')
     return Facts(
-        arch=arch,
+        arch=dict(embed_dims=embed_dims, num_layers=depth, num_heads=heads, feedforward_channels=hidden),
         patch_size=patch_size,
         in_channels=in_channels,
         img_size=(grid[0] * patch_size, grid[1] * patch_size),
@@ -107,6 +114,8 @@ def facts_of(
         classes=state['head.fc.weight'].shape[0] if 'head.fc.weight' in state else 0,
         decoder_layers=sum(DECODER.fullmatch(name) is not None for name in state),
         heads_assumed=assumed,
+        registers=0 if registers is None else registers.shape[1],
+        norm_eps=number('norm_eps', norm_eps, 0, ends='(]'),
     )
 
 
@@ -141,6 +150,8 @@ def backbone_config(facts: Facts) -> dict[str, Any]:
         use_rel_pos_bias=facts.block_tables,
         use_abs_pos_embed=facts.absolute,
         out_type=facts.out_type,
+        num_registers=facts.registers,
+        norm_eps=facts.norm_eps,
     )
 
 
@@ -170,94 +181,12 @@ def note_of(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[s
             dict(type='simmim_plugin.PackSimMIMInputs'),
         ]
         return dict(model=model, pipeline=pipeline)
-    model = _classifier(backbone_config(facts), facts)
+    model = classifier_config(backbone_config(facts), facts)
     model['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor', mean=list(mean), std=list(std))
     return dict(model=model, pipeline=[load, dict(type='mmpretrain.torchvision/Resize', size=size, antialias=True)])
 
 
-def _classifier(backbone: dict[str, Any], facts: Facts) -> dict[str, Any]:
+def classifier_config(backbone: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """Config of MMPretrain's ImageClassifier, with a linear head if there is a classifier."""
     head = dict(type='mmpretrain.LinearClsHead', num_classes=facts.classes, in_channels=facts.arch['embed_dims'])
     return dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head if facts.classes else None)
-
-
-def mmpretrain_config(facts: Facts) -> dict[str, Any]:
-    """Config of MMPretrain's ImageClassifier with BEiTViT, for weights converted to 'mmpretrain'."""
-    backbone = dict(
-        type='mmpretrain.BEiTViT',
-        arch=facts.arch,
-        img_size=facts.img_size,
-        patch_size=facts.patch_size,
-        in_channels=facts.in_channels,
-        final_norm=not facts.pooled,
-        out_type=facts.out_type,
-        use_abs_pos_emb=facts.absolute,
-        use_rel_pos_bias=facts.block_tables,
-        use_shared_rel_pos_bias=facts.shared_table,
-        layer_scale_init_value=0.1 if facts.layer_scale else 0.0,
-    )
-    return _classifier(backbone, facts)
-
-
-def timm_arguments(facts: Facts) -> dict[str, Any]:
-    """Arguments of `timm.models.beit.Beit`."""
-    return dict(
-        img_size=facts.img_size,
-        patch_size=facts.patch_size,
-        in_chans=facts.in_channels,
-        num_classes=facts.classes,
-        global_pool='avg' if facts.pooled else 'token',
-        embed_dim=facts.arch['embed_dims'],
-        depth=facts.arch['num_layers'],
-        num_heads=facts.arch['num_heads'],
-        mlp_ratio=facts.arch['feedforward_channels'] / facts.arch['embed_dims'],
-        init_values=0.1 if facts.layer_scale else None,
-        use_abs_pos_emb=facts.absolute,
-        use_rel_pos_bias=facts.block_tables,
-        use_shared_rel_pos_bias=facts.shared_table,
-    )
-
-
-def hf_config(facts: Facts, mask_token: bool) -> dict[str, Any]:
-    """Content of Hugging Face's config.json, for BeitModel or BeitForImageClassification."""
-    config = dict(
-        architectures=['BeitForImageClassification' if facts.classes else 'BeitModel'],
-        model_type='beit',
-        hidden_size=facts.arch['embed_dims'],
-        num_hidden_layers=facts.arch['num_layers'],
-        num_attention_heads=facts.arch['num_heads'],
-        intermediate_size=facts.arch['feedforward_channels'],
-        hidden_act='gelu',
-        layer_norm_eps=1e-6,
-        image_size=facts.img_size[0],
-        patch_size=facts.patch_size,
-        num_channels=facts.in_channels,
-        use_mask_token=mask_token,
-        use_absolute_position_embeddings=facts.absolute,
-        use_relative_position_bias=facts.block_tables,
-        use_shared_relative_position_bias=facts.shared_table,
-        layer_scale_init_value=0.1 if facts.layer_scale else 0.0,
-        drop_path_rate=0.0,
-        use_mean_pooling=facts.pooled,
-    )
-    if facts.classes:
-        config['id2label'] = {str(i): f'LABEL_{i}' for i in range(facts.classes)}
-        config['label2id'] = {f'LABEL_{i}': i for i in range(facts.classes)}
-    return config
-
-
-def hf_preprocessor(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Content of Hugging Face's preprocessor_config.json: resize, scale to 0 ... 1, normalise."""
-    size = dict(height=facts.img_size[0], width=facts.img_size[1])
-    return dict(
-        image_processor_type='BeitImageProcessor',
-        do_resize=True,
-        size=size,
-        resample=3,  # bicubic
-        do_center_crop=False,
-        crop_size=size,
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=[value / 255 for value in mean],
-        image_std=[value / 255 for value in std],
-    )

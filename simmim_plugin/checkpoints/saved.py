@@ -9,14 +9,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from simmim_plugin.checkpoints.families import ANY_BACKBONE
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS, from_hf, from_timm, is_named
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
+from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
-HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+BACKBONES = ('SimMIMViT', 'MaskedBackbone')  # that are built from a file
+# Defaults of Hugging Face's classes, which config.json may leave out: epsilon of the norms, side of a patch.
+HF_DEFAULTS = {'dinov2': (1e-6, 14), 'dinov2_with_registers': (1e-6, 16), 'vit_msn': (1e-6, 16)}
 
 
 class Saved(NamedTuple):
@@ -45,12 +50,14 @@ class Saved(NamedTuple):
         """Config of the backbone.
 
         Raises:
-            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
+            ValueError: The checkpoint has none, or the backbone is of another kind than `BACKBONES`.
         """
         backbone = self.model and self.part('backbone')  # raises without a model
-        if type_name(backbone) != 'SimMIMViT':
+        if type_name(backbone) not in BACKBONES:
             found = backbone.get('type')
-            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+            raise ValueError(
+                f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a {" or ".join(BACKBONES)}'
+            )
         with named(self.path):
             return buildable(backbone, 'model.backbone', MODELS)
 
@@ -80,6 +87,12 @@ class Saved(NamedTuple):
         return part if isinstance(part, dict) else {}
 
     @property
+    def num_heads(self) -> int | None:
+        """Number of attention heads of the backbone; None if the checkpoint does not say."""
+        arch = self.part('backbone').get('arch')
+        return (arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})).get('num_heads')
+
+    @property
     def img_size(self) -> tuple[int, int] | None:
         """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
         size = self.part('backbone').get('img_size')
@@ -98,13 +111,21 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
     """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
 
     Args:
-        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`.
+        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`; or
+            `timm:NAME` or `hf:NAME`, see `hubs.py`.
         objects: See `load_file`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has no named tensors, or `load_file` refuses it.
+        FileNotFoundError: There is no such file, or a name cannot be downloaded.
+        ValueError: It has no named tensors, or `load_file` refuses it; or a hub has no such model.
     """
+    if is_named(path):
+        hub, _, name = os.fspath(path).partition(':')
+        with named(path):
+            if hub == 'hf':
+                return read(from_hf(name), objects)._replace(path=os.fspath(path))
+            state, model = from_timm(name)
+            return Saved(os.fspath(path), state, dict(model=model))
     if os.path.isdir(path):
         weights, model = _hf_folder(path)
         return read(weights, objects)._replace(note=dict(model=model))
@@ -135,7 +156,7 @@ def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """File of the weights in a Hugging Face folder, and what its configs say, as a config of ours.
 
     Raises:
-        ValueError: It has no weights, or those of several files.
+        ValueError: It has no weights, or those of several files, or another activation function.
     """
     source = Path(path)
     weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
@@ -147,9 +168,15 @@ def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     model: dict[str, Any] = {}
     if (source / 'config.json').is_file():  # it may leave out defaults
         config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
+        if (act := config.get('hidden_act', 'gelu')) != 'gelu':
+            raise ValueError(
+                f'folder {os.fspath(source)!r}: hidden_act={act!r} in config.json, and SimMIMViT has gelu; it is '
+                f'another model; {ANY_BACKBONE}'
+            )
+        eps, patch = HF_DEFAULTS.get(str(config.get('model_type')), (1e-12, 16))
         arch = dict(num_heads=config.get('num_attention_heads', 12))
-        sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', 16))
-        model['backbone'] = dict(**sizes, arch=arch)
+        sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', patch))
+        model['backbone'] = dict(**sizes, arch=arch, norm_eps=config.get('layer_norm_eps', eps))
     if (source / 'preprocessor_config.json').is_file():
         config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
         if 'image_mean' in config and 'image_std' in config:

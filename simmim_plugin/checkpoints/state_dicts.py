@@ -1,37 +1,75 @@
-"""Convert state dicts of the same Vision Transformer between five code bases. Pure functions, no files.
+"""Convert state dicts of the same Vision Transformer between code bases. Pure functions, no files.
 
 `plugin` names are those of our models: `backbone.*` (SimMIMViT) with `head.decoder*` (SimMIM) or `head.fc.*`
 (MMPretrain's ImageClassifier), or those of a bare backbone. `official` is the reference implementation
-(microsoft/SimMIM, ViT), `timm` is timm's `Beit`, `hf` Hugging Face's `Beit*`, `mmpretrain` MMPretrain's `BEiTViT`.
+(microsoft/SimMIM, ViT). A model with a position embedding and without bias tables is an ordinary ViT, all others are
+Beits; so the classes of a target are:
+
+| target | Beit | ordinary ViT |
+|---|---|---|
+| `timm` | `Beit` | `VisionTransformer` |
+| `hf` | `Beit*` | `ViT*`; with LayerScale or registers `Dinov2Model`, `Dinov2WithRegistersModel`; see `family_of` |
+| `mmpretrain` | `BEiTViT` | `VisionTransformer` |
+
+`families.py` recognises what a state dict is from, `names.py` has the names, `layouts.py` splits and joins tensors.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from simmim_plugin.checkpoints.families import NOT_LINEAR, head_name, kind_of, plain_name
 from simmim_plugin.checkpoints.files import tensors_of
-from simmim_plugin.checkpoints.names import HF, HF_IN_MEMORY, HF_PREFIXES, MMPRETRAIN, inverse, translate
-from simmim_plugin.models.fit import grid_of_table, names_of
+from simmim_plugin.checkpoints.layouts import has_key_bias, is_ordinary, to_ours, to_theirs, with_register_positions
+from simmim_plugin.checkpoints.names import (
+    BEIT,
+    HF_BEIT,
+    HF_DINOV2,
+    HF_VIT,
+    MMPRETRAIN_BEIT,
+    MMPRETRAIN_VIT,
+    PLUGIN,
+    VIT,
+    table_of,
+    translate,
+)
+from simmim_plugin.checkpoints.refusals import (
+    refuse_deit3,
+    refuse_names,
+    refuse_other_models,
+    refuse_parts,
+    refuse_shapes,
+)
+from simmim_plugin.models.fit import PATCHES, grid_of_table
 from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
 from simmim_plugin.utils.arguments import choice
 
-SOURCES = ('plugin', 'official', 'timm', 'hf', 'mmpretrain')
-TARGETS = (*SOURCES, 'backbone')
-QKV = ('query', 'key', 'value')
-FC = {f'head.fc.{kind}': f'head.{kind}' for kind in ('weight', 'bias')}  # a classifier: plugin names -> bare names
+TARGETS = ('plugin', 'official', 'timm', 'hf', 'mmpretrain', 'backbone')
+BACKBONE = 'backbone.'
 
 
-# Prefixes of the names of a backbone, and, where it has none, of other parts.
-PREFIXES: dict[str, tuple[str, ...]] = {
-    'plugin': ('backbone.',),
-    'official': ('encoder.',),
-    'timm': ('backbone.',),
-    'hf': HF_PREFIXES,
-    'mmpretrain': ('backbone.',),
+class Out(NamedTuple):
+    """A family that is written."""
+
+    table: dict[str, str]  # names
+    layout: str  # see `to_theirs`
+    prefix: str = ''  # of the backbone, if there is a classifier or decoder
+
+
+# Target and class -> how it is written; see `family_of`.
+OUT = {
+    ('official', 'SimMIM'): Out({name: name for name in PLUGIN if name != 'reg_token'}, 'beit'),
+    ('backbone', 'SimMIMViT'): Out(PLUGIN, 'beit'),
+    ('timm', 'Beit'): Out(BEIT, 'beit'),
+    ('timm', 'VisionTransformer'): Out({k: v for k, v in VIT.items() if k != 'dist_token'}, 'vit'),
+    ('hf', 'Beit'): Out(HF_BEIT, 'hf_beit', 'beit.'),
+    ('hf', 'ViT'): Out(HF_VIT, 'hf_vit', 'vit.'),
+    ('hf', 'Dinov2'): Out(HF_DINOV2, 'hf_dinov2', 'dinov2.'),
+    ('hf', 'Dinov2WithRegisters'): Out(HF_DINOV2, 'hf_dinov2', 'dinov2_with_registers.'),
+    ('mmpretrain', 'BEiTViT'): Out({k: v for k, v in MMPRETRAIN_BEIT.items() if k != 'mask_token'}, 'beit'),
+    ('mmpretrain', 'VisionTransformer'): Out(MMPRETRAIN_VIT, 'vit'),
 }
-OTHER_PARTS = ('head.', 'neck.', 'fc.', 'classifier.', 'lm_head.', 'decode_head.', 'auxiliary_head.', 'fpn')
 
 
 class Converted(NamedTuple):
@@ -47,113 +85,108 @@ def recognise(state: Mapping[str, Any]) -> str:
     A bare `Beit` is 'timm', and one with a mask token 'plugin': their names are the same, so both convert alike.
 
     Returns:
-        'plugin', 'official', 'timm', 'hf' or 'mmpretrain'.
+        'plugin', 'official' (microsoft/SimMIM), 'timm', 'mae' (with its decoder), 'dinov2' (original names),
+        'torchvision', 'hf' or 'mmpretrain'.
 
     Raises:
         ValueError: It is from none of them.
     """
-    names = list(tensors_of(state))
-    bare = {name.removeprefix('backbone.') for name in names}
-    if any(name.startswith('encoder.blocks.') for name in names):
-        kind = 'official'
-    elif any(name.endswith('embeddings.patch_embeddings.projection.weight') for name in names):
-        kind = 'hf'
-    elif 'layers.0.ln1.weight' in bare and 'layers.0.ffn.layers.0.0.weight' in bare:
-        kind = 'mmpretrain'
-    elif 'blocks.0.norm1.weight' not in bare or 'patch_embed.proj.weight' not in bare:
-        kind = ''
-    elif bare != set(names) or 'mask_token' in bare:
-        kind = 'plugin'
-    else:
-        kind = 'official' if any(name.endswith(INDEX) for name in names) else 'timm'
-    has_q_bias = any(name.endswith(('attn.q_bias', 'query.bias', 'q_proj.bias')) for name in names)
-    has_k_bias = any(name.endswith(('attn.qkv.bias', 'attention.key.bias', 'k_proj.bias')) for name in names)
-    if not kind or has_k_bias or not has_q_bias:
-        reason = 'it has a key bias, or no query bias' if kind else 'its names are those of no known model'
-        if kind and not any(name.endswith('cls_token') for name in names):
-            reason += ', and it has no class token (cls_token)'
-        raise ValueError(
-            f'this is not a state dict of SimMIM for ViT in one of the kinds {", ".join(SOURCES)}: {reason}. It starts '
-            f'with {", ".join(names[:4])}'
-        )
-    return kind
+    return kind_of(tensors_of(state))
 
 
-def to_plugin(state: Mapping[str, Any], sure: bool = False) -> Converted:
+def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = None) -> Converted:
     """Convert a state dict of any known kind to the names of our models, with the prefix `backbone.`.
 
     Args:
-        state: A state dict, or a checkpoint with one. Tensors are not copied, except Hugging Face's query, key and
-            value, which are one tensor here.
+        state: A state dict, or a checkpoint with one. Tensors are not copied, except those that are split there and
+            one tensor here.
         sure: Accept names that other models have, too: without bias tables, those of timm's `Beit` and of EVA are the
             same.
+        like: Height and width in patches of the model that it is for, if known: see `layouts.to_ours`.
 
     Returns:
         The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and the names left out, without buffers
-        that follow from the grid. They are of other parts than the backbone.
+        that follow from the grid and without biases of keys, which change nothing. They are of other parts than the
+        backbone.
 
     Raises:
-        ValueError: Its kind is unknown, the backbone has something that SimMIMViT cannot represent, or two of its
-            tensors would get the same name.
+        ValueError: Its kind is unknown, the backbone has something that SimMIMViT cannot represent or lacks something,
+            or two of its tensors would get the same name.
     """
-    kind, tensors = recognise(state), tensors_of(state)
-    if kind == 'hf':
-        tensors = _join_qkv({_hf_disk_name(name): value for name, value in tensors.items()})
-    converted: dict[str, Tensor] = {}
-    left_out = []
-    for name, value in tensors.items():
-        if name.endswith(INDEX):
-            continue
-        ours = _our_name(name, kind)
+    tensors = tensors_of(state)
+    kind = kind_of(tensors)
+    plain = {name: plain_name(name, kind) for name in tensors if not name.endswith(INDEX)}
+    table = table_of(kind, plain.values())
+    found: dict[str, Tensor] = {}
+    others = []
+    for name, bare in plain.items():
+        ours = translate(bare, table)
         if ours is None:
-            left_out.append(name)
-            continue
-        if ours in converted:
+            others.append(name)
+        elif ours in found:
             raise ValueError(f'{name} and another tensor would both be named {ours}')
-        converted[ours] = value.flatten(1) if ours == 'head.decoder.weight' else value
-    _refuse_other_models(kind, tensors, converted, left_out, sure)
-    return Converted(converted, left_out)
+        else:
+            found[ours] = tensors[name]
+    refuse_names(kind, plain, others)
+    refuse_shapes(found)
+    backbone, ordinary = to_ours(found, like), has_key_bias(found)
+    refuse_other_models(kind, backbone, sure, ordinary)
+    if kind == 'mmpretrain':
+        refuse_deit3(found, backbone)
+    if kind != 'plugin':  # what a model takes of our own files, loading.py says
+        refuse_parts(backbone, ordinary)
+    heads = _heads(kind, {name: tensors[name] for name in others}, backbone)
+    result = {BACKBONE + name: value for name, value in backbone.items()}
+    for ours, name in heads.items():
+        result[ours] = tensors[name].flatten(1) if ours == 'head.decoder.weight' else tensors[name]
+    return Converted(result, [name for name in others if name not in heads.values()])
 
 
-def _refuse_other_models(
-    kind: str, source: Mapping[str, Tensor], converted: Mapping[str, Tensor], left_out: list[str], sure: bool
-) -> None:
-    """Raise ValueError for backbones that share names with SimMIMViT and compute something else."""
-    prefixes = PREFIXES[kind]
-    prefixed = any(name.startswith(prefixes) for name in source)
-    inside = [name for name in left_out if name.startswith(prefixes if prefixed else '')]
-    if strange := [name for name in inside if prefixed or not name.startswith(OTHER_PARTS)]:
-        raise ValueError(
-            f'SimMIMViT has no place for {names_of(strange)} of the backbone, without which it would compute something '
-            'else; it is another model'
-        )
-    if 'backbone.cls_token' not in converted:
-        raise ValueError(
-            'it has no class token (cls_token), which SimMIMViT puts in front of the patches of every image; it is '
-            'another model'
-        )
-    for name, value in converted.items():
-        hidden = converted.get(name.replace('.fc1.', '.fc2.'), value)
-        if name.endswith('.mlp.fc1.weight') and hidden.shape[-1] != value.shape[0]:
-            raise ValueError(
-                f'{name} has {value.shape[0]} rows and the fc2 behind it {hidden.shape[-1]} columns: a gated MLP '
-                '(SwiGLU), which SimMIMViT does not have; it is another model'
-            )
-    if kind in ('hf', 'mmpretrain') or 'backbone.mask_token' in converted:
-        return
-    if any(name.endswith(TABLE) for name in converted):
-        return
-    if 'backbone.pos_embed' not in converted:
-        raise ValueError(
-            'it has neither relative position bias tables nor a position embedding (pos_embed): a model that computes '
-            'positions otherwise (rotary embedding), which SimMIMViT cannot represent'
-        )
-    if not sure:
-        raise ValueError(
-            "it has no relative position bias tables, and the names of timm's Beit, which EVA models share: they "
-            'compute something else (rotary embedding, norms behind the blocks) or have heads of another width. If it '
-            'is a Beit, say how many heads it has: `simmim convert SRC DST --to plugin --num-heads N`'
-        )
+def _heads(kind: str, others: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, str]:
+    """What there is of a classifier or decoder like ours: our names -> those in the file."""
+    heads = {ours: name for name in others if (ours := head_name(name, kind)) is not None}
+    if kind == 'plugin':
+        return heads
+    channels, patch = backbone[PATCHES].shape[1:3]
+    width = backbone['cls_token'].shape[-1]
+    for part, rows in (('head.fc', None), ('head.decoder', channels * patch**2)):
+        weight = others.get(heads.get(f'{part}.weight', ''))
+        fits = weight is not None and weight.ndim > 1 and weight.shape[1] == width and rows in (None, weight.shape[0])
+        if not fits or (part == 'head.fc' and any(NOT_LINEAR.search(name) for name in others)):
+            heads = {ours: name for ours, name in heads.items() if not ours.startswith(f'{part}.')}
+    return heads
+
+
+def family_of(state: Mapping[str, Tensor], to: str) -> str:
+    """Class of the target that holds a model, by its name.
+
+    For Hugging Face, an ordinary ViT is a `ViT`. With LayerScale or registers it is a `Dinov2` or
+    `Dinov2WithRegisters`, which have no classifier of the class token alone and no mean pooling: without registers,
+    these are a `Beit`, which may have a position embedding and no bias tables.
+
+    Args:
+        state: As `to_plugin` returns it.
+        to: One of `TARGETS`.
+
+    Raises:
+        ValueError: None holds it.
+    """
+    registers, pooled = (f'{BACKBONE}{name}' in state for name in ('reg_token', 'fc_norm.weight'))
+    ordinary = is_ordinary(state)
+    if registers and (to in ('official', 'mmpretrain') or (not ordinary and to in ('timm', 'hf'))):
+        raise ValueError(f'the model has register tokens (reg_token), which no class of {to!r} has with its positions')
+    if to == 'hf' and ordinary:
+        if registers and pooled:
+            raise ValueError("the model has register tokens and mean pooling, which no class of 'hf' has; try timm")
+        scaled, classifier = f'{BACKBONE}blocks.0.gamma_1' in state, 'head.fc.weight' in state
+        if registers:
+            return 'Dinov2WithRegisters'
+        if pooled or (scaled and classifier):
+            return 'Beit'
+        return 'Dinov2' if scaled else 'ViT'
+    ordinary &= to != 'hf'
+    classes = {'timm': ('Beit', 'VisionTransformer'), 'hf': ('Beit',), 'mmpretrain': ('BEiTViT', 'VisionTransformer')}
+    return {'official': 'SimMIM', 'backbone': 'SimMIMViT'}.get(to) or classes[to][ordinary]
 
 
 def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) -> Converted:
@@ -165,7 +198,7 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
         grid: Height and width in patches of the bias tables; None: square.
 
     Returns:
-        The state dict, and the names that the target cannot hold.
+        The state dict, and the names that the target cannot hold. Ordinary ViTs get a bias of the keys, zeros.
 
     Raises:
         ValueError: `to` is unknown, or the target cannot represent the model.
@@ -176,22 +209,28 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
     if tables := [name for name in state if name.endswith(TABLE)]:
         grid = grid_of_table(tables[0], state[tables[0]], grid)
     if to in ('official', 'hf') and grid is not None and grid[0] != grid[1]:
-        why = 'only takes square images' if to == 'official' else 'swaps height and width of bias tables'
+        why = 'swaps height and width of bias tables' if to == 'hf' and tables else 'only takes square images'
         raise ValueError(f'a grid of {grid[0]} x {grid[1]} patches cannot go to {to!r}, which {why}; try timm')
+    family = family_of(state, to)
+    out = OUT[to, family]
     pretraining = 'head.fc.weight' not in state and 'backbone.fc_norm.weight' not in state
+    heads = _their_heads(state, to, family)
+    own = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
+    masked = {'official': pretraining, 'hf': family != 'ViT' or 'decoder.0.weight' in heads.values()}.get(to, True)
+    left_out = [BACKBONE + name for name in ('mask_token',) if not masked and own.pop(name, None) is not None]
+    if family == 'VisionTransformer' and to == 'timm':
+        with_register_positions(own)
+    prefix = {'official': 'encoder.' * pretraining, 'mmpretrain': BACKBONE, 'hf': out.prefix * bool(heads)}.get(to, '')
     converted: dict[str, Tensor] = {}
-    left_out = []
-    for name, value in state.items():
-        theirs = _their_name(name, to, pretraining, 'head.fc.weight' in state)
+    for name, value in to_theirs(own, out.layout).items():
+        theirs = translate(name, out.table)
         if theirs is None:
-            left_out.append(name)
-        elif to == 'hf' and name.endswith('.qkv.weight'):
-            parts = zip(QKV, value.chunk(3))
-            converted.update({theirs.replace('.qkv.', f'.{part}.'): weight for part, weight in parts})
-        elif to == 'official' and name == 'head.decoder.weight':
-            converted[theirs] = value[:, :, None, None]  # a 1x1 convolution there
+            left_out.append(BACKBONE + name)
         else:
-            converted[theirs] = value
+            converted[prefix + theirs] = value
+    for name, theirs in heads.items():  # a decoder is a 1x1 convolution there
+        converted[theirs] = state[name][:, :, None, None] if name == 'head.decoder.weight' else state[name]
+    left_out += [name for name in state if not name.startswith(BACKBONE) and name not in heads]
     if to in ('official', 'mmpretrain') and grid is not None:  # buffers of their state dicts
         index = relative_position_index(grid)
         for name in [name for name in converted if name.endswith(TABLE)]:
@@ -199,68 +238,13 @@ def from_plugin(state: Mapping[str, Tensor], to: str, grid: Grid | None = None) 
     return Converted(converted, left_out)
 
 
-def _our_name(name: str, kind: str) -> str | None:
-    """Our name, with `backbone.` or `head.`; None if there is none."""
-    if kind == 'plugin' and name.startswith('head.'):
-        return FC_INVERSE.get(name, name)
-    if kind == 'hf':
-        if name.startswith('classifier.'):
-            return name.replace('classifier.', 'head.fc.')
-        ours = translate(name, HF_INVERSE)
-    elif kind == 'mmpretrain':
-        if name.startswith('head.fc.'):
-            return name
-        ours = translate(name.removeprefix('backbone.'), MMPRETRAIN_INVERSE)
-    else:
-        if name.startswith('decoder.0.'):
-            return name.replace('decoder.0.', 'head.decoder.')
-        if name in FC_INVERSE:
-            return FC_INVERSE[name]
-        bare = name.removeprefix('backbone.').removeprefix('encoder.')
-        ours = bare if translate(bare, MMPRETRAIN) else None
-    return ours and f'backbone.{ours}'
-
-
-def _their_name(name: str, to: str, pretraining: bool, classifier: bool) -> str | None:
-    """Name in the target; None if there is none."""
-    bare = name.removeprefix('backbone.')
-    if name in FC:
-        return {'hf': name.replace('head.fc.', 'classifier.'), 'mmpretrain': name, 'backbone': None}.get(to, FC[name])
-    if bare == name:  # a decoder
-        linear = name in ('head.decoder.weight', 'head.decoder.bias')
-        return name.replace('head.decoder.', 'decoder.0.') if to == 'official' and linear else None
-    if bare == 'mask_token' and (to in ('timm', 'mmpretrain') or (to == 'official' and not pretraining)):
-        return None
-    if to == 'hf':
-        theirs = translate(bare, HF)
-        return f'beit.{theirs}' if classifier and theirs else theirs
-    if to == 'mmpretrain':
-        theirs = translate(bare, MMPRETRAIN)
-        return theirs and f'backbone.{theirs}'
-    return f'encoder.{bare}' if to == 'official' and pretraining else bare
-
-
-def _hf_disk_name(name: str) -> str:
-    """Hugging Face's name on disk, without the name of the model."""
-    bare = next((name.removeprefix(prefix) for prefix in HF_PREFIXES if name.startswith(prefix)), name)
-    for pattern, replacement in HF_IN_MEMORY:
-        if pattern.search(bare):
-            return pattern.sub(replacement, bare)
-    return bare
-
-
-def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Concatenate the weights of query, key and value, (D, D) each, to one tensor, (3D, D)."""
-    joined: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.endswith('.attention.query.weight'):
-            parts = [state[name.replace('.query.', f'.{part}.')] for part in QKV]
-            joined[name.replace('.query.', '.qkv.')] = torch.cat(parts)
-        elif not name.endswith(('.attention.key.weight', '.attention.value.weight')):
-            joined[name] = value
-    return joined
-
-
-FC_INVERSE = inverse(FC)
-HF_INVERSE = inverse(HF)
-MMPRETRAIN_INVERSE = inverse(MMPRETRAIN)
+def _their_heads(state: Mapping[str, Tensor], to: str, family: str) -> dict[str, str]:
+    """Names of a classifier, and of a decoder of one layer, in the target, as far as it has them."""
+    owner = {'official': 'head', 'timm': 'head', 'hf': 'classifier', 'mmpretrain': 'head.fc'}.get(to)
+    owners = {'head.fc': None if family.startswith('Dinov2') else owner}
+    if to == 'official' or family == 'ViT':
+        owners['head.decoder'] = 'decoder.0'
+    names = {
+        f'{ours}.{kind}': f'{theirs}.{kind}' for ours, theirs in owners.items() for kind in ('weight', 'bias') if theirs
+    }
+    return {ours: theirs for ours, theirs in names.items() if ours in state}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.checkpoints.files import NOTE, save_file
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.other_projects import check_mean_std
-from simmim_plugin.checkpoints.saved import HF_WEIGHTS, Saved
+from simmim_plugin.checkpoints.saved import Saved
 from simmim_plugin.checkpoints.swin import (
     PATCHES,
     POSITIONS,

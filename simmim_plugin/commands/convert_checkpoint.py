@@ -1,4 +1,4 @@
-"""Convert SimMIM checkpoints of ViTs between this package, the official code, timm, Hugging Face and MMPretrain.
+"""Convert checkpoints of ViTs between this package, the official code, timm, Hugging Face and MMPretrain.
 
 The format of the source is detected. No code in it is run: only tensors and plain values are read.
 """
@@ -29,14 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
-        help='image size of the model in pixels (square, from its bias tables)',
+        help="image size of DST in pixels: bias tables and position embedding are interpolated (SRC's)",
     )
+    parser.add_argument('--patch-size', type=int, help="side of a patch of DST in pixels: kernels are resized (SRC's)")
     parser.add_argument('--in-channels', type=int, help="channels of the images of DST (SRC's)")
     parser.add_argument(
         '--adapt-channels', choices=('repeat', 'mean'), default='repeat',
         help='for --in-channels: the weights of each channel in turn, or their mean; scaled to keep the sum (repeat)',
     )  # fmt: skip
-    parser.add_argument('--num-heads', type=int, help='heads of a model without bias tables (one per 64 channels)')
+    parser.add_argument('--num-heads', type=int, help='heads of a model without bias tables (as published ones)')
     parser.add_argument('--mean', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
     parser.add_argument('--std', type=float, nargs='+', help="per channel, 0 ... 255, for the config (ImageNet's)")
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     size = args.img_size and (args.img_size[0], args.img_size[1])
     report = convert_file(
         args.source, args.target, args.to, size, args.num_heads, args.mean, args.std, objects,
-        args.in_channels, args.adapt_channels,
+        args.in_channels, args.adapt_channels, args.patch_size,
     )  # fmt: skip
     print(f'recognised: {report.kind}')
     for name in report.left_out:

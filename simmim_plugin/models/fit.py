@@ -1,7 +1,7 @@
 """Fit a state dict to a `SimMIMViT` with another grid or other bias tables."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from timm.layers import resample_abs_pos_embed
@@ -60,7 +60,7 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None,
     _refuse(spread, own, _blocks(state))
     loaded = {name: value for name, value in spread.items() if name in own}
     skipped = [name for name in spread if name not in own]
-    fitted, resized = _resize(loaded, own, grid, model)
+    fitted, resized = resize_to_grid(loaded, model.grid, grid, model.table_interpolation)
     return Fitted(fitted, skipped, adapted + resized, [name for name in own if name not in fitted])
 
 
@@ -125,7 +125,7 @@ def grid_of_table(name: str, value: Tensor, grid: Grid | None = None, like: Grid
     units = ((1, 1), (like[0] // divisor, like[1] // divisor))
     inferred = ((n * h, n * w) for h, w in units for n in range(1, math.isqrt(rows) + 1))
     for candidate in inferred if grid is None else (grid,):
-        if rows == (table_rows(candidate) if name.endswith(TABLE) else 1 + candidate[0] * candidate[1]):
+        if rows == rows_of(name, candidate):
             return candidate
     other = '' if like[0] == like[1] else f', nor one of the proportions of {like[0]} x {like[1]}'
     what = f'no square grid of patches has{other}'
@@ -135,6 +135,43 @@ def grid_of_table(name: str, value: Tensor, grid: Grid | None = None, like: Grid
         f'{name} has {rows} rows, which {what}; give the size of the images that it was trained with: '
         '`simmim convert SRC DST --to KIND --img-size HEIGHT WIDTH`'
     )
+
+
+def rows_of(name: str, grid: Grid) -> int:
+    """Rows of a bias table or a position embedding, by its name, for a grid."""
+    return table_rows(grid) if name.endswith(TABLE) else 1 + grid[0] * grid[1]
+
+
+def resize_to_grid(
+    state: Mapping[str, Tensor], grid: Grid, old: Grid | None = None, interpolation: str = 'geometric'
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Interpolate bias tables and position embeddings (bicubic, timm's rule) to another grid.
+
+    Args:
+        state: A state dict, with or without prefixes.
+        grid: Height and width in patches.
+        old: Those of the model that `state` is from; None: `grid` if the rows fit, else inferred, see `grid_of_table`.
+        interpolation: Of tables, see `resize_table`.
+
+    Returns:
+        The state dict, and the names of what was interpolated, with both grids.
+
+    Raises:
+        ValueError: See `grid_of_table`.
+    """
+    fitted, resized = dict(state), []
+    for name, value in state.items():
+        if not name.endswith(ON_GRID):
+            continue
+        fits = grid if value.shape[-2] == rows_of(name, grid) else None
+        theirs = grid_of_table(name, value, old or fits, like=grid)  # 2 x 3 and 3 x 2 patches have tables of one shape
+        if theirs != grid:
+            if name.endswith(TABLE):
+                fitted[name] = resize_table(value, theirs, grid, interpolation)
+            else:
+                fitted[name] = resample_abs_pos_embed(value, list(grid), list(theirs))
+            resized.append(f'{name} {theirs[0]}x{theirs[1]} -> {grid[0]}x{grid[1]}')
+    return fitted, resized
 
 
 def _spread(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,6 +202,12 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
             'use_abs_pos_embed=True'
         )
     theirs, ours = (tensors[PATCHES].shape if PATCHES in tensors else None for tensors in (state, own))
+    if theirs and ours and theirs[:2] == ours[:2] and theirs[2:] != ours[2:]:
+        raise ValueError(
+            f'the checkpoint has patches of {_sides(theirs)} px and the model of {_sides(ours)} px; set patch_size of '
+            'SimMIMViT to that of the checkpoint, or resize the weights: `simmim convert SRC DST --to plugin '
+            f'--patch-size {ours[-1]}`'
+        )
     if theirs and ours and theirs[1] != ours[1] and (theirs[0], theirs[2:]) == (ours[0], ours[2:]):
         raise ValueError(
             f'the checkpoint is for images of {theirs[1]} channels and the model for {ours[1]}; set in_channels='
@@ -176,23 +219,6 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
     if not faults and blocks != _blocks(own):
         faults = [f'the checkpoint has {len(blocks)} blocks and the model {len(_blocks(own))}']
     _raise_first(faults, 'set arch, patch_size and in_channels of SimMIMViT to those that it was trained with')
-
-
-def _resize(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], old: Grid | None, model: Any
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Interpolate parameters of another grid; also return their names, with both grids."""
-    fitted, resized, new = dict(state), [], model.grid
-    for name, value in state.items():
-        # 2 x 3 and 3 x 2 patches have tables of the same shape.
-        if name.endswith(ON_GRID) and (value.shape != own[name].shape or old not in (None, new)):
-            grid = grid_of_table(name, value, old, like=new)
-            if name.endswith(TABLE):
-                fitted[name] = resize_table(value, grid, new, model.table_interpolation)
-            else:
-                fitted[name] = resample_abs_pos_embed(value, list(new), list(grid))
-            resized.append(f'{name} {grid[0]}x{grid[1]} -> {new[0]}x{new[1]}')
-    return fitted, resized
 
 
 def _shape_faults(state: Mapping[str, Tensor], own: Mapping[str, Tensor], any_grid: bool = False) -> list[str]:
@@ -210,6 +236,10 @@ def _raise_first(faults: list[str], advice: str) -> None:
     if faults:
         more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
         raise ValueError(f'the checkpoint is of another architecture: {faults[0]}{more}; {advice}')
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return ' x '.join(map(str, shape[2:]))
 
 
 def _blocks(state: Mapping[str, Tensor]) -> set[str]:

@@ -1,6 +1,6 @@
 """SimMIMViT: the Vision Transformer of SimMIM, for pretraining (with a mask) and transfer (without)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,16 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.models.fit import fit_state
+from simmim_plugin.models.interface import with_our_loader
 from simmim_plugin.models.layers.architecture import arch_settings, one_table, rising_blocks, window_sizes
 from simmim_plugin.models.layers.relative_position import INTERPOLATIONS, Grid, RelativePositionBias
 from simmim_plugin.models.layers.transformer import (
-    LAYER_NORM_EPS,
     Biases,
     Block,
     LinearPatchEmbed,
     has_windows,
     init_parameters,
-    window_parts,
+    shared_biases,
 )
 from simmim_plugin.registry import MODELS
 from simmim_plugin.utils.arguments import choice, flags, grid_of, number, parts, sides, whole
@@ -33,7 +33,9 @@ class SimMIMViT(BaseModule):
     """Vision Transformer with mask token and relative position bias (arXiv 2111.09886; BEiT's architecture).
 
     Arguments have the names and meanings of MMPretrain; parameters have the names of the reference implementation and
-    of timm's `Beit`, so their state dicts load as they are.
+    of timm's `Beit`, so their state dicts load as they are. With `use_abs_pos_embed` and without bias tables it is the
+    ordinary ViT (timm's `VisionTransformer`): the key bias there adds the same to all scores of a query, which softmax
+    ignores.
 
     Args:
         arch: 'small', 'base', 'large', 'huge', or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
@@ -50,7 +52,7 @@ class SimMIMViT(BaseModule):
         use_abs_pos_embed: A learned absolute position embedding.
         out_type: 'featmap' (B, embed_dims, h, w); 'avg_featmap' (B, embed_dims), the mean of the patch tokens after
             a norm `fc_norm`, which replaces the final `norm`; 'cls_token' (B, embed_dims); 'raw'
-            (B, 1 + h*w, embed_dims).
+            (B, 1 + num_registers + h*w, embed_dims).
         out_indices: Block or blocks whose output is returned, rising; negative ones count from the end. The final norm
             is applied to the last block only.
         frozen_stages: If above 0, freeze the patch embedding, the tokens and this many blocks; if these are all blocks,
@@ -64,6 +66,9 @@ class SimMIMViT(BaseModule):
             `resize_table`).
         init_cut: Weights are drawn from a normal of std 0.02 truncated at +-`init_cut`: 0.02 in pretraining, 2.0 when
             training a classifier from scratch (the reference's values).
+        num_registers: Learned tokens between the class token and the patches (registers, arXiv 2309.16588). They have
+            no position embedding, and in bias tables the rows of the class token. Only 'raw' returns them.
+        norm_eps: Epsilon of the LayerNorms.
         init_cfg: See `mmengine.model.BaseModule`, e.g. `dict(type='Pretrained', checkpoint=...)` with a checkpoint of
             this package or of another project that `simmim convert` knows (see `PretrainedViT`).
 
@@ -91,6 +96,8 @@ class SimMIMViT(BaseModule):
         with_cp: bool = False,
         table_interpolation: str = 'geometric',
         init_cut: float = 0.02,
+        num_registers: int = 0,
+        norm_eps: float = 1e-6,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(parts('init_cfg', init_cfg))
@@ -99,6 +106,7 @@ class SimMIMViT(BaseModule):
         number('drop_path_rate', drop_path_rate, 0, 1, 'the published value is 0.1', ends='[)')
         number('layer_scale_init_value', layer_scale_init_value, 0, hint='0 leaves LayerScale out')
         number('init_cut', init_cut, 0, hint='the published values are 0.02 and 2', ends='(]')
+        number('norm_eps', norm_eps, 0, hint='most ViTs have 1e-6', ends='(]')
         self.embed_dims, self.num_layers, num_heads, feedforward_channels = arch_settings(arch)
         self.patch_size = whole('SimMIMViT.patch_size', patch_size, 1, hint='e.g. 16')
         self.in_channels = whole('SimMIMViT.in_channels', in_channels, 1, hint='3 for RGB')
@@ -108,6 +116,7 @@ class SimMIMViT(BaseModule):
         self.frozen_stages = whole('frozen_stages', frozen_stages, -1, self.num_layers, 'the number of blocks')
         self.with_cp = with_cp
         self.dynamic_img_pad = dynamic_img_pad
+        self.prefix = 1 + whole('num_registers', num_registers, 0, hint='DINOv2 has 0 or 4')
         self.img_size = sides('img_size', img_size)
         self.grid = grid_of('img_size', img_size, patch_size)
 
@@ -116,24 +125,25 @@ class SimMIMViT(BaseModule):
             None, patch_size, in_channels, D, strict_img_size=False, dynamic_img_pad=dynamic_img_pad
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.reg_token = nn.Parameter(torch.zeros(1, num_registers, D)) if num_registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
         self.pos_embed = None
         if use_abs_pos_embed:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], D))
         self.rel_pos_bias = None
         if use_shared_rel_pos_bias:
-            self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, table_interpolation)
+            self.rel_pos_bias = RelativePositionBias(self.grid, num_heads, table_interpolation, self.prefix)
         table_grid = self.grid if use_rel_pos_bias else None
         widths = (D, num_heads, feedforward_channels)
         rates = [drop_path_rate * i / max(1, self.num_layers - 1) for i in range(self.num_layers)]
         self.window_sizes = window_sizes(window_size, global_blocks, self.num_layers)  # of each block
         self.blocks = nn.ModuleList(
-            Block(*widths, rate, layer_scale_init_value, table_grid, window, table_interpolation)
+            Block(*widths, rate, layer_scale_init_value, table_grid, window, table_interpolation, self.prefix, norm_eps)
             for rate, window in zip(rates, self.window_sizes)
         )
         pooled = out_type == 'avg_featmap'
-        self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
-        self.fc_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS) if pooled else nn.Identity()
+        self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=norm_eps)
+        self.fc_norm = nn.LayerNorm(D, eps=norm_eps) if pooled else nn.Identity()
         init_parameters(self, init_cut)
         if self.frozen_stages > 0:
             self._freeze()
@@ -161,7 +171,7 @@ class SimMIMViT(BaseModule):
         return tuple(outputs)
 
     def _embed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Grid, Biases | None]:
-        """Input of the blocks: tokens (B, 1 + h*w, D), their grid, and the biases of a shared table."""
+        """Input of the blocks: tokens (B, prefix + h*w, D), their grid, and the biases of a shared table."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'SimMIMViT has in_channels={self.in_channels}, but got an input of shape {tuple(x.shape)}; '
@@ -176,12 +186,15 @@ class SimMIMViT(BaseModule):
         if 0 in grid or height % self.patch_size or width % self.patch_size:
             grid_of('input', (height, width), self.patch_size, 'dynamic_img_pad=True pads inputs')  # raises
         x = self.patch_embed(x)  # (B, h*w, D)
-        shared = self._shared_biases(grid, x.dtype)  # in bfloat16 under autocast, like queries and keys
+        # In bfloat16 under autocast, like queries and keys.
+        shared = shared_biases(self.rel_pos_bias, self.window_sizes, grid, x.dtype)
         x = self._apply_mask(x, mask, grid)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + h*w, D)
         if self.pos_embed is not None:
             same = grid == self.grid
             x = x + (self.pos_embed if same else resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid)))
+        if self.reg_token is not None:
+            x = torch.cat((x[:, :1], self.reg_token.expand(x.shape[0], -1, -1), x[:, 1:]), dim=1)
         return x, grid, shared
 
     def _apply_mask(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
@@ -197,18 +210,6 @@ class SimMIMViT(BaseModule):
         weight = mask.flatten(1).unsqueeze(-1).to(x.dtype)  # (B, h*w, 1)
         return x * (1 - weight) + self.mask_token.to(x.dtype) * weight
 
-    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> Biases | None:
-        """Biases of the shared table for every grid that some block attends in, computed once."""
-        if self.rel_pos_bias is None:
-            return None
-        biases: dict[Grid | None, Tensor] = {}
-        for size in set(self.window_sizes):
-            if has_windows(grid, size):
-                biases |= {part: self.rel_pos_bias(part, (size, size), dtype) for part in window_parts(grid, size)}
-            else:
-                biases[None] = self.rel_pos_bias(grid, dtype=dtype)
-        return biases
-
     def _run(self, block: nn.Module, x: Tensor, grid: Grid, shared: Biases | None) -> Tensor:
         if self.with_cp and torch.is_grad_enabled():
             return torch.utils.checkpoint.checkpoint(block, x, grid, shared, use_reentrant=False)
@@ -220,13 +221,12 @@ class SimMIMViT(BaseModule):
         if self.out_type == 'cls_token':
             return x[:, 0]
         if self.out_type == 'avg_featmap':
-            return self.fc_norm(x[:, 1:].mean(dim=1))
+            return self.fc_norm(x[:, self.prefix :].mean(dim=1))
         return self._as_map(x, grid)
 
-    @staticmethod
-    def _as_map(x: Tensor, grid: Grid) -> Tensor:
-        """(B, 1 + h*w, D) -> (B, D, h, w), without the class token."""
-        return x[:, 1:].transpose(1, 2).unflatten(2, grid)
+    def _as_map(self, x: Tensor, grid: Grid) -> Tensor:
+        """(B, prefix + h*w, D) -> (B, D, h, w), of the patches."""
+        return x[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
 
     def forward_intermediates(
         self,
@@ -240,13 +240,14 @@ class SimMIMViT(BaseModule):
         Args:
             x: See `forward`.
             indices: Blocks from 0, rising; negative ones count from the end. An int n: the last n. None: all.
-            return_prefix_tokens: Add the class token, (B, 1, embed_dims).
+            return_prefix_tokens: Add the class token and the registers, (B, 1 + num_registers, embed_dims).
             attention_of: Row and column of a patch. Add its attention to all patches, (B, heads, h, w): the softmax
-                over all keys without the class token's share, so it sums to less than 1. No other row is computed.
+                over all keys without the class token's and the registers' share, so it sums to less than 1. No other
+                row is computed.
 
         Returns:
-            All tokens after the final norm, (B, 1 + h*w, embed_dims), and one entry per chosen block: its feature
-            map (B, embed_dims, h, w) before that norm, or a tuple of the map and the additions.
+            All tokens after the final norm, (B, 1 + num_registers + h*w, embed_dims), and one entry per chosen block:
+            its feature map (B, embed_dims, h, w) before that norm, or a tuple of the map and the additions.
 
         Raises:
             ValueError: See `forward`; or a block or patch does not exist, or `attention_of` is given for a model with
@@ -265,10 +266,10 @@ class SimMIMViT(BaseModule):
                 continue
             entry = [self._as_map(x, grid)]
             if return_prefix_tokens:
-                entry.append(x[:, :1])
+                entry.append(x[:, : self.prefix])
             if query is not None:
-                attention = block.attention_of(before, grid, shared, query)  # (B, heads, 1 + h*w)
-                entry.append(attention[..., 1:].unflatten(-1, grid))
+                attention = block.attention_of(before, grid, shared, query)  # (B, heads, N)
+                entry.append(attention[..., self.prefix :].unflatten(-1, grid))
             entries.append(tuple(entry) if len(entry) > 1 else entry[0])
         return self.norm(x), entries
 
@@ -285,7 +286,7 @@ class SimMIMViT(BaseModule):
                 f'attention_of={patch}: some blocks attend inside windows only, so no token sees the whole image; '
                 'build the backbone with window_size=0, or leave attention_of out'
             )
-        return 1 + row * w + column  # the class token is first
+        return self.prefix + row * w + column
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter, for layer-wise learning rates; called by MMPretrain's constructor.
@@ -302,7 +303,7 @@ class SimMIMViT(BaseModule):
         name = param_name.removeprefix(prefix)
         if param_name.startswith(prefix) and name.startswith('blocks.'):
             return int(name.split('.')[1]) + 1, layers
-        first = ('patch_embed.', 'cls_token', 'mask_token', 'pos_embed')
+        first = ('patch_embed.', 'cls_token', 'reg_token', 'mask_token', 'pos_embed')
         return (0 if param_name.startswith(prefix) and name.startswith(first) else layers - 1), layers
 
     def train(self, mode: bool = True) -> 'SimMIMViT':
@@ -320,7 +321,7 @@ class SimMIMViT(BaseModule):
         return parts
 
     def _freeze(self) -> None:
-        for token in (self.cls_token, self.mask_token, self.pos_embed):
+        for token in (self.cls_token, self.reg_token, self.mask_token, self.pos_embed):
             if token is not None:
                 token.requires_grad_(False)
         for part in self._frozen_parts():
@@ -329,14 +330,7 @@ class SimMIMViT(BaseModule):
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says, with `Pretrained` replaced by our `PretrainedViT`, which runs last."""
         init_cfg: Any = getattr(self, 'init_cfg', None)
-        given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
-        ours = [
-            {**{k: v for k, v in cfg.items() if k != 'map_location'}, 'type': 'simmim_plugin.PretrainedViT'}
-            for cfg in given
-            if cfg['type'] == 'Pretrained'
-        ]
-        # MMEngine's `Pretrained` unpickles any object, and only warns when nothing fits.
-        self.init_cfg = [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours
+        self.init_cfg = with_our_loader(init_cfg)
         super().init_weights()
         self.init_cfg = init_cfg
 

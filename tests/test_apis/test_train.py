@@ -357,14 +357,16 @@ def test_the_lines_on_batches_count_what_is_dropped(batch, iterations, words, im
     assert [line.split('WARNING - ')[1][: len(words[-1])] for line in lines if 'Only' in line] == words[1:]
 
 
-@pytest.mark.parametrize('name', ['hf', 'official.safetensors'])
-def test_load_from_on_the_command_line_takes_folders_and_safetensors(name, image_folder, tmp_path):
+@pytest.mark.parametrize('name', ['hf', 'official.safetensors', 'official.pth'])
+def test_load_from_on_the_command_line_takes_any_kind(name, image_folder, tmp_path):
     small = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
     options = {'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0}
     theirs = build_part(config.load_config(small, options).model)
     torch.nn.init.normal_(theirs.backbone.cls_token)
     save_file(theirs.state_dict(), tmp_path / 'a.pth')
     convert_file(tmp_path / 'a.pth', tmp_path / name, name.split('.')[0])
+    if name == 'official.pth':  # as trainings of others write it
+        torch.save({**torch.load(tmp_path / name), 'args': argparse.Namespace(lr=1.0)}, tmp_path / name)
     cfg = config.load_config(small, {**options, 'load_from': str(tmp_path / name)})
     runner = train.build_runner(train.prepare(cfg, small, str(tmp_path / 'work')))
     runner.load_or_resume()

@@ -133,7 +133,7 @@ def test_a_tensor_larger_than_its_data(tmp_path, model):
         (dict(arch={**TINY['arch'], 'feedforward_channels': 1 << 20}), 'of another architecture'),
         (dict(img_size=160_000), 'rows, which a grid of 10000 x 10000 patches does not have'),
         (dict(in_channels=10**7), 'for images of 3 channels and the model for 10000000'),
-        (dict(patch_size=4096, img_size=4096 * 4), 'of another architecture'),
+        (dict(patch_size=4096, img_size=4096 * 4), 'the checkpoint has patches of 16 x 16 px and the model of 4096'),
     ],
 )
 def test_numbers_of_a_config_are_compared_with_the_weights_before_they_are_built(tmp_path, model, changes, message):

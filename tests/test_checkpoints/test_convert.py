@@ -116,7 +116,7 @@ def test_the_tools(tmp_path):
     _, output, _ = tool('convert_checkpoint', tmp_path / 'ours.pth', tmp_path / 'beit.safetensors', '--to=timm')
     lines = output.splitlines()
     assert lines[:2] == ['recognised: plugin', 'left out: backbone.mask_token']
-    assert lines[4].startswith('model: timm.models.beit.Beit(img_size=(64, 64), ')
+    assert lines[4].startswith("model: timm.create_model('beit_base_patch16_224', checkpoint_path='")
     spec = importlib.util.find_spec('skimage')
     photo = Path(spec.origin).parent / 'data/astronaut.png'
     code, _, errors = tool('reconstruct', tmp_path / 'ours.pth', photo, '--out', tmp_path / 'picture.png')

@@ -8,8 +8,8 @@ from helpers.models import TINY
 from simmim_plugin import SimMIMViT
 
 SIZES = ((64, 64), (96, 64), (80, 112))  # the first is that of the tables
-KINDS = {'shared': {}, 'own': dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True)}
-WINDOWS = {**KINDS, 'windows': dict(window_size=3)}
+KINDS = {'shared': dict(num_registers=2), 'own': dict(use_shared_rel_pos_bias=False, use_rel_pos_bias=True)}
+WINDOWS = {**KINDS, 'windows': dict(window_size=3, num_registers=2)}
 
 
 class Last(nn.Module):

@@ -1,5 +1,7 @@
 """Loading pretrained weights: names, shared table, grids, reports and errors."""
 
+from inspect import signature
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -298,7 +300,7 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing.pth' does not exist"):
         initialised(tmp_path / 'nothing.pth')
     torch.save({'state_dict': nn.Linear(2, 2).state_dict()}, tmp_path / 'linear.pth')
-    with pytest.raises(ValueError, match=r"linear.pth': this is not a state dict of SimMIM for ViT"):
+    with pytest.raises(ValueError, match=r"linear.pth': this is no state dict of a ViT"):
         PretrainedViT(tmp_path / 'linear.pth')(SimMIMViT(**ARGUMENTS))
     with pytest.raises(ValueError, match=r'nothing was loaded: the checkpoint has backbone.cls_token'):
         fit_state(SimMIMViT(**ARGUMENTS), {'backbone.cls_token': torch.zeros(1, 1, 48)})
@@ -358,6 +360,7 @@ def test_a_position_embedding_is_not_lost_silently(tmp_path):
         initialised(tmp_path / 'a.pth')
 
 
+@pytest.mark.skipif(len(signature(adapt_input_conv).parameters) < 3, reason='this timm adapts weights for RGB only')
 @pytest.mark.parametrize(('old', 'new'), [(3, 5), (3, 1), (3, 2), (3, 7), (1, 3), (5, 4)])
 def test_weights_of_other_channels_are_adapted_as_timm_does_on_request(tmp_path, capsys, old, new):
     theirs = save_pretraining(tmp_path / 'a.pth', in_channels=old).backbone

@@ -21,9 +21,9 @@ def vit(**changes) -> SimMIMViT:
     return model
 
 
-def attention(size: int) -> Attention:
+def attention(size: int, prefix: int = 1) -> Attention:
     torch.manual_seed(1)
-    module = Attention(48, 4, (size, size))
+    module = Attention(48, 4, (size, size), prefix=prefix)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.3)
@@ -31,16 +31,18 @@ def attention(size: int) -> Attention:
 
 
 def windowed(module: Attention, x: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    return in_windows(lambda tokens, part: module(tokens, part, None, (size, size)), x, grid, size)
+    return in_windows(lambda tokens, part: module(tokens, part, None, (size, size)), x, grid, size, module.prefix)
 
 
 def padded_to_whole_windows(module: Attention, x: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """The same by hand: pad the grid, cut it into equal windows, hide the padding from every query, cut it back."""
     h, w = grid
     rows, columns = -(-h // size), -(-w // size)
-    bias = bias_from_table(module.relative_position_bias_table, (size, size))
-    cls = x[:, :1]
-    patches = F.pad(x[:, 1:].reshape(-1, h, w, 48), (0, 0, 0, columns * size - w, 0, rows * size - h), value=7.0)
+    first = module.prefix
+    tokens = [0] * first + list(range(1, 1 + size * size))  # registers have the rows of the class token
+    bias = bias_from_table(module.relative_position_bias_table, (size, size))[:, tokens][:, :, tokens]
+    cls = x[:, :first]
+    patches = F.pad(x[:, first:].reshape(-1, h, w, 48), (0, 0, 0, columns * size - w, 0, rows * size - h), value=7.0)
     seen = F.pad(torch.ones(h, w), (0, columns * size - w, 0, rows * size - h)).bool()
     out, cls_out = torch.zeros_like(patches), []
     for i in range(rows):
@@ -52,17 +54,19 @@ def padded_to_whole_windows(module: Attention, x: Tensor, grid: tuple[int, int],
             q, v = q + module.q_bias, v + module.v_bias
             q, k, v = (t.unflatten(-1, (4, 12)).transpose(1, 2) for t in (q, k, v))
             scores = q @ k.transpose(-2, -1) / 12**0.5 + bias
-            hidden = torch.cat((torch.tensor([False]), ~seen[place].flatten()))
+            hidden = torch.cat((torch.zeros(first, dtype=torch.bool), ~seen[place].flatten()))
             result = scores.masked_fill(hidden, float('-inf')).softmax(-1) @ v
             result = module.proj(result.transpose(1, 2).flatten(2))
-            cls_out.append(result[:, :1])
-            out[:, place[0], place[1]] = result[:, 1:].unflatten(1, (size, size))
+            cls_out.append(result[:, :first])
+            out[:, place[0], place[1]] = result[:, first:].unflatten(1, (size, size))
     return torch.cat((torch.stack(cls_out).mean(dim=0), out[:, :h, :w].flatten(1, 2)), dim=1)
 
 
-@pytest.mark.parametrize('grid', [(4, 4), (8, 4), (6, 9), (5, 3), (1, 7), (9, 8)])
-def test_equals_padding_that_is_not_seen(grid):
-    module, x = attention(4), torch.randn(2, 1 + grid[0] * grid[1], 48)
+@pytest.mark.parametrize(
+    'grid, prefix', [((4, 4), 1), ((8, 4), 1), ((6, 9), 1), ((6, 9), 4), ((5, 3), 1), ((1, 7), 2), ((9, 8), 1)]
+)
+def test_equals_padding_that_is_not_seen(grid, prefix):
+    module, x = attention(4, prefix), torch.randn(2, prefix + grid[0] * grid[1], 48)
     ours, theirs = windowed(module, x, grid, 4), padded_to_whole_windows(module, x, grid, 4)
     assert torch.allclose(ours, theirs, atol=1e-5)
     gradients = [

@@ -1,7 +1,8 @@
 """Relative position bias (BEiT, arXiv 2106.08254): tables, index and resizing.
 
 A table for a grid of h x w patches has (2h-1)(2w-1) rows, one per offset between two patches, and three more for the
-class token: cls -> patch, patch -> cls, cls -> cls. It has one column per head.
+class token: cls -> patch, patch -> cls, cls -> cls. It has one column per head. Register tokens, which follow the class
+token, have the rows of the class token: neither has a place in the grid, so a table says nothing else about them.
 """
 
 from functools import lru_cache
@@ -23,7 +24,9 @@ def table_rows(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
 
 
-def relative_position_index(grid: Grid, device: torch.device | None = None, table_grid: Grid | None = None) -> Tensor:
+def relative_position_index(
+    grid: Grid, device: torch.device | None = None, table_grid: Grid | None = None, prefix: int = 1
+) -> Tensor:
     """Row of the table for every pair of tokens, class token first.
 
     Args:
@@ -31,38 +34,44 @@ def relative_position_index(grid: Grid, device: torch.device | None = None, tabl
         device: Device of the index.
         table_grid: Grid of the table, at least as large as `grid`; None: `grid`. Offsets in patches are looked up as
             they are: nothing is interpolated.
+        prefix: Number of tokens in front of the patches: the class token and the registers.
 
     Returns:
-        (1 + h*w, 1 + h*w) int64, [query, key]. It is shared between calls: do not write into it.
+        (prefix + h*w, prefix + h*w) int64, [query, key]. It is shared between calls: do not write into it.
     """
-    return _aligned_index(grid, device, table_grid)[:, : 1 + grid[0] * grid[1]]
+    return _aligned_index(grid, device, table_grid, prefix)[:, : prefix + grid[0] * grid[1]]
 
 
-def _aligned_index(grid: Grid, device: torch.device | None, table_grid: Grid | None) -> Tensor:
+def _aligned_index(grid: Grid, device: torch.device | None, table_grid: Grid | None, prefix: int) -> Tensor:
     """The index, padded with columns of zeros to a multiple of `ALIGNMENT`."""
-    if torch.compiler.is_compiling():  # no cache: the few operations become part of the graph
-        return _index(grid, table_grid or grid, device)
-    return _cached_index(grid, device, table_grid or grid)
+    if _recorded():  # no cache: the few operations become part of the graph
+        return _index(grid, table_grid or grid, device, prefix)
+    return _cached_index(grid, device, table_grid or grid, prefix)
+
+
+def _recorded() -> bool:
+    """Whether operations are compiled or traced: a tensor from a cache would differ between two recordings."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @lru_cache(maxsize=8)
-def _cached_index(grid: Grid, device: torch.device | None, table_grid: Grid) -> Tensor:
+def _cached_index(grid: Grid, device: torch.device | None, table_grid: Grid, prefix: int) -> Tensor:
     with torch.inference_mode(False):  # a tensor cached in inference mode could not be used in training
-        return _index(grid, table_grid, device)
+        return _index(grid, table_grid, device, prefix)
 
 
-def _index(grid: Grid, table_grid: Grid, device: torch.device | None) -> Tensor:
+def _index(grid: Grid, table_grid: Grid, device: torch.device | None, prefix: int) -> Tensor:
     h, w = grid
     H, W = table_grid
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing='ij')
     y, x = y.flatten(), x.flatten()
     rows = table_rows(table_grid)
-    tokens = 1 + h * w
+    tokens = prefix + h * w
     index = torch.zeros(tokens, tokens + -tokens % ALIGNMENT, dtype=torch.long, device=device)
-    index[1:, 1:tokens] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
-    index[0, :tokens] = rows - 3
-    index[:, 0] = rows - 2
-    index[0, 0] = rows - 1
+    index[prefix:, prefix:tokens] = (y[:, None] - y[None, :] + H - 1) * (2 * W - 1) + (x[:, None] - x[None, :] + W - 1)
+    index[:prefix, :tokens] = rows - 3
+    index[:, :prefix] = rows - 2
+    index[:prefix, :prefix] = rows - 1
     return index
 
 
@@ -91,7 +100,7 @@ def resize_table(table: Tensor, old_grid: Grid, new_grid: Grid, interpolation: s
     if interpolation == 'plain':
         image = F.interpolate(image.float(), size=new_size, mode='bicubic', align_corners=False)
     else:
-        weights = _axis_weights if symbolic or torch.compiler.is_compiling() else _cached_axis_weights
+        weights = _axis_weights if symbolic or _recorded() else _cached_axis_weights
         if symbolic and torch.onnx.is_in_onnx_export():  # ONNX solves no equations
             weights = _axis_weights_from_list
         rows, columns = (weights(old, new, table.device) for old, new in zip(old_grid, new_grid))
@@ -139,7 +148,7 @@ def _axis_weights(old: int, new: int, device: torch.device) -> Tensor:
 
 
 def bias_from_table(
-    table: Tensor, grid: Grid, table_grid: Grid | None = None, dtype: torch.dtype | None = None
+    table: Tensor, grid: Grid, table_grid: Grid | None = None, dtype: torch.dtype | None = None, prefix: int = 1
 ) -> Tensor:
     """Attention bias of a grid, from a table.
 
@@ -148,12 +157,13 @@ def bias_from_table(
         grid: Height h and width w in patches.
         table_grid: Grid of the table; None: `grid`.
         dtype: Dtype of the result; None: the table's.
+        prefix: See `relative_position_index`.
 
     Returns:
-        (heads, 1 + h*w, 1 + h*w), [head, query, key]; in memory, rows start at multiples of `ALIGNMENT`.
+        (heads, prefix + h*w, prefix + h*w), [head, query, key]; in memory, rows start at multiples of `ALIGNMENT`.
     """
-    bias = table[_aligned_index(grid, table.device, table_grid)]  # (query, aligned key, heads)
-    return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., : 1 + grid[0] * grid[1]]
+    bias = table[_aligned_index(grid, table.device, table_grid, prefix)]  # (query, aligned key, heads)
+    return bias.permute(2, 0, 1).to(dtype or table.dtype).contiguous()[..., : prefix + grid[0] * grid[1]]
 
 
 class RelativePositionBias(nn.Module):
@@ -163,19 +173,21 @@ class RelativePositionBias(nn.Module):
         grid: Height and width of the table's grid in patches.
         num_heads: Number of attention heads.
         interpolation: See `resize_table`.
+        prefix: See `relative_position_index`.
     """
 
-    def __init__(self, grid: Grid, num_heads: int, interpolation: str = 'geometric') -> None:
+    def __init__(self, grid: Grid, num_heads: int, interpolation: str = 'geometric', prefix: int = 1) -> None:
         super().__init__()
         self.grid = grid
+        self.prefix = prefix
         self.interpolation = interpolation
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), num_heads))
 
     def forward(self, grid: Grid, window: Grid | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Bias of a grid of h x w patches, which may be part of a window: (heads, 1 + h*w, 1 + h*w)."""
+        """Bias of a grid of h x w patches, which may be part of a window; see `bias_from_table`."""
         offsets_of = window or grid
         table = resize_table(self.relative_position_bias_table, self.grid, offsets_of, self.interpolation)
-        return bias_from_table(table, grid, offsets_of, dtype)
+        return bias_from_table(table, grid, offsets_of, dtype, self.prefix)
 
 
 TABLE = 'relative_position_bias_table'

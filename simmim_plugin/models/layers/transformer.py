@@ -1,6 +1,6 @@
 """Layers of a Vision Transformer: patch embedding, block, attention, attention windows, initial weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed
 from torch import Tensor, nn
 
-from simmim_plugin.models.layers.relative_position import Grid, bias_from_table, resize_table, table_rows
+from simmim_plugin.models.layers.relative_position import (
+    Grid,
+    RelativePositionBias,
+    bias_from_table,
+    resize_table,
+    table_rows,
+)
 
-LAYER_NORM_EPS = 1e-6
 Biases = Mapping[Grid | None, Tensor]  # of a shared table: grid of a window, None for all tokens -> (heads, N, N)
 
 
@@ -48,6 +53,8 @@ class Block(nn.Module):
         window_size: Side of the attention windows in patches, see `in_windows`; 0: global attention. A grid that one
             window covers has global attention as well.
         interpolation: See `resize_table`.
+        prefix: Number of tokens in front of the patches.
+        norm_eps: Epsilon of the LayerNorms.
     """
 
     def __init__(
@@ -60,12 +67,14 @@ class Block(nn.Module):
         table_grid: Grid | None,
         window_size: int = 0,
         interpolation: str = 'geometric',
+        prefix: int = 1,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.window_size = window_size
-        self.norm1 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
-        self.attn = Attention(embed_dims, num_heads, table_grid, interpolation)
-        self.norm2 = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.attn = Attention(embed_dims, num_heads, table_grid, interpolation, prefix)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=norm_eps)
         self.mlp = Mlp(embed_dims, feedforward_channels)
         self.drop_path = DropPath(drop_path)
         self.gamma_1 = self.gamma_2 = None
@@ -77,7 +86,7 @@ class Block(nn.Module):
         """Attention, then the MLP.
 
         Args:
-            x: (B, N, D), class token first.
+            x: (B, N, D), class token first, then registers, then patches.
             grid: Height and width in patches.
             shared: Biases of a shared table, or None.
 
@@ -97,7 +106,8 @@ class Block(nn.Module):
         size = self.window_size
         if not has_windows(grid, size):
             return self.attn(x, grid, shared)
-        return in_windows(lambda tokens, part: self.attn(tokens, part, shared, (size, size)), x, grid, size)
+        attention = lambda tokens, part: self.attn(tokens, part, shared, (size, size))  # noqa: E731
+        return in_windows(attention, x, grid, size, self.attn.prefix)
 
 
 class Attention(nn.Module):
@@ -108,12 +118,19 @@ class Attention(nn.Module):
         num_heads: Number of heads.
         table_grid: Grid (h, w) of this block's own bias table; None: no such table.
         interpolation: See `resize_table`.
+        prefix: Number of tokens in front of the patches: the class token and the registers.
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, table_grid: Grid | None, interpolation: str = 'geometric'
+        self,
+        embed_dims: int,
+        num_heads: int,
+        table_grid: Grid | None,
+        interpolation: str = 'geometric',
+        prefix: int = 1,
     ) -> None:
         super().__init__()
+        self.prefix = prefix
         self.num_heads = num_heads
         self.table_grid = table_grid
         self.interpolation = interpolation
@@ -129,8 +146,8 @@ class Attention(nn.Module):
         """Attention between all tokens.
 
         Args:
-            x: (B, N, D), class token first.
-            grid: Height and width in patches, N = 1 + h*w.
+            x: (B, N, D), patches last.
+            grid: Height and width in patches, N = prefix + h*w.
             shared: Biases of a shared table, or None.
             window: Height and width in patches of the window, if the grid is part of one.
 
@@ -145,7 +162,7 @@ class Attention(nn.Module):
         """Attention weights of one token, which `forward` does not return.
 
         Args:
-            x: (B, N, D) tokens of the grid, class token first.
+            x: (B, N, D) tokens of the grid, patches last.
             grid: Height and width in patches.
             shared: Biases of a shared table, or None.
             query: Index of the token; 0 is the class token.
@@ -171,7 +188,7 @@ class Attention(nn.Module):
             return None if shared is None else shared[window and grid].to(dtype)
         offsets_of = window or grid
         table = resize_table(self.relative_position_bias_table, self.table_grid, offsets_of, self.interpolation)
-        return bias_from_table(table, grid, offsets_of, dtype)
+        return bias_from_table(table, grid, offsets_of, dtype, self.prefix)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -205,39 +222,57 @@ def window_parts(grid: Grid, size: int) -> list[Grid]:
     return [(h, w) for _, _, h in _cuts(grid[0], size) for _, _, w in _cuts(grid[1], size)]
 
 
-def in_windows(attention: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Grid, size: int) -> Tensor:
+def shared_biases(
+    table: RelativePositionBias | None, window_sizes: Collection[int], grid: Grid, dtype: torch.dtype
+) -> Biases | None:
+    """Biases of a shared table for every grid that some block attends in, computed once; None without a table."""
+    if table is None:
+        return None
+    biases: dict[Grid | None, Tensor] = {}
+    for size in set(window_sizes):
+        if has_windows(grid, size):
+            biases |= {part: table(part, (size, size), dtype) for part in window_parts(grid, size)}
+        else:
+            biases[None] = table(grid, dtype=dtype)
+    return biases
+
+
+def in_windows(
+    attention: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Grid, size: int, prefix: int = 1
+) -> Tensor:
     """Attend inside windows of size x size patches, starting at the top left corner.
 
     If the grid is not a multiple of `size`, the last window of a row or column is smaller. The result equals padding
     the grid to full windows with the padding masked out, without the cost. (ViTDet pads without masking.) The class
-    token is part of every window; its result is the mean over the windows.
+    token and the registers are part of every window; their results are the means over the windows.
 
     Args:
-        attention: `attention(tokens, (h, w))` maps (n, 1 + h*w, D), class token first, to the same shape.
-        x: (B, 1 + h*w, D), class token first.
+        attention: `attention(tokens, (h, w))` maps (n, prefix + h*w, D), patches last, to the same shape.
+        x: (B, prefix + h*w, D), patches last.
         grid: Height and width in patches.
         size: Side of a window in patches.
+        prefix: Number of tokens in front of the patches.
 
     Returns:
-        (B, 1 + h*w, D).
+        (B, prefix + h*w, D).
     """
     B, _, D = x.shape
-    cls, patches = x[:, :1], x[:, 1:].unflatten(1, grid)  # (B, 1, D), (B, H, W, D)
-    cls_results, rows = [], []
+    first, patches = x[:, None, :prefix], x[:, prefix:].unflatten(1, grid)  # (B, 1, prefix, D), (B, H, W, D)
+    first_results, rows = [], []
     for top, bottom, h in _cuts(grid[0], size):
         row = []
         for left, right, w in _cuts(grid[1], size):
             n, m = (bottom - top) // h, (right - left) // w  # rows and columns of windows
             region = patches[:, top:bottom, left:right].reshape(B, n, h, m, w, D)
             tokens = region.permute(0, 1, 3, 2, 4, 5).reshape(B * n * m, h * w, D)
-            tokens = torch.cat((cls.expand(-1, n * m, -1).reshape(B * n * m, 1, D), tokens), dim=1)
+            tokens = torch.cat((first.expand(-1, n * m, -1, -1).reshape(B * n * m, prefix, D), tokens), dim=1)
             result = attention(tokens, (h, w))
-            cls_results.append(result[:, 0].reshape(B, n * m, D))
-            region = result[:, 1:].reshape(B, n, m, h, w, D).permute(0, 1, 3, 2, 4, 5)
+            first_results.append(result[:, :prefix].reshape(B, n * m, prefix, D))
+            region = result[:, prefix:].reshape(B, n, m, h, w, D).permute(0, 1, 3, 2, 4, 5)
             row.append(region.reshape(B, bottom - top, right - left, D))
         rows.append(torch.cat(row, dim=2))
-    cls = torch.cat(cls_results, dim=1).mean(dim=1, keepdim=True)
-    return torch.cat((cls, torch.cat(rows, dim=1).flatten(1, 2)), dim=1)
+    first = torch.cat(first_results, dim=1).mean(dim=1)
+    return torch.cat((first, torch.cat(rows, dim=1).flatten(1, 2)), dim=1)
 
 
 def _cuts(length: int, size: int) -> list[tuple[int, int, int]]:
@@ -251,7 +286,8 @@ def init_parameters(vit: Any, cut: float) -> None:
 
     Bias tables and q and v biases keep their 0, norms their 1 and 0.
     """
-    drawn: list[Tensor] = [vit.cls_token, vit.mask_token, *([] if vit.pos_embed is None else [vit.pos_embed])]
+    tokens = (vit.cls_token, vit.reg_token, vit.mask_token, vit.pos_embed)
+    drawn: list[Tensor] = [token for token in tokens if token is not None]
     for module in vit.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             drawn.append(module.weight)

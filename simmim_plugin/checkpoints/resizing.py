@@ -1,0 +1,85 @@
+"""Change converted weights, on request, to other image sizes, patches and channels."""
+
+from timm.layers import resample_patch_embed
+from torch import Tensor
+
+from simmim_plugin.checkpoints.other_projects import Facts
+from simmim_plugin.checkpoints.saved import Saved
+from simmim_plugin.models.fit import ON_GRID, PATCHES, adapt_channels, resize_to_grid, rows_of
+from simmim_plugin.utils.arguments import grid_of, sides, whole
+
+KERNEL = f'backbone.{PATCHES}'
+
+
+def source_size(saved: Saved, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Image height and width that weights are for: what the file says; else a given size that their rows fit.
+
+    Args:
+        saved: The file.
+        state: Its weights as `to_plugin` returns them.
+        img_size: The size wanted.
+
+    Returns:
+        The size; None if neither says it, so that it is inferred, see `facts_of`.
+    """
+    if saved.img_size is not None or img_size is None:
+        return saved.img_size
+    patch = state[KERNEL].shape[-1] if KERNEL in state else 1
+    grid = (img_size[0] // patch, img_size[1] // patch)
+    fits = [value.shape[-2] == rows_of(name, grid) for name, value in state.items() if name.endswith(ON_GRID)]
+    return img_size if all(fits) else None
+
+
+def change(
+    state: dict[str, Tensor],
+    facts: Facts,
+    img_size: tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    in_channels: int | None = None,
+    channels: str = 'repeat',
+    interpolation: str = 'geometric',
+) -> tuple[Facts, list[str], list[str]]:
+    """Resize the weights of a model, in place.
+
+    Patch kernels by the pseudo-inverse of the resizing of images (FlexiViT, arXiv 2212.08013; timm's
+    `resample_patch_embed`): a patch that is enlarged to the new size then gives the same token.
+
+    Args:
+        state: As `to_plugin` returns it. A decoder for other patches or channels is taken out.
+        facts: What it is.
+        img_size: New image height and width in pixels; None: as they are.
+        patch_size: New side of a patch in pixels; None: as it is.
+        in_channels: New number of channels; None: as it is.
+        channels: See `adapt_channels`.
+        interpolation: Of bias tables, see `resize_table`.
+
+    Returns:
+        What the weights are now, lines about what was resized, and the names taken out.
+
+    Raises:
+        ValueError: An argument is out of range, or the sides of the images are no multiples of the patch.
+    """
+    size = facts.img_size if img_size is None else sides('--img-size', img_size)
+    patch = facts.patch_size if patch_size is None else whole('--patch-size', patch_size, 1)
+    number = facts.in_channels if in_channels is None else whole('--in-channels', in_channels, 1)
+    grid = grid_of('--img-size', size, patch, '' if patch_size is None else '--patch-size and --img-size go together')
+    lines = []
+    if number != facts.in_channels:
+        state[KERNEL] = adapt_channels(state[KERNEL], number, channels)
+        lines.append(f'{KERNEL} {facts.in_channels} -> {number} channels ({channels})')
+    if patch != facts.patch_size:
+        state[KERNEL] = resample_patch_embed(state[KERNEL], [patch, patch])
+        lines.append(f'{KERNEL} {facts.patch_size} x {facts.patch_size} -> {patch} x {patch} px')
+    left_out = []
+    layers = facts.decoder_layers
+    if lines:  # the decoder predicts the pixels of a patch
+        left_out = [name for name in state if name.startswith('head.decoder')]
+        layers = 0
+    for name in left_out:
+        del state[name]
+    if facts.grid != grid:
+        fitted, resized = resize_to_grid(state, grid, facts.grid, interpolation)
+        state.update(fitted)
+        lines += resized
+    facts = facts._replace(img_size=size, patch_size=patch, in_channels=number, decoder_layers=layers)
+    return facts, [f'resized: {line}' for line in lines], left_out

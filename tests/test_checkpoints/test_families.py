@@ -1,0 +1,411 @@
+"""Ordinary ViTs: SimMIMViT with their weights gives their libraries' own numbers on photos."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from helpers.families import ARCH, FAMILIES, Family, hf_model, mmpretrain_vit, simmim_vit, timm_vit
+from helpers.other_projects import assert_same, mmpretrain_model, photos, randomise
+from simmim_plugin import SimMIM, SimMIMViT
+from simmim_plugin.apis import train
+from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.files import save_file
+from simmim_plugin.checkpoints.layouts import embeds_patches_only
+from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
+from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> Family:
+    if request.param.startswith(('ViT', 'DeiT', 'Dinov2')):
+        pytest.importorskip('transformers')
+    return FAMILIES[request.param]()
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_library(family):
+    state, images = family.weights, photos('pretrain')
+    assert recognise(state) == family.kind
+    expected = family.tokens(images)
+    actual = simmim_vit(state, family.eps)(images)[0]
+    assert expected.std() > 0.1 and relative(actual, expected) < 1e-5
+    left_out = {name.partition('.')[0] for name in to_plugin(state).left_out}
+    assert left_out == set(family.left_out)
+    wrapped = {f'module.{name}': value for name, value in state.items()}
+    assert_same(to_plugin({'model': wrapped}).state, to_plugin(state).state)
+
+
+@pytest.mark.parametrize('name', [name for name in FAMILIES if name.startswith('timm')] + ['torchvision'])
+@torch.no_grad()
+def test_in_double_precision_the_difference_is_rounding(name):
+    """The key bias, which SimMIMViT leaves out, changes nothing."""
+    family, images = FAMILIES[name](), photos('pretrain').double()
+    family.model.double()
+    assert relative(simmim_vit(family.weights)(images)[0], family.tokens(images)) < 1e-10
+
+
+CLASSIFIERS = ('timm', 'torchvision', 'ViTForImageClassification', 'MMPretrain', 'timm DeiT III')
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+@torch.no_grad()
+def test_classifiers_are_read(name):
+    family, images = FAMILIES[name](), photos('pretrain')
+    state = to_plugin(family.weights).state
+    features = simmim_vit(family.weights, family.eps, out_type='cls_token')(images)[0]
+    logits = features @ state['head.fc.weight'].T + state['head.fc.bias']
+    if name == 'MMPretrain':
+        family.model.backbone.out_type = 'cls_token'
+    expected = family.model(images)
+    assert relative(logits, getattr(expected, 'logits', expected)) < 1e-5
+
+
+@torch.no_grad()
+def test_mean_pooling_with_its_norm_is_read():
+    """MAE's fine-tuning and timm's `global_pool='avg'`: a norm of the mean, instead of one of all tokens."""
+    model, images = timm_vit(global_pool='avg'), photos('pretrain')
+    state = to_plugin(model.state_dict()).state
+    features = simmim_vit(model.state_dict(), out_type='avg_featmap')(images)[0]
+    assert relative(features @ state['head.fc.weight'].T + state['head.fc.bias'], model(images)) < 1e-5
+    theirs = mmpretrain_model(mmpretrain_vit(out_type='avg_featmap', final_norm=False))
+    randomise(theirs)
+    features = simmim_vit(theirs.state_dict(), out_type='avg_featmap')(images)[0]
+    assert relative(features, theirs(images)[0]) < 1e-5
+    both = mmpretrain_model(mmpretrain_vit(out_type='avg_featmap')).state_dict()
+    with pytest.raises(ValueError, match='two norms behind its blocks'):
+        to_plugin(both)
+
+
+@torch.no_grad()
+def test_masks_are_those_of_transformers():
+    pytest.importorskip('transformers')
+    images, mask = photos('pretrain'), torch.rand(2, 4, 4) > 0.5
+    model: Any = hf_model('ViTForMaskedImageModeling')
+    state = to_plugin(model.state_dict()).state
+    backbone = simmim_vit(model.state_dict(), 1e-12, out_type='featmap')
+    simmim = SimMIM(backbone=backbone)
+    simmim.head.load_state_dict({name[5:]: x for name, x in state.items() if name.startswith('head.')})
+    expected = model(images, bool_masked_pos=mask.flatten(1))
+    assert relative(simmim.head(backbone(images, mask)[0]), expected.reconstruction) < 1e-5
+    model = hf_model('Dinov2Model')
+    expected = model(images, bool_masked_pos=mask.flatten(1)).last_hidden_state
+    assert relative(simmim_vit(model.state_dict())(images, mask)[0], expected) < 1e-5
+
+
+# What comes back: names and shapes of the same classes, with a key bias of zeros.
+BACK = {
+    'timm': 'timm', 'timm DeiT III': 'timm', 'timm DINOv2': 'timm', 'timm DINOv2 with registers': 'timm',
+    'ViTModel': 'hf', 'ViTForImageClassification': 'hf', 'ViTForMaskedImageModeling': 'hf', 'ViTMAEModel': 'hf',
+    'Dinov2Model': 'hf', 'Dinov2WithRegistersModel': 'hf', 'MMPretrain LayerScale': 'mmpretrain',
+}  # fmt: skip
+
+
+def without_key_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    state = {name: value.clone() for name, value in state.items()}
+    for name, value in state.items():
+        if name.endswith(('attn.qkv.bias', 'key.bias')):
+            (value.chunk(3)[1] if 'qkv' in name else value).zero_()
+    return state
+
+
+@pytest.mark.parametrize('name', BACK)
+def test_what_comes_back_is_what_went_in(name):
+    if BACK[name] == 'hf':
+        pytest.importorskip('transformers')
+    state = FAMILIES[name]().weights
+    ours = to_plugin(state).state
+    theirs, left_out = from_plugin(ours, BACK[name])
+    assert not left_out
+    assert_same(theirs, without_key_bias({k: v for k, v in state.items() if not k.startswith('pooler.')}))
+    assert_same(to_plugin(theirs).state, ours)
+
+
+@pytest.mark.parametrize('to', ['timm', 'hf', 'mmpretrain', 'official', 'backbone'])
+@pytest.mark.parametrize('registers', [0, 4])
+@pytest.mark.parametrize('scale', [0.0, 0.1])
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token', 'avg_featmap'])
+@torch.no_grad()
+def test_ours_go_and_come_back(to, registers, scale, out_type):
+    arguments = dict(arch=ARCH, img_size=64, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, out_type=out_type)
+    model: Any = SimMIMViT(**arguments, num_registers=registers, layer_scale_init_value=scale)
+    model = randomise(SimMIM(backbone=model) if out_type == 'featmap' else nn.ModuleDict({'backbone': model}))
+    state = dict(model.state_dict())
+    if out_type != 'featmap':
+        state |= {'head.fc.weight': torch.randn(7, 64), 'head.fc.bias': torch.randn(7)}
+    if registers and (to in ('mmpretrain', 'official') or (to == 'hf' and out_type == 'avg_featmap')):
+        with pytest.raises(ValueError, match=r'the model has register tokens'):
+            from_plugin(state, to)
+        return
+    theirs, left_out = from_plugin(state, to)
+    if to == 'timm':
+        pool = dict(
+            global_pool='avg' if out_type == 'avg_featmap' else 'token', num_classes=7 if 'head.fc.bias' in state else 0
+        )
+        vit: Any = timm_vit(reg_tokens=registers, init_values=scale or None, **pool)
+        vit.load_state_dict(theirs)  # strict
+        expected = vit.forward_features(photos('pretrain'))
+        if out_type == 'cls_token':
+            assert relative(model['backbone'](photos('pretrain'))[0], expected[:, 0]) < 1e-5
+    back, nothing = to_plugin(theirs, sure=True)
+    assert not nothing and back.keys() == state.keys() - set(left_out)
+    scaled = {name for name in back if 'gamma' in name}
+    assert_same(back, {name: value for name, value in state.items() if name not in left_out})
+    assert bool(scaled) == bool(scale)
+
+
+@torch.no_grad()
+def test_registers_of_timm_are_written_with_or_without_positions():
+    """Both of its ways give our features: `no_embed_class` where the class token has no position."""
+    for name in ('timm DINOv2 with registers', 'DINOv2 with registers'):
+        family = FAMILIES[name]()
+        ours = to_plugin(family.weights).state
+        bare = {key.removeprefix('backbone.'): value for key, value in ours.items()}
+        model: Any = timm_vit(
+            reg_tokens=4, init_values=0.1, num_classes=7 if 'head.fc.bias' in ours else 0,
+            no_embed_class=embeds_patches_only(bare),
+        )  # fmt: skip
+        model.load_state_dict(from_plugin(ours, 'timm').state)
+        images = photos('pretrain')
+        assert relative(model.forward_features(images), family.tokens(images)) < 1e-5
+
+
+SMALL: dict[str, Any] = dict(img_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0)
+
+
+def created(name: str, **changes: Any) -> nn.Module:
+    return timm.create_model(name, pretrained=False, num_classes=0, **changes)
+
+
+def transformers_model(name: str, config: str, **changes: Any) -> nn.Module:
+    transformers = pytest.importorskip('transformers')
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=64)
+    return getattr(transformers, name)(getattr(transformers, config)(**{**sizes, 'patch_size': 16, **changes}))
+
+
+VIT_SMALL: dict[str, Any] = dict(img_size=64, embed_dim=64, depth=2, num_heads=4)
+OTHERS: dict[str, tuple[Any, str]] = {
+    'QK-norm': (lambda: timm_vit(qk_norm=True), r'blocks\.0\.attn\.q_norm\.weight.*\(normalised queries and keys'),
+    'norm in attention': (lambda: timm_vit(scale_attn_norm=True), r'attn\.norm\.weight.*norms in attention or MLP'),
+    'norm before the blocks': (lambda: timm_vit(pre_norm=True), r'norm_pre\.weight.*\(a norm in front of the f'),
+    'no class token': (lambda: timm_vit(class_token=False, global_pool='avg'), r'no class token \(cls_token\)'),
+    'attention pooling': (lambda: timm_vit(global_pool='map'), r'attn_pool\..*pooling by attention'),
+    'no biases of queries': (lambda: timm_vit(qkv_bias=False), r'it has no relative position bias tables, and'),
+    'no position': (lambda: timm_vit(pos_embed=''), r'neither relative position bias tables nor a position embedding'),
+    'parallel': (
+        lambda: created('vit_base_patch16_18x2_224', **VIT_SMALL), r'it has attention and MLP in parallel'
+    ),
+    'parallel scaling': (
+        lambda: timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock),
+        r'it has attention and MLP in parallel',
+    ),
+    'gated': (
+        lambda: timm_vit(mlp_layer=timm.layers.SwiGLU), r'blocks\.0\.mlp\.fc1_g\.weight.*\(a gated MLP \(SwiGLU\)\)'
+    ),
+    'gated, packed': (
+        lambda: timm_vit(mlp_layer=timm.layers.GluMlp), r'fc1\.weight has 128 rows and the fc2 behind it 64 columns'
+    ),
+    'rotary with a position embedding': (
+        lambda: Eva(**SMALL, attn_type='rope', use_rot_pos_emb=True, init_values=0.1),
+        r"blocks\.0\.gamma_1.*\(EVA's LayerScale \(gamma_1 next to qkv\.bias\)",
+    ),
+    'mixed rotary': (
+        lambda: Eva(**SMALL, attn_type='rope', use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type='mixed'),
+        r'rope\.freqs.*rotary position embedding',
+    ),
+    'convolutional stem': (
+        lambda: created('vit_tiny_r_s16_p8_224', img_size=64, embed_dim=64, depth=2, num_heads=4),
+        r'patch_embed\.backbone.* \(a convolutional stem\)',
+    ),
+    'Swin': (lambda: created('swin_tiny_patch4_window7_224'), 'it has a Swin Transformer'),
+    'ConvNeXt': (lambda: created('convnext_atto'), 'it has a ConvNeXt'),
+    'ResNet': (lambda: created('resnet18'), 'it has a ResNet'),
+    'CLIP': (
+        lambda: transformers_model('CLIPVisionModel', 'CLIPVisionConfig'), r'it has a norm in front of the first block'
+    ),
+    'SigLIP': (
+        lambda: transformers_model('SiglipVisionModel', 'SiglipVisionConfig'), r'it has pooling by attention'
+    ),
+    'DINOv3': (lambda: transformers_model('DINOv3ViTModel', 'DINOv3ViTConfig'), r'it has rotary position embedding'),
+    'SwinModel': (
+        lambda: transformers_model('SwinModel', 'SwinConfig', embed_dim=32, depths=[1, 1], num_heads=[2, 2]),
+        'it has a Swin Transformer',
+    ),
+    'Dinov2 SwiGLU': (
+        lambda: hf_model('Dinov2Model', use_swiglu_ffn=True), r'mlp\.weights_in\.weight.*\(a gated MLP \(SwiGLU\)\)'
+    ),
+    'MMPretrain pre-norm': (
+        lambda: mmpretrain_model(mmpretrain_vit(pre_norm=True)), r'pre_norm\.weight.*a norm in front of the first block'
+    ),
+    'MMPretrain DeiT III': (
+        lambda: mmpretrain_model(mmpretrain_vit(type='mmpretrain.DeiT3')), r'blocks apply ln1 twice and never ln2'
+    ),
+    'MMPretrain Swin': (lambda: mmpretrain_model(dict(type='mmpretrain.SwinTransformer')), 'it has a Swin Transformer'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_other_backbones_are_refused_with_the_part_that_differs(name):
+    build, message = OTHERS[name]
+    with pytest.raises(ValueError, match=f'(?s){message}.*(docs/backbones.md|--num-heads N)'):
+        to_plugin(build().state_dict())
+
+
+def test_half_a_model_and_names_too_many_are_refused():
+    state = FAMILIES['timm']().weights
+    for gone in ('blocks.1.mlp.fc2.bias', 'blocks.0.norm1.bias', 'patch_embed.proj.bias', 'norm.weight'):
+        with pytest.raises(ValueError, match=f'the backbone lacks {gone},.* half a model is not loaded'):
+            to_plugin({name: value for name, value in state.items() if name != gone})
+    with pytest.raises(ValueError, match=r'the backbone lacks blocks\.0\.norm2\.weight, blocks\.0\.norm2\.bias, '):
+        to_plugin({name: value for name, value in state.items() if not name.startswith('blocks.0.norm2')})
+    with pytest.raises(ValueError, match=r'SimMIMViT has no place for blocks\.1\.strange of the backbone, without'):
+        to_plugin({**state, 'blocks.1.strange': torch.ones(1)})
+    bias = 'blocks.0.attn.qkv.bias'
+    for name, shape in ((bias, (64,)), ('pos_embed', (17, 64)), ('patch_embed.proj.weight', (64, 3, 2, 16, 16))):
+        message = f'{name} is of shape {tuple(shape)}, which that of no ViT with 64 channels is'
+        with pytest.raises(ValueError, match=re.escape(message)):
+            to_plugin({**state, name: torch.ones(shape)})
+    names = [f'layer{i}' for i in range(12)]
+    with pytest.raises(
+        ValueError, match=r'the families known are .*torchvision .*It starts with layer0, .* layer9 \.\.\. \(12'
+    ):
+        to_plugin({name: torch.ones(1) for name in names})
+
+
+def test_names_of_transformers_5_in_memory_are_those_on_disk():
+    pytest.importorskip('transformers')
+    for name, mlp in (('ViTModel', True), ('Dinov2Model', False)):
+        state = FAMILIES[name]().weights
+        renamed = {}
+        for key, value in state.items():
+            new = key.replace('encoder.layer.', 'layers.').replace('attention.output.dense', 'attention.o_proj')
+            for old, part in (('query', 'q'), ('key', 'k'), ('value', 'v')):
+                new = new.replace(f'attention.attention.{old}', f'attention.{part}_proj')
+            if mlp:
+                new = new.replace('intermediate.dense', 'mlp.fc1').replace('output.dense', 'mlp.fc2')
+            renamed[new] = value
+        assert any('.q_proj.' in key for key in renamed)
+        assert_same(to_plugin(renamed).state, to_plugin(state).state)
+
+
+def test_the_training_files_of_dinov2_are_read():
+    """A teacher in blocks of blocks, numbered through, and heads of the training."""
+    state = FAMILIES['DINOv2 with registers']().weights
+    teacher = {f'backbone.{key.replace("blocks.", "blocks.0.")}': value for key, value in state.items()}
+    converted, left_out = to_plugin({'teacher': {**teacher, 'dino_head.mlp.0.weight': torch.ones(1)}})
+    assert_same(converted, to_plugin(state).state)
+    assert left_out == ['dino_head.mlp.0.weight']
+
+
+SOURCES = {
+    'timm': 'timm DINOv2',
+    'hf': 'Dinov2WithRegistersModel',
+    'mmpretrain': 'MMPretrain',
+    'torchvision': 'torchvision',
+}
+
+
+@pytest.mark.parametrize('source', SOURCES)
+@torch.no_grad()
+def test_init_cfg_and_load_from_take_them(source, tmp_path):
+    family, images = FAMILIES[SOURCES[source]](), photos('pretrain')
+    path = tmp_path / 'weights.pth'
+    if source == 'hf':
+        path = tmp_path / 'folder'
+        family.model.save_pretrained(path)
+    else:
+        torch.save(family.weights, path)
+    arguments = dict(
+        arch=ARCH, img_size=64, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, out_type='raw',
+        num_registers=4 * (source == 'hf'), layer_scale_init_value=0.1 * (source in ('hf', 'timm')),
+    )  # fmt: skip
+    model = SimMIMViT(**arguments, init_cfg=dict(type='Pretrained', checkpoint=str(path))).eval()
+    model.init_weights()
+    expected = family.tokens(images)
+    assert relative(model(images)[0], expected) < 1e-5
+    model = SimMIM(backbone=SimMIMViT(**{**arguments, 'out_type': 'featmap'})).eval()
+    train._check_checkpoint(Config(dict(load_from=str(path))))  # has MMEngine read files as here
+    checkpoint = CheckpointLoader.load_checkpoint(str(path))
+    fitted = fit_checkpoint(model, checkpoint)
+    model.load_state_dict(checkpoint['state_dict'])
+    assert {name for name in fitted.kept if 'backbone' in name} <= {'backbone.mask_token'}
+    assert relative(model.backbone(images)[0].flatten(2).transpose(1, 2), expected[:, -16:]) < 1e-5
+
+
+@pytest.mark.parametrize('source', ['MAE', 'DINOv2 with registers', 'torchvision', 'timm DeiT', 'ViTMAEForPreTraining'])
+@torch.no_grad()
+def test_converted_files_are_whole_models(source, tmp_path):
+    """A file of any family, or a folder, with a config of ours: as `simmim features` and the probes read it."""
+    family, images, path = FAMILIES[source](), photos('pretrain'), tmp_path / 'source.pth'
+    if family.kind == 'hf':
+        path = tmp_path / 'folder'
+        family.model.save_pretrained(path)
+    else:
+        torch.save({'model': family.weights}, path)
+    report = convert_file(path, tmp_path / 'ours.pth', 'plugin', num_heads=4)
+    assert report.kind == family.kind
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    assert relative(backbone(images)[0], family.tokens(images)) < 1e-5
+    assert backbone.blocks[0].norm1.eps == family.eps
+
+
+def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
+    pytest.importorskip('transformers')
+    model = hf_model('ViTModel', hidden_act='gelu')
+    model.save_pretrained(tmp_path)
+    noted = read(tmp_path)
+    assert noted.num_heads == 4 and noted.img_size == (64, 64) and noted.part('backbone')['norm_eps'] == 1e-12
+    arguments: dict[str, Any] = dict(
+        arch=ARCH, img_size=64, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path)),
+    )  # fmt: skip
+    SimMIMViT(**arguments).init_weights()
+    for changes, message in (
+        (dict(arch={**ARCH, 'num_heads': 8}), 'the checkpoint has 4 attention heads and the model 8'),
+        (
+            dict(layer_scale_init_value=0.1),
+            r'the model has blocks\.0\.gamma_1, .* and the checkpoint has not; set layer',
+        ),
+        (dict(num_registers=2), r'the model has reg_token and the checkpoint has not; set num_registers'),
+        (dict(use_abs_pos_embed=False), r'position embedding \(pos_embed\) that the model has no place for'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SimMIMViT(**{**arguments, **changes}).init_weights()
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'hidden_act': 'quick_gelu'}))
+    with pytest.raises(
+        ValueError, match=r"hidden_act='quick_gelu' in config\.json, and SimMIMViT has gelu; .*docs/backbones"
+    ):
+        SimMIMViT(**arguments).init_weights()
+    save_file(FAMILIES['timm DINOv2']().weights, tmp_path / 'scaled.pth')
+    with pytest.raises(
+        ValueError, match=r'the checkpoint has blocks\.0\.gamma_1, .* and the model has not; set layer_scale'
+    ):
+        SimMIMViT(
+            **{**arguments, 'init_cfg': dict(type='Pretrained', checkpoint=str(tmp_path / 'scaled.pth'))}
+        ).init_weights()
+
+
+def test_positions_of_images_that_are_not_square():
+    state = dict(timm_vit(img_size=(64, 96)).state_dict())  # 4 x 6 patches and the class token: also 5 x 5 without
+    assert to_plugin(state).state['backbone.pos_embed'].shape[1] == 25
+    scaled = dict(timm_vit(img_size=(64, 96), init_values=0.1).state_dict())
+    assert to_plugin(scaled, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
+    alone = dict(timm_vit(img_size=(64, 96), init_values=0.1, no_embed_class=True).state_dict())
+    assert to_plugin(alone, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
+    with pytest.raises(
+        ValueError, match=r'pos_embed has 24 rows, which is no square of patches with 0 or 1 other tokens'
+    ):
+        to_plugin(alone)
