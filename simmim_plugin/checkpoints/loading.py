@@ -145,8 +145,8 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
-        model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; other models and
-            their checkpoints are left unchanged.
+        model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; other models
+            and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
         channels: See `fit_state`.
 
