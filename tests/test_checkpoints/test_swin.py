@@ -15,9 +15,11 @@ from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import load_file, tensors_of
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint, load_pretrained
+from simmim_plugin.checkpoints.noted_config import buildable
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.checkpoints.swin import from_ours, kind_of, to_ours
 from simmim_plugin.checkpoints.swin_files import backbone_config, facts_of, mmpretrain_config, timm_arguments
+from simmim_plugin.registry import MODELS
 
 pytest.importorskip('mmpretrain')
 pytestmark = pytest.mark.core
@@ -294,3 +296,14 @@ def test_patches_keep_their_size(tmp_path):
         convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', patch_size=8)
     with pytest.raises(ValueError, match=r"^--num-heads 4: a Swin's bias tables say"):
         convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', num_heads=4)
+
+
+def test_no_name_inside_the_arguments_of_a_wrapped_swin_is_built():
+    inner = dict(type='mmpretrain.SwinTransformer', arch=ARCH, stage_cfgs=[dict(block_cfgs=dict(window_size=3))] * 3)
+    config = dict(type='MaskedBackbone', model=inner)
+    assert buildable(config, 'model.backbone', MODELS) == config
+    inner['patch_cfg'] = dict(conv_type='os.system', norm_cfg=dict(type='LN'))
+    with pytest.raises(
+        ValueError, match=r"model\.backbone\.model\.patch_cfg\.conv_type='os\.system', a name, of which"
+    ):
+        buildable(config, 'model.backbone', MODELS)
