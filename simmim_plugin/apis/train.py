@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from simmim_plugin.apis.settings import check_settings
 from simmim_plugin.checkpoints.files import NOTE, load_file
+from simmim_plugin.checkpoints.hubs import is_named
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import extend_schedules
@@ -193,34 +194,31 @@ def _check_checkpoint(cfg: Config) -> None:
     if cfg.get('resume') and cfg.get('load_from') is None:
         _resume_from_newest(cfg)
     source = cfg.get('load_from')
-    if source is not None:
-        source = os.path.expanduser(source)
-        others = os.path.isdir(source) or (os.path.isfile(source) and source.endswith('.safetensors'))
-        if others and not cfg.get('resume'):  # a Hugging Face folder, or what MMEngine does not read either
-            saved = read(source, objects='known')
-            content = {'state_dict': saved.state, NOTE: saved.note}
-            CheckpointLoader.register_scheme(f'{re.escape(source)}$', lambda *_, **__: dict(content), force=True)
-            cfg.load_from = source
-            return
-        if not os.path.isfile(source):
-            raise FileNotFoundError(
-                f'load_from={source!r}: no such file (from {os.getcwd()}); download remote files first, or '
-                'set them as checkpoint of model.backbone.init_cfg'
-            )
-        cfg.load_from = source
-        checkpoint = load_file(source)
-        if cfg.get('resume') and not is_resumable(checkpoint):
-            raise ValueError(
-                f'checkpoint {source!r} is none to resume from: meta.epoch and meta.iter do not say where it was '
-                'written. To start from its weights: --cfg-options load_from=CHECKPOINT, without --resume'
-            )
-        if cfg.get('resume') and 'config' in checkpoint['meta']:
-            raise ValueError(
-                f"checkpoint {source!r} has code in meta['config'], which MMEngine would run; current versions do not "
-                'write it. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
-            )
-        if cfg.get('resume'):
-            extend_schedules(cfg, checkpoint)
+    if source is None:
+        return
+    cfg.load_from = source = os.path.expanduser(source)
+    if not is_named(source) and not os.path.exists(source):
+        raise FileNotFoundError(
+            f'load_from={source!r}: no such file (from {os.getcwd()}); download remote files first, or '
+            'set them as checkpoint of model.backbone.init_cfg'
+        )
+    if not cfg.get('resume'):  # of any kind
+        saved = read(source, objects='known')
+        content = {'state_dict': saved.state, NOTE: saved.note}
+        CheckpointLoader.register_scheme(f'{re.escape(source)}$', lambda *_, **__: dict(content), force=True)
+        return
+    checkpoint = load_file(source)
+    if not is_resumable(checkpoint):
+        raise ValueError(
+            f'checkpoint {source!r} is none to resume from: meta.epoch and meta.iter do not say where it was '
+            'written. To start from its weights: --cfg-options load_from=CHECKPOINT, without --resume'
+        )
+    if 'config' in checkpoint['meta']:
+        raise ValueError(
+            f"checkpoint {source!r} has code in meta['config'], which MMEngine would run; current versions do not "
+            'write it. Start from its weights instead: --cfg-options load_from=CHECKPOINT'
+        )
+    extend_schedules(cfg, checkpoint)
 
 
 class _Counter(Hook):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simmim_plugin.checkpoints.families import ANY_BACKBONE
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS, from_hf, from_timm, is_named
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.layers.relative_position import Grid
@@ -18,7 +19,7 @@ from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
-HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+BACKBONES = ('SimMIMViT', 'MaskedBackbone')  # that are built from a file
 # Defaults of Hugging Face's classes, which config.json may leave out: epsilon of the norms, side of a patch.
 HF_DEFAULTS = {'dinov2': (1e-6, 14), 'dinov2_with_registers': (1e-6, 16), 'vit_msn': (1e-6, 16)}
 
@@ -49,12 +50,14 @@ class Saved(NamedTuple):
         """Config of the backbone.
 
         Raises:
-            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
+            ValueError: The checkpoint has none, or the backbone is of another kind than `BACKBONES`.
         """
         backbone = self.model and self.part('backbone')  # raises without a model
-        if type_name(backbone) != 'SimMIMViT':
+        if type_name(backbone) not in BACKBONES:
             found = backbone.get('type')
-            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+            raise ValueError(
+                f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a {" or ".join(BACKBONES)}'
+            )
         with named(self.path):
             return buildable(backbone, 'model.backbone', MODELS)
 
@@ -108,13 +111,21 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
     """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
 
     Args:
-        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`.
+        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`; or
+            `timm:NAME` or `hf:NAME`, see `hubs.py`.
         objects: See `load_file`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has no named tensors, or `load_file` refuses it.
+        FileNotFoundError: There is no such file, or a name cannot be downloaded.
+        ValueError: It has no named tensors, or `load_file` refuses it; or a hub has no such model.
     """
+    if is_named(path):
+        hub, _, name = os.fspath(path).partition(':')
+        with named(path):
+            if hub == 'hf':
+                return read(from_hf(name), objects)._replace(path=os.fspath(path))
+            state, model = from_timm(name)
+            return Saved(os.fspath(path), state, dict(model=model))
     if os.path.isdir(path):
         weights, model = _hf_folder(path)
         return read(weights, objects)._replace(note=dict(model=model))

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from simmim_plugin.apis.train import FEW_ITERATIONS
+from simmim_plugin.checkpoints.start import Start, checked_start, source_of
 from simmim_plugin.commands import train
 from simmim_plugin.config import RUNNER_KEYS, as_written, fill_in_parts, load_config
 from simmim_plugin.models.simmim import SimMIM
@@ -143,6 +144,18 @@ def given_batch(args: argparse.Namespace, out: Path, images: int) -> Fit | None:
     if batch is not None:
         whole('--batch-size', batch, 1, images // args.devices, f'{images} images for --devices={args.devices}')
     return None if batch is None else Fit(batch)
+
+
+def written_start(args: argparse.Namespace, out: Path) -> Start | None:
+    """What the config of the training to resume has from its checkpoint, which is not needed again; None without it."""
+    path = out / 'config.py'
+    if not args.resume or not path.is_file():
+        return None
+    with as_written():
+        cfg = Config.fromfile(path)
+    if cfg.get('load_from') != source_of(args.init):
+        return None
+    return checked_start(cfg.load_from, cfg.model.backbone, cfg.model.data_preprocessor)._replace(resumed=True)
 
 
 def write_config(text: str, out: Path, resume: bool) -> Path:

@@ -9,6 +9,7 @@ from simmim_plugin.utils.resources import CONFIGS
 
 EXAMPLE = """example, on two CPU cores:
   {program} --data-root /path/to/clothing --out work_dirs/transfer --amp --jobs 2
+  {program} --data-root /path/to/clothing --init weights.pth --out work_dirs/from_weights --amp --jobs 2
 
 DATA_ROOT has train/ and val/, each with a folder per class. Run it again with the same --out to resume."""
 
@@ -27,6 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '(configs/finetune/vit-tiny_folder.py and ..._10pct.py)',
     )
     parser.add_argument(
+        '--init',
+        metavar='CHECKPOINT',
+        help='compare these weights, as they are and continued on the images of DATA_ROOT, with training from scratch '
+        'and with pretraining on these images alone; all configs get their architecture. A file or folder that '
+        '`simmim convert` knows, timm:NAME or hf:NAME',
+    )
+    parser.add_argument(
+        '--continue',
+        dest='continued',
+        default=str(CONFIGS / 'simmim_vit-tiny_continue.py'),
+        metavar='CONFIG',
+        help='with --init: config of the pretraining that continues (configs/simmim_vit-tiny_continue.py)',
+    )
+    parser.add_argument(
         '--rates',
         type=float,
         nargs='+',
@@ -37,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the comparison and write its table and plot."""
-    from simmim_plugin.experiments import report, runs, transfer
+    from simmim_plugin.checkpoints.start import read_start
+    from simmim_plugin.experiments import report, runs, transfer, transfer_tables
     from simmim_plugin.utils.arguments import number
 
     out = runs.check_arguments(args)
@@ -49,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     configs = transfer.label_shares(args.finetune, args.data_root)
     images = Path(args.data_root) / 'train'
     settings = transfer.Settings(
-        out, args.data_root, images, args.seeds, args.cfg_options, args.pretrain, configs, args.rates
-    )
+        out, args.data_root, images, args.seeds, args.cfg_options, args.pretrain, configs, args.rates,
+        init=None if args.init is None else read_start(args.init), continued=args.continued,
+    )  # fmt: skip
     results = transfer.compare(settings, runs.Stages(args.jobs, args.amp))
-    report.write_report(out, results, transfer.table, transfer.plot)
+    report.write_report(out, results, transfer_tables.table, transfer_tables.plot)

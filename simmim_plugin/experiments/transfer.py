@@ -11,22 +11,23 @@ import torch
 from mmengine.config import Config
 
 from simmim_plugin.checkpoints.files import NOTE, save_file
+from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.start import TABLES, Start
 from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.evaluation.probes import LabelledFolder
-from simmim_plugin.experiments import report, runs
+from simmim_plugin.experiments import runs
 from simmim_plugin.experiments.runs import Stages, last_checkpoint, last_scalar
+from simmim_plugin.experiments.transfer_tables import ALONE, CONTINUED, PROBE_ENDS, PROBED, ROWS, TRANSFERRED, WITH_INIT
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import number
-from simmim_plugin.utils.configs import innermost, training_data
+from simmim_plugin.utils.configs import innermost, training_data, type_name
 from simmim_plugin.utils.files import read_json, write_json
 from simmim_plugin.utils.resources import TOOLS
 
 METRICS = {'top1': 'accuracy/top1', 'balanced': 'accuracy/balanced'}  # name in the results -> name in the log
-ROWS = ('scratch', 'scratch, layer decay', 'pretrained')
-PROBED = ('scratch', 'pretrained')  # both kinds of scratch have the same features
 HELD_OUT_SEED = 1  # chooses the fifth of the training images that learning rates are chosen on
 PART_TUNED = 0.8  # of the training images, on which the trials train
-PROBE_ENDS = {'top1': '', 'balanced': '_balanced'}
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,31 @@ class Settings(runs.Settings):
         finetune: Share of the training labels -> config that fine-tunes with them, see `label_shares`.
         rates: Learning rates that each row chooses from.
         tuning_share: Length of the trial of a learning rate, as a share of the epochs.
+        init: Weights to transfer. All configs get their architecture, mean and std.
+        continued: Pretraining config that continues from `init`.
     """
 
     pretrain: str
     finetune: Mapping[float, str]
     rates: Sequence[float]
     tuning_share: float = 2 / 3
+    init: Start | None = None
+    continued: str = ''
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows of the comparison."""
+        return ROWS if self.init is None else WITH_INIT
+
+    @property
+    def probed(self) -> tuple[str, ...]:
+        """Rows whose features are probed."""
+        return PROBED if self.init is None else WITH_INIT
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """Rows with a pretraining of their own."""
+        return ('pretrained',) if self.init is None else (ALONE, CONTINUED)
 
 
 def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
@@ -80,8 +100,12 @@ def label_shares(paths: Sequence[str], data_root: str) -> dict[float, str]:
 def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
     """Pretrain, choose learning rates, fine-tune and probe, except for what is done.
 
-    Two rows train from scratch, without and with the layer decay of the pretrained row: layer decay is meant for
-    pretrained layers, but in a short training it may help without them, which would look like a gain of pretraining.
+    With `init`, the rows are training from scratch, pretraining on the target's images alone, the weights of `init` as
+    they are, and these weights after a pretraining that continues from them on the target's images.
+
+    Without it, two rows train from scratch, without and with the layer decay of the pretrained row: layer decay is
+    meant for pretrained layers, but in a short training it may help without them, which would look like a gain of
+    pretraining.
 
     Each row chooses its rate, for each share of labels, by the top-1 accuracy on a fifth of the training images that
     the trials do not train on, with the first seed and fewer epochs. The validation images are not used for it.
@@ -96,37 +120,59 @@ def compare(settings: Settings, stages: Stages) -> dict[str, Any]:
         ValueError: The configs do not fit together, or `out` has results of other settings.
         RuntimeError: A run failed; the message names its log.
     """
-    seeds, shares = settings.seeds, settings.finetune
-    pretrain = {s: _pretraining(settings, s) for s in seeds}
+    seeds, shares, rows = settings.seeds, settings.finetune, settings.rows
+    pretrain = {(row, s): _pretraining(settings, row, s) for s in seeds for row in settings.pretrained}
     trials = {
-        key: _task(settings, *key, seeds[0], trial=True) for key in itertools.product(ROWS, shares, settings.rates)
+        key: _task(settings, *key, seeds[0], trial=True) for key in itertools.product(rows, shares, settings.rates)
     }
     LabelledFolder(settings.data_root)  # checks the folder before anything runs
     seconds = stages.run_all('pretraining', Stages.train, pretrain)
     top1 = {key: trial['top1'] for key, trial in stages.run_all('learning rates', _finetune, trials).items()}
     rates = {
-        row: {share: {rate: top1[row, share, rate] for rate in settings.rates} for share in shares} for row in ROWS
+        row: {share: {rate: top1[row, share, rate] for rate in settings.rates} for share in shares} for row in rows
     }
-    best = {(row, share): max(found, key=found.__getitem__) for row in ROWS for share, found in rates[row].items()}
+    best = {(row, share): max(found, key=found.__getitem__) for row in rows for share, found in rates[row].items()}
     longest_first = sorted(best, key=lambda key: -key[1])
     tasks = {(*key, s): _task(settings, *key, best[key], s) for s in seeds for key in longest_first}
     tests = stages.run_all('fine-tuning', _finetune, tasks)
-    probes = stages.run_all('probes', _probe, {(row, s): (settings, row, s) for row in PROBED for s in seeds})
+    probes = stages.run_all('probes', _probe, {(row, s): (settings, row, s) for row in settings.probed for s in seeds})
 
     def by_seed(row: str, share: float) -> list[dict[str, Any]]:
         return [dict(seed=s, rate=best[row, share], **tests[row, share, s]) for s in seeds]
 
     return dict(
         rates=rates,
-        runs={row: {share: by_seed(row, share) for share in shares} for row in ROWS},
-        probes={row: [dict(seed=s, **probes[row, s]) for s in seeds] for row in PROBED},
+        runs={row: {share: by_seed(row, share) for share in shares} for row in rows},
+        probes={row: [dict(seed=s, **probes[row, s]) for s in seeds] for row in settings.probed},
         pretrain_seconds=list(seconds.values()),
     )
 
 
-def _pretraining(settings: Settings, seed: int) -> tuple[Config, Path]:
-    """Config and work dir of the pretraining with one seed."""
-    return settings.pretrain_config(settings.pretrain, seed), settings.out / 'pretrain' / f'seed_{seed}'
+def _pretraining(settings: Settings, row: str, seed: int) -> tuple[Config, Path]:
+    """Config and work dir of the pretraining of a row with one seed."""
+    continued = row == CONTINUED
+    cfg = settings.pretrain_config(
+        settings.continued if continued else settings.pretrain, seed, lambda cfg: _fit_to(settings.init, cfg)
+    )
+    if continued and settings.init:
+        cfg.load_from = settings.init.source
+    return cfg, settings.out / ('continue' if continued else 'pretrain') / f'seed_{seed}'
+
+
+def _fit_to(init: Start | None, cfg: Config) -> None:
+    """Give the model of a config the architecture, mean and std of the weights; the size of the images stays."""
+    if init is None:
+        return
+    settings = {name: value for name, value in init.settings.items() if name != 'img_size'}
+    if type_name(cfg.model) != 'SimMIM':  # a classifier
+        cfg.model.head.in_channels = init.arch['embed_dims']
+        settings['use_rel_pos_bias'] = any([settings.pop(name) for name in TABLES])  # one per block
+    cfg.model.backbone.update(arch=init.arch, **settings)
+    cfg.model.data_preprocessor.update(init.preprocessor)
+    mask, patch = cfg.get('mask') or {}, settings['patch_size']
+    if mask.get('model_patch_size', patch) != patch:
+        units = {'mask.mask_patch_size': 2 * patch} if 'mask_patch_size' in mask else {}
+        apply_options(cfg, {'mask.model_patch_size': patch, **units})
 
 
 def _task(
@@ -142,6 +188,7 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     """Config of one fine-tuning; a trial trains on four fifths of the training images and validates on the rest."""
     cfg = load_config(settings.finetune[share], {'data_root': settings.data_root})
     cfg.train_dataloader.dataset = innermost(cfg.train_dataloader.dataset)  # the few labels are chosen below, by seed
+    _fit_to(settings.init, cfg)
     apply_options(cfg, settings.options)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     cfg.randomness.seed = seed
@@ -160,8 +207,10 @@ def _finetune_config(settings: Settings, row: str, share: float, rate: float, se
     cfg.optim_wrapper.optimizer.lr = rate
     if row == 'scratch':
         cfg.optim_wrapper.paramwise_cfg = None
-    if row == 'pretrained':
-        cfg.load_from = str(last_checkpoint(*_pretraining(settings, seed)))
+    if row == TRANSFERRED and settings.init:
+        cfg.load_from = settings.init.source
+    if row in settings.pretrained:
+        cfg.load_from = str(last_checkpoint(*_pretraining(settings, row, seed)))
     return cfg
 
 
@@ -196,77 +245,28 @@ def _evaluate_rest(stages: Stages, cfg: Config, folder: Path) -> dict[str, float
 
 
 def _probe(stages: Stages, settings: Settings, row: str, seed: int) -> dict[str, float]:
-    """Probe every block; 'scratch' is the untrained model, to show what the architecture achieves alone."""
-    path = settings.out / 'probes' / f'{row}_seed_{seed}.json'
+    """Probe every block; 'scratch' is the untrained model, to show what the architecture achieves alone.
+
+    The weights of `init`, too, are probed as those of a model of this package.
+    """
+    path = settings.out / 'probes' / f'{row.replace(" ", "_")}_seed_{seed}.json'
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        cfg, folder = _pretraining(settings, seed)
+        cfg, folder = _pretraining(settings, row, seed)
         checkpoint = last_checkpoint(cfg, folder)
-        if row == 'scratch':
+        if row not in settings.pretrained:
             torch.manual_seed(seed)
             note = dict(model=cfg.model.to_dict(), pipeline=[dict(t) for t in training_data(cfg).pipeline])
-            checkpoint = path.with_suffix('.pth')
-            save_file({'state_dict': build_part(cfg.model).state_dict(), NOTE: note}, checkpoint)
+            checkpoint, model = path.with_suffix('.pth'), build_part(cfg.model)
+            state = model.state_dict()
+            if row == TRANSFERRED and settings.init:
+                saved = read(settings.init.source, objects='known')
+                content: dict[str, Any] = {'state_dict': saved.state, NOTE: saved.note}
+                fit_checkpoint(model, content)
+                state = content['state_dict']
+            save_file({'state_dict': state, NOTE: note}, checkpoint)
         command = [str(TOOLS / 'probe.py'), str(checkpoint), settings.data_root, '--blocks', 'all', '--workers', '0']
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
         stages.call([*command, '--device', device, '--out', str(path)], path.with_suffix('.log'))
     scores = read_json(path)
     return {f'{name}{end}': score[key] for name, score in scores.items() for key, end in PROBE_ENDS.items()}
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown tables of the results of `compare`: fine-tuning by row and share of labels, probes by block, and trials.
-
-    Runs of one seed share images, their order and the choice of few labels, so the gain of pretraining is also given
-    seed by seed, over the row from scratch that is better on the same validation images.
-    """
-    by_row, rows = results['runs'], []
-    for share in next(iter(by_row.values())):
-        evaluated = {_percent(share): {row: found[share] for row, found in by_row.items()}}
-        if 'rest' in by_row['pretrained'][share][0]:
-            evaluated[f'{_percent(share)}, evaluated on the other training images'] = {
-                row: [{**run, **run['rest']} for run in found[share]] for row, found in by_row.items()
-            }
-        for labels, found in evaluated.items():
-            rows += [report.Row((row, labels, f'{tests[0]["rate"]:g}'), tests) for row, tests in found.items()]
-            top1 = {row: sum(run['top1'] for run in tests) for row, tests in found.items() if row != 'pretrained'}
-            best = max(top1, key=top1.__getitem__)
-            name = f'pretrained minus {best}, by seed'
-            rows.append(report.Row((name, labels, ''), found['pretrained'], found[best]))
-    metrics = {'top1': 'top-1, %', 'balanced': 'balanced accuracy, %'}
-    finetuning = report.table(('start', 'labels', 'learning rate'), rows, metrics, {'seconds': 'minutes'})
-    return '\n'.join([finetuning, '', _probe_table(results['probes']), '', _trial_table(results['rates'])])
-
-
-def _percent(share: float | str) -> str:
-    return f'{100 * float(share):g} %'  # JSON turns the keys into text
-
-
-def _probe_table(by_row: Mapping[str, report.Runs]) -> str:
-    names = [n for n in next(iter(by_row.values()))[0] if n != 'seed' and not n.endswith('_balanced')]
-    lines = []
-    for name in sorted(names, key=lambda n: n.rsplit('_', 1)[-1]):  # stable: block 2 stays before 10
-        keys = [(found, f'{name}{end}') for found in by_row.values() for end in PROBE_ENDS.values()]
-        lines.append([name.replace('_pooled_', ', '), *(report.mean_and_range([r[k] for r in f]) for f, k in keys)])
-    head = [title for row in by_row for title in (f'{row}: top-1, %', 'balanced, %')]
-    return report.markdown(['frozen features', *head], lines)
-
-
-def _trial_table(by_row: Mapping[str, Mapping[Any, Mapping[Any, float]]]) -> str:
-    """Table of the trials; names choices at an end of the grid, where a better rate may lie beyond."""
-    grid = sorted({rate for shares in by_row.values() for found in shares.values() for rate in found}, key=float)
-    trials = [(row, _percent(share), found) for row, shares in by_row.items() for share, found in shares.items()]
-    lines = [[row, labels, *(f'{found[rate]:.1f}' for rate in grid)] for row, labels, found in trials]
-    text = report.markdown(['trials, top-1 in %', 'labels', *(f'{float(rate):g}' for rate in grid)], lines)
-    edges = (grid[0], grid[-1]) if len(grid) > 1 else ()
-    ends = [f'{row} with {labels}' for row, labels, found in trials if max(found, key=found.__getitem__) in edges]
-    return f'{text}\n\nAt an end of the rates tried: {", ".join(ends)}. Add rates there.' if ends else text
-
-
-def plot(results: Mapping[str, Any], out: Path) -> None:
-    """Plot top-1 and balanced accuracy by share of labels, one color per row, see `report.plot`."""
-    by_row = results['runs']
-    shares = next(iter(by_row.values()))
-    places = {f'{row}, {_percent(share)} of labels': by_row[row][share] for share in shares for row in by_row}
-    metrics = {'top1': 'top-1 on val, %', 'balanced': 'balanced accuracy on val, %'}
-    report.plot(places, metrics, (9, 1.6 + 0.5 * len(places)), out, colors=len(by_row))

@@ -17,7 +17,9 @@ from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.commands import options as command_options
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils import errors, files, hardware
+from simmim_plugin.utils.arguments import sides
 from simmim_plugin.utils.distributed import WAIT
+from simmim_plugin.utils.meta import on_meta
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
@@ -274,23 +276,24 @@ def test_data_that_are_not_there_are_named(name, tmp_path):
 def test_every_config_builds_its_model_and_pipeline(tmp_path):
     """Every leaf: its model on meta tensors, its pipeline on a real image; the sizes of both agree."""
     import numpy as np
-    import torch
     from mmengine.dataset import Compose
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope('simmim_plugin')
     for path in sorted((ROOT / 'configs').glob('*.py')):
         cfg = config.load_config(str(path))
-        with torch.device('meta'):
+        with on_meta():
             model = MODELS.build(cfg.model)
-        channels = model.backbone.in_channels
+        channels, size = model.head.out_channels, sides('crop.size', cfg.crop.size)
         file = tmp_path / f'{channels}.npy'
         np.save(file, np.random.default_rng(0).integers(0, 255, (channels, 300, 280), dtype=np.uint8))
         dataset = cfg.train_dataloader.dataset
         dataset = dataset.get('dataset', dataset)
         sample = Compose(dataset.pipeline)(dict(img_path=str(file)))
-        assert sample['inputs'].shape == (channels, *model.backbone.img_size), path.name
-        assert sample['mask'].shape == model.backbone.grid, path.name
+        assert sample['inputs'].shape == (channels, *size), path.name
+        assert size == sides('img_size', cfg.model.backbone.img_size), path.name
+        patch = getattr(model.backbone, 'patch_size', 4)  # MMPretrain's Swin has none
+        assert sample['mask'].shape == (size[0] // patch, size[1] // patch), path.name
         assert sample['mask'].float().mean().item() == pytest.approx(0.6, abs=0.03), path.name
         assert len(model.data_preprocessor.mean) == channels, path.name
 
@@ -354,14 +357,16 @@ def test_the_lines_on_batches_count_what_is_dropped(batch, iterations, words, im
     assert [line.split('WARNING - ')[1][: len(words[-1])] for line in lines if 'Only' in line] == words[1:]
 
 
-@pytest.mark.parametrize('name', ['hf', 'official.safetensors'])
-def test_load_from_on_the_command_line_takes_folders_and_safetensors(name, image_folder, tmp_path):
+@pytest.mark.parametrize('name', ['hf', 'official.safetensors', 'official.pth'])
+def test_load_from_on_the_command_line_takes_any_kind(name, image_folder, tmp_path):
     small = str(ROOT / 'configs/simmim_vit-tiny_folder.py')
     options = {'data_root': str(image_folder), 'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0}
     theirs = build_part(config.load_config(small, options).model)
     torch.nn.init.normal_(theirs.backbone.cls_token)
     save_file(theirs.state_dict(), tmp_path / 'a.pth')
     convert_file(tmp_path / 'a.pth', tmp_path / name, name.split('.')[0])
+    if name == 'official.pth':  # as trainings of others write it
+        torch.save({**torch.load(tmp_path / name), 'args': argparse.Namespace(lr=1.0)}, tmp_path / name)
     cfg = config.load_config(small, {**options, 'load_from': str(tmp_path / name)})
     runner = train.build_runner(train.prepare(cfg, small, str(tmp_path / 'work')))
     runner.load_or_resume()

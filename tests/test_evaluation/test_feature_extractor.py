@@ -195,7 +195,7 @@ def test_errors_name_the_argument(tmp_path):
     with pytest.raises(ValueError, match='input of 60 x 64 px: both sides must be multiples of the patch, 16 px'):
         extractor(photos(1, 3, 60, 64))
     model.backbone = nn.Identity()
-    with pytest.raises(ValueError, match='the backbone of the model is a Identity, not a SimMIMViT'):
+    with pytest.raises(ValueError, match='the backbone of the model is a Identity without embed_dims'):
         FeatureExtractor.from_model(model)
 
 

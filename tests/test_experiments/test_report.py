@@ -5,12 +5,12 @@ import json
 import pytest
 
 from helpers.paths import ROOT
-from simmim_plugin.experiments import ablation, dense_transfer, report, transfer
+from simmim_plugin.experiments import ablation, dense_transfer, report, transfer_tables
 
 
 @pytest.mark.parametrize(
     ('module', 'name', 'count'),
-    [(ablation, 'ablation_masks', 7), (transfer, 'transfer', 14), (dense_transfer, 'transfer_dense', 8)],
+    [(ablation, 'ablation_masks', 7), (transfer_tables, 'transfer', 14), (dense_transfer, 'transfer_dense', 8)],
 )
 def test_the_first_table_is_that_of_the_docs(module, name, count):
     results = json.loads((ROOT / 'docs/data' / f'{name}.json').read_text())
@@ -21,7 +21,7 @@ def test_the_first_table_is_that_of_the_docs(module, name, count):
 
 def test_probes_and_trials_are_those_of_the_docs():
     results = json.loads((ROOT / 'docs/data/transfer.json').read_text())
-    _, probes, trials = transfer.table(results).split('\n\n')
+    _, probes, trials = transfer_tables.table(results).split('\n\n')
     docs = (ROOT / 'docs/results.md').read_text()
     assert f'\n{probes}\n' in docs and len(probes.splitlines()) == 2 + 6 * 2
     rows = trials.splitlines()[2:]

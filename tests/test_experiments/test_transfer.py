@@ -1,21 +1,32 @@
 """The comparison with training from scratch: configs of its runs, tables, and a complete tiny comparison."""
 
+import dataclasses
+import functools
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+from safetensors.torch import save_file
 
+from helpers.checkpoints import MEAN, pretrained
 from helpers.commands import run
+from helpers.hubs import empty_cache, snapshot
 from helpers.labelled import make_labelled
+from helpers.other_projects import randomise
 from helpers.paths import ROOT
-from simmim_plugin.experiments import transfer
+from simmim_plugin.checkpoints.start import read_start
+from simmim_plugin.experiments import transfer, transfer_tables
+from simmim_plugin.experiments.runs import Stages
 from simmim_plugin.experiments.transfer import Settings
 
+CONTINUE = ROOT / 'configs/simmim_vit-tiny_continue.py'
 PRETRAIN, FINETUNE = ROOT / 'configs/simmim_vit-tiny_folder.py', ROOT / 'configs/finetune/vit-tiny_folder.py'
 
 
@@ -74,7 +85,7 @@ def test_rows_differ_only_in_start_and_layer_decay(data, tmp_path):
     assert scratch.optim_wrapper.optimizer.lr == 3e-3 and scratch.randomness.seed == 1
     few = transfer._finetune_config(given, 'scratch', 0.25, 3e-3, 1)
     assert (few.param_scheduler[0].warmup, few.param_scheduler[0].end, few.train_cfg.max_epochs) == (6, 30, 30)
-    assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretraining(given, 0)[0].data_root
+    assert scratch.model.head.num_classes == 2 and 'train' in transfer._pretraining(given, 'pretrained', 0)[0].data_root
 
 
 def test_shares_of_labels_are_those_of_the_configs(data):
@@ -121,6 +132,54 @@ def test_the_given_data_root_overrides_that_of_a_leaf(data, tmp_path):
     assert cfg.model.head.num_classes == 2
 
 
+def test_rows_with_weights_that_exist(data, tmp_path):
+    """All have the architecture of the weights, and differ in the start alone; scratch has no layer decay."""
+    weights = tmp_path / 'weights.pth'
+    pretrained(weights, use_shared_rel_pos_bias=False, use_abs_pos_embed=True)  # 48 wide, patches of 16 px
+    base = settings(data, tmp_path / 'out')
+    init, continued = read_start(str(weights)), str(CONTINUE)
+    given = dataclasses.replace(base, init=init, continued=continued)
+    alone, cfg = (transfer._pretraining(given, row, 1)[0] for row in given.pretrained)
+    assert (alone.load_from, cfg.load_from) == (None, str(weights)) and cfg.randomness.seed == 1
+    assert alone.model == cfg.model and alone.model.backbone.arch.embed_dims == 48
+    assert cfg.optim_wrapper.paramwise_cfg.layer_decay_rate == 0.8 and 'paramwise_cfg' not in alone.optim_wrapper
+    masks = cfg.train_dataloader.dataset.pipeline[3]
+    assert (masks.mask_patch_size, masks.model_patch_size, cfg.data_root) == (32, 16, str(data / 'train'))
+    assert cfg.model.data_preprocessor.mean == MEAN
+    starts, shared = {}, []
+    for row in given.rows:
+        tuned = transfer._finetune_config(given, row, 1.0, 1e-3, 1)
+        starts[row] = tuned.load_from
+        assert (tuned.model.backbone.img_size, tuned.model.backbone.patch_size, tuned.model.head.in_channels) == (
+            64, 16, 48,
+        )  # fmt: skip
+        assert tuned.model.backbone.use_abs_pos_embed and not tuned.model.backbone.use_rel_pos_bias
+        tuned.load_from = tuned.optim_wrapper.paramwise_cfg = None
+        shared.append(tuned.to_dict())
+    assert all(cfg == shared[0] for cfg in shared)
+    assert starts == {
+        'scratch': None,
+        'SimMIM on the target alone': str(tmp_path / 'out/pretrain/seed_1/epoch_60.pth'),
+        'transferred': str(weights),
+        'transferred and continued': str(tmp_path / 'out/continue/seed_1/epoch_30.pth'),
+    }
+
+
+def test_gains_with_weights_that_exist():
+    runs = {
+        row: {1.0: [dict(seed=0, rate=0.002, top1=top, balanced=top, seconds=90.0)]}
+        for row, top in zip(transfer_tables.WITH_INIT, (40.0, 44.0, 50.0, 53.0))
+    }
+    text = transfer_tables.table(results() | dict(runs=runs, probes=dict(scratch=[dict(seed=0)])))
+    for row, gain in (
+        ('SimMIM on the target alone minus scratch', 4),
+        ('transferred minus scratch', 10),
+        ('transferred and continued minus scratch', 13),
+        ('transferred and continued minus transferred', 3),
+    ):
+        assert f'| {row}, by seed | 100 % |  | +{gain}.0 (+{gain}.0 to +{gain}.0) |' in text
+
+
 def results() -> dict:
     runs = {
         row: {
@@ -140,7 +199,7 @@ def results() -> dict:
 
 
 def test_table_and_plot_by_hand(tmp_path):
-    text = transfer.table(results())
+    text = transfer_tables.table(results())
     assert '| scratch | 100 % | 0.002 | 41.0 (40.0 to 42.0) | 31.0 (30.0 to 32.0) | 1.5 |' in text
     assert '| pretrained | 10 % | 0.002 | 31.0 (30.0 to 32.0) | 21.0 (20.0 to 22.0) | 1.5 |' in text
     assert (
@@ -150,7 +209,7 @@ def test_table_and_plot_by_hand(tmp_path):
     for row, top in (('scratch', 20.0), ('pretrained', 24.0)):
         for run_ in few['runs'][row][0.1]:
             run_['rest'] = dict(top1=top, balanced=top - run_['seed'])
-    text_of_few = transfer.table(few)
+    text_of_few = transfer_tables.table(few)
     rest = '10 %, evaluated on the other training images'
     assert f'| pretrained | {rest} | 0.002 | 24.0 (24.0 to 24.0) | 23.0 (22.0 to 24.0) | 1.5 |' in text_of_few
     assert (
@@ -160,15 +219,15 @@ def test_table_and_plot_by_hand(tmp_path):
     assert '| trials, top-1 in % | labels | 0.001 | 0.002 | 0.004 |' in text
     assert '| scratch | 10 % | 20.0 | 18.0 | 15.0 |' in text
     assert 'At an end of the rates tried: scratch with 10 %. Add rates there.' in text
-    assert transfer.table(json.loads(json.dumps(results()))) == text  # as read from results.json
-    transfer.plot(results(), tmp_path / 'plot.png')
+    assert transfer_tables.table(json.loads(json.dumps(results()))) == text  # as read from results.json
+    transfer_tables.plot(results(), tmp_path / 'plot.png')
     assert Image.open(tmp_path / 'plot.png').size[0] > 500
 
 
 def test_blocks_are_in_the_order_of_their_numbers():
     names = [f'block{b}_pooled_{kind}' for b in (1, 2, 10) for kind in ('linear', 'knn')]
     probe = {f'{name}{end}': 50.0 for name in names for end in ('', '_balanced')}
-    text = transfer.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
+    text = transfer_tables.table(results() | dict(probes={'pretrained': [dict(seed=0, **probe)]}))
     rows = re.findall(r'^\| (block\S+ \w+) ', text, re.MULTILINE)
     assert rows == [f'block{b}, {kind}' for kind in ('knn', 'linear') for b in (1, 2, 10)]
 
@@ -220,3 +279,44 @@ def test_a_complete_comparison_and_resuming(data, tmp_path):
     assert '--rates=[0.001, 0.001] must differ' in run(*command, '--rates', 1e-3, 1e-3, ok=False)
     assert '--rates=nan must be a number above 0' in run(*command, '--rates', 'nan', ok=False)
     assert '--jobs=0 must be a whole number of at least 1' in run(*command, '--jobs', 0, ok=False)
+
+
+@pytest.mark.slow
+def test_a_complete_comparison_with_weights_that_exist(data, tmp_path, monkeypatch):
+    """Of a ViT of timm: its name gives the architecture of all rows; four rows, their gains, and nothing run twice."""
+    small: Any = functools.partial(timm.create_model, 'test_vit', embed_dim=32, depth=2, num_heads=2, img_size=64)
+    name, cache = 'test_vit.r160_in1k', empty_cache(tmp_path / 'cache', monkeypatch)
+    save_file(randomise(small()).state_dict(), snapshot(cache, f'timm/{name}') / 'model.safetensors')
+    monkeypatch.setattr(timm, 'create_model', lambda name, **kwargs: small(**kwargs))
+    calls = []
+
+    def call(self, command, log):  # forked processes, which start sooner and have the cache
+        calls.append(command)
+        log.write_text(run(sys.executable, *command))
+
+    def run_all(self, name, function, tasks):  # without threads, from which one cannot fork, and without trials
+        if name == 'learning rates':
+            return {key: dict(top1=0.0) for key in tasks}
+        return {key: function(self, *arguments) for key, arguments in tasks.items()}
+
+    monkeypatch.setattr(Stages, 'call', call)
+    monkeypatch.setattr(Stages, 'run_all', run_all)
+    for leaf, base in (('pretrain', PRETRAIN), ('continue', CONTINUE), ('finetune', FINETUNE)):
+        text = f"_base_ = '{base}'\ntrain_cfg = dict(max_epochs=1)\n"
+        for split in ('train', 'val')[: 1 + (leaf == 'finetune')]:
+            text += f'{split}_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)\n'
+        (tmp_path / f'{leaf}.py').write_text(text)
+    configs = transfer.label_shares([str(tmp_path / 'finetune.py')], str(data))
+    given = Settings(
+        tmp_path / 'out', str(data), data / 'train', [0], {}, str(tmp_path / 'pretrain.py'), configs, rates=[1e-3],
+        init=read_start(f'timm:{name}'), continued=str(tmp_path / 'continue.py'),
+    )  # fmt: skip
+    results = transfer.compare(given, Stages())
+    assert len(calls) == 2 + 4 + 4  # pretrainings, runs of four rows, probes
+    assert list(results['runs']) == list(results['probes']) == list(transfer_tables.WITH_INIT)
+    text = transfer_tables.table(results)
+    assert '| transferred and continued minus transferred, by seed | 100 % |' in text
+    for log in (tmp_path / 'out').glob('*/*.log'):
+        loaded = log.parent.name == 'continue' or (log.parent.name == 'finetune' and not log.name.startswith('scratch'))
+        assert ('tensors of load_from' in log.read_text()) == loaded, log
+    assert transfer.compare(given, Stages()) == results and len(calls) == 10

@@ -10,7 +10,7 @@ from torch import nn
 from helpers.models import TINY
 from helpers.paths import DATA, ROOT
 from helpers.rates import rates
-from simmim_plugin import SimMIMOptimWrapperConstructor, SimMIMViT
+from simmim_plugin import SimMIM, SimMIMOptimWrapperConstructor, SimMIMViT
 from simmim_plugin.config import load_config
 from simmim_plugin.engine.optimizers.layer_decay_constructor import has_decay
 
@@ -48,6 +48,16 @@ def test_bare_backbone_and_any_model_around_it():
     assert len({rate for rate, _ in scales(model).values()}) == 5
     wrapper = SimMIMOptimWrapperConstructor(WRAPPER, dict(layer_decay_rate=0.65))(model)
     assert len(wrapper.optimizer.param_groups) <= 10  # by layer and decay, not one per parameter
+
+
+def test_the_new_parts_of_a_continued_pretraining_have_the_full_rate():
+    model = SimMIM(backbone=dict(TINY))
+    found = scales(model)
+    new = [name for name, (rate, _) in found.items() if rate == 1.0]
+    tables = [name for name in found if name.startswith('backbone.rel_pos_bias.')]
+    norm = ['backbone.norm.weight', 'backbone.norm.bias']
+    assert sorted(new) == sorted(['backbone.mask_token', 'head.decoder.weight', 'head.decoder.bias', *tables, *norm])
+    assert found['backbone.cls_token'][0] == found['backbone.patch_embed.proj.weight'][0] == pytest.approx(0.65**4)
 
 
 def test_mmpretrain_classifier():
