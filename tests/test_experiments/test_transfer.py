@@ -317,8 +317,6 @@ def test_a_complete_comparison_with_weights_that_exist(data, tmp_path, monkeypat
     text = transfer_tables.table(results)
     assert '| transferred and continued minus transferred, by seed | 100 % |' in text
     for log in (tmp_path / 'out').glob('*/*.log'):
-        loaded = log.parent.name == 'continue' or (
-            log.parent.name == 'finetune' and not log.name.startswith('scratch')
-        )
+        loaded = log.parent.name == 'continue' or (log.parent.name == 'finetune' and not log.name.startswith('scratch'))
         assert ('tensors of load_from' in log.read_text()) == loaded, log
     assert transfer.compare(given, Stages()) == results and len(calls) == 10
