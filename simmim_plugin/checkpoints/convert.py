@@ -79,7 +79,8 @@ def convert_file(
         save_file({'state_dict': inner}, target)
         return Report('plugin', len(inner), [], [])
     if kind_of(saved.state):
-        return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
+        sizes = (img_size, num_heads, patch_size)
+        return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
     _check_given(saved, to, num_heads, (mean, std))

@@ -17,6 +17,7 @@ from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
+from simmim_plugin.checkpoints.swin_names import SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
 from simmim_plugin.models.masked_backbone import MaskedBackbone
@@ -49,6 +50,7 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
     config |= changes
     if type_name(config) != 'SimMIMViT':
         state = _without_prefix(saved.state, 'backbone.')
+        state = swin.masked_state(state) if saved.part('backbone').get('type') in SWINS else state
         return _built(config, state, saved.path).eval()
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)

@@ -111,10 +111,10 @@ def _inner(config: Any, place: str, types: tuple[str, ...] = LAYERS) -> Any:
             f'its config has {place}.type={config["type"]!r}, which is not built from a file: only {", ".join(types)}'
         )
     kept = {key: value for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
-    for key, value in kept.items():  # names of classes, in OpenMMLab
-        of_mmpretrain = types is INNER and str(config['type']).startswith('mmpretrain.')
-        if of_mmpretrain and isinstance(value, str) and key not in TEXTS:
-            raise ValueError(f'its config has {place}.{key}={value!r}, a name, of which nothing is built from a file')
+    if types is INNER and str(config['type']).startswith('mmpretrain.'):
+        given = {key: value for key, value in kept.items() if key not in TEXTS or not isinstance(value, str)}
+        for text in _texts(given, place):
+            raise ValueError(f'its config has {text}, a name, of which nothing is built from a file')
     return {key: _inner(value, f'{place}.{key}') for key, value in kept.items()}
 
 

@@ -13,6 +13,7 @@ from simmim_plugin.checkpoints.families import ANY_BACKBONE
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS, from_hf, from_timm, is_named
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
+from simmim_plugin.checkpoints.swin_names import SWINS, masked_config
 from simmim_plugin.models.layers.architecture import ARCHS
 from simmim_plugin.models.layers.relative_position import Grid
 from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
@@ -53,6 +54,8 @@ class Saved(NamedTuple):
             ValueError: The checkpoint has none, or the backbone is of another kind than `BACKBONES`.
         """
         backbone = self.model and self.part('backbone')  # raises without a model
+        if backbone.get('type') in SWINS:
+            backbone = masked_config(backbone)
         if type_name(backbone) not in BACKBONES:
             found = backbone.get('type')
             raise ValueError(

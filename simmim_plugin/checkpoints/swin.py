@@ -6,7 +6,6 @@ microsoft/Swin-Transformer), 'timm', 'hf' (Hugging Face) and 'mmpretrain' (with 
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,23 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from simmim_plugin.checkpoints.swin_names import (
+    BUFFERS,
+    FINAL,
+    MMLAB,
+    OPTIONAL,
+    PATCHES,
+    POSITIONS,
+    QKV,
+    depths_of,
+    expected,
+    find,
+    is_held,
+    our_head,
+    our_name,
+    their_head,
+    their_name,
+)
 from simmim_plugin.models.fit import Fitted, adapt_channels, names_of
 from simmim_plugin.models.layers.relative_position import (
     CLS_ROWS,
@@ -23,75 +39,15 @@ from simmim_plugin.models.layers.relative_position import (
     resize_table,
 )
 
-FIRST = {  # a name that every Swin has, by kind
-    'stages.0.blocks.0.attn.w_msa.qkv.weight': 'plugin',
-    'encoder.layers.0.blocks.0.attention.self.query.weight': 'hf',
-    'layers.0.blocks.0.attn.qkv.weight': 'official',
-}
-PATCHES = 'patch_embed.projection.weight'
-POSITIONS = 'absolute_pos_embed'
-OPTIONAL = ('mask_token', POSITIONS)
-BUFFERS = (INDEX, 'attn_mask')  # follow from the sizes
-MMLAB = ('plugin', 'mmpretrain', 'backbone')
-# Parts of names, theirs -> ours, replaced in this order, in both directions.
-OFFICIAL = {
-    'patch_embed.proj.': 'patch_embed.projection.',
-    'layers.': 'stages.',
-    '.attn.': '.attn.w_msa.',
-    '.mlp.fc1.': '.ffn.layers.0.0.',
-    '.mlp.fc2.': '.ffn.layers.1.',
-}
-HF = {
-    'embeddings.patch_embeddings.projection.': 'patch_embed.projection.',
-    'embeddings.norm.': 'patch_embed.norm.',
-    'embeddings.mask_token': 'mask_token',
-    'embeddings.position_embeddings': POSITIONS,
-    'encoder.layers.': 'stages.',
-    '.layernorm_before.': '.norm1.',
-    '.layernorm_after.': '.norm2.',
-    '.attention.output.dense.': '.attn.w_msa.proj.',
-    '.attention.self.': '.attn.w_msa.',
-    '.intermediate.dense.': '.ffn.layers.0.0.',
-    '.output.dense.': '.ffn.layers.1.',
-}
-PARTS: dict[str, dict[str, str]] = {'official': OFFICIAL, 'timm': OFFICIAL, 'hf': HF}
-# Decoder and classifier in each kind.
-HEADS = {
-    'official': ('decoder.0', 'head'),
-    'timm': (None, 'head.fc'),
-    'hf': ('decoder.0', 'classifier'),
-    'mmpretrain': ('neck.decoder.0', 'head.fc'),
-    'backbone': (None, None),
-}
-QKV = ('query', 'key', 'value')
-BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.')
-MERGING = re.compile(r'(?<=^stages\.)\d+(?=\.downsample\.)|(?<=^layers\.)\d+(?=\.downsample\.)')
-FINAL = re.compile(r'norm\d*\.(weight|bias)')
-
 
 def kind_of(names: Iterable[str]) -> str:
     """Which code base the names of a Swin are from: 'plugin' or another of the module's; '' for other models."""
-    return _found(list(names))[0]
-
-
-def _found(names: list[str]) -> tuple[str, str]:
-    """Kind, and the prefix of the names of the backbone."""
-    for first, kind in FIRST.items():
-        for name in names:
-            prefix = name.removesuffix(first)
-            if prefix != name and (not prefix or prefix.endswith('.')):
-                if kind == 'plugin':
-                    theirs = any(other.startswith('neck.decoder.0.') for other in names)
-                    return 'mmpretrain' if theirs else 'plugin', prefix
-                # timm merges patches at the start of a stage, the others at the end.
-                ends = kind == 'hf' or f'{prefix}layers.0.downsample.reduction.weight' in names
-                return kind if ends else 'timm', prefix
-    return '', ''
+    return find(list(names))[0]
 
 
 def prefix_in(model: Iterable[str]) -> str | None:
     """Prefix of the names of a Swin's weights in a model of MMPretrain or MMDetection; None without one."""
-    kind, prefix = _found(list(model))
+    kind, prefix = find(list(model))
     return prefix if kind in MMLAB else None
 
 
@@ -117,23 +73,23 @@ def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         ValueError: The backbone has a part that this Swin does not have, or lacks one.
     """
-    kind, prefix = _found(list(state))
+    kind, prefix = find(list(state))
     tensors = {name: value for name, value in state.items() if not name.endswith(BUFFERS)}
     tensors = _joined(tensors) if kind == 'hf' else tensors
     heads: dict[str, Tensor] = {}
     backbone: dict[str, Tensor] = {}
     left_out = []
     for name, value in tensors.items():
-        if (ours := _our_head(name, kind)) is not None:
+        if (ours := our_head(name, kind)) is not None:
             heads[ours] = value.flatten(1) if ours == 'head.decoder.weight' else value
         elif name.startswith(prefix) and not name.startswith('head.'):
-            backbone[_our_name(name.removeprefix(prefix), kind)] = value
+            backbone[our_name(name.removeprefix(prefix), kind)] = value
         else:
             left_out.append(name)
-    expected, last = _expected(backbone), len(depths_of(backbone)) - 1
+    wanted, last = expected(backbone), len(depths_of(backbone)) - 1
     backbone = {f'norm{last}{name[4:]}' if name.startswith('norm.') else name: x for name, x in backbone.items()}
-    strange = [x for x in backbone if x not in expected and x not in OPTIONAL and not FINAL.fullmatch(x)]
-    missing = [name for name in expected if name not in backbone]
+    strange = [x for x in backbone if x not in wanted and x not in OPTIONAL and not FINAL.fullmatch(x)]
+    missing = [name for name in wanted if name not in backbone]
     if strange or missing:
         texts = [f'it has {names_of(strange)}'] * bool(strange) + [f'it lacks {names_of(missing)}'] * bool(missing)
         raise ValueError(
@@ -161,30 +117,23 @@ def from_ours(state: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], 
     last = len(depths_of(backbone)) - 1
     pretraining = 'head.fc.weight' not in state and 'mask_token' in backbone
     prefix = {'official': 'encoder.' * pretraining, 'hf': 'swin.', 'mmpretrain': 'backbone.'}.get(to, '')
-    left_out = [f'backbone.{name}' for name in backbone if not _held(name, to, pretraining, last)]
+    left_out = [f'backbone.{name}' for name in backbone if not is_held(name, to, pretraining, last)]
     converted: dict[str, Tensor] = {}
     for name in [name for name in state if not name.startswith('backbone.')]:
-        if (theirs := _their_head(name, to)) is None:
+        if (theirs := their_head(name, to)) is None:
             left_out.append(name)
         else:
             converted[theirs] = state[name][:, :, None, None] if name == 'head.decoder.weight' else state[name]
     for bare, value in backbone.items():
         if to in MMLAB:
             converted[prefix + bare] = value
-        elif _held(bare, to, pretraining, last):
-            theirs = prefix + _their_name(bare, to)
+        elif is_held(bare, to, pretraining, last):
+            theirs = prefix + their_name(bare, to)
             if to == 'hf' and '.qkv.' in theirs:
                 converted |= {theirs.replace('.qkv.', f'.{x}.'): part for x, part in zip(QKV, value.chunk(3))}
             else:
                 converted[theirs] = _reordered(bare, value, first=True)
     return converted if to == 'timm' else _with_indices(converted), left_out
-
-
-def depths_of(backbone: Iterable[str]) -> list[int]:
-    """Number of blocks in each stage, by bare names of ours."""
-    blocks = {(int(found[1]), int(found[2])) for name in backbone if (found := BLOCK.match(name))}
-    stages = [stage for stage, _ in blocks]
-    return [stages.count(stage) for stage in range(len(set(stages)))]
 
 
 def window_of(name: str, table: Tensor) -> int:
@@ -251,60 +200,6 @@ def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: s
     return Fitted(loaded, skipped, sorted(resized), [name for name in ours if name not in loaded])
 
 
-def _expected(backbone: Iterable[str]) -> list[str]:
-    """Names of all weights of a Swin with as many stages and blocks, without mask token and position embedding."""
-    depths = depths_of(backbone)
-    both = ['patch_embed.projection', 'patch_embed.norm', f'norm{len(depths) - 1}']
-    others = []
-    for i, depth in enumerate(depths):
-        for j in range(depth):
-            parts = ('norm1', 'norm2', 'attn.w_msa.qkv', 'attn.w_msa.proj', 'ffn.layers.0.0', 'ffn.layers.1')
-            both += [f'stages.{i}.blocks.{j}.{part}' for part in parts]
-            others.append(f'stages.{i}.blocks.{j}.attn.w_msa.{TABLE}')
-        if i < len(depths) - 1:
-            both.append(f'stages.{i}.downsample.norm')
-            others.append(f'stages.{i}.downsample.reduction.weight')
-    return [f'{name}.{kind}' for name in both for kind in ('weight', 'bias')] + others
-
-
-def _our_name(name: str, kind: str) -> str:
-    for theirs, ours in PARTS.get(kind, {}).items():
-        name = name.replace(theirs, ours)
-    if name.startswith('layernorm.'):
-        return name.removeprefix('layer')
-    return MERGING.sub(lambda found: str(int(found[0]) - 1), name) if kind == 'timm' else name
-
-
-def _their_name(name: str, to: str) -> str:
-    if FINAL.fullmatch(name):
-        return f'{"layernorm" if to == "hf" else "norm"}.{name.partition(".")[2]}'
-    for theirs, ours in PARTS[to].items():
-        name = name.replace(ours, theirs)
-    return MERGING.sub(lambda found: str(int(found[0]) + 1), name) if to == 'timm' else name
-
-
-def _held(name: str, to: str, pretraining: bool, last: int) -> bool:
-    """Whether the target has a place for a weight of the backbone."""
-    if name == 'mask_token' and (to == 'timm' or (to == 'official' and not pretraining)):
-        return False
-    return to in MMLAB or not FINAL.fullmatch(name) or name.startswith(f'norm{last}.')  # others: of a detector
-
-
-def _our_head(name: str, kind: str) -> str | None:
-    if kind == 'plugin':
-        return name if name.startswith(('head.decoder.', 'head.fc.')) else None
-    part, _, last = name.rpartition('.')
-    decoder, classifier = HEADS[kind]
-    return {decoder: f'head.decoder.{last}', classifier: f'head.fc.{last}'}.get(part)
-
-
-def _their_head(name: str, to: str) -> str | None:
-    part, _, last = name.rpartition('.')
-    decoder, classifier = HEADS[to]
-    theirs = {'head.decoder': decoder, 'head.fc': classifier}.get(part)
-    return theirs and f'{theirs}.{last}'
-
-
 def _reordered(name: str, value: Tensor, first: bool) -> Tensor:
     """Order of the channels of four merged patches: by column, row, channel; in MMCV by channel, row, column.
 
@@ -340,3 +235,10 @@ def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif '.attention.self.key.' not in name and '.attention.self.value.' not in name:
             joined[name] = value
     return joined
+
+
+def masked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of MMPretrain's Swin, by bare names -> those of the `MaskedBackbone` of `swin_names.masked_config`."""
+    token = state.get('mask_token', torch.zeros_like(state['patch_embed.norm.bias']))  # unused without a mask
+    inner = {f'model.{name}': value for name, value in state.items() if name != 'mask_token'}
+    return {'mask_token': token.flatten(), **inner}

@@ -94,6 +94,7 @@ def convert(
     to: str,
     img_size: tuple[int, int] | None = None,
     num_heads: int | None = None,
+    patch_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     in_channels: int | None = None,
@@ -109,6 +110,8 @@ def convert(
     """
     if num_heads is not None:
         raise ValueError(f"--num-heads {num_heads}: a Swin's bias tables say how many heads it has; leave it out")
+    if patch_size is not None:
+        raise ValueError(f'--patch-size {patch_size}: the patches of a Swin keep their size; leave it out')
     kind = kind_of(saved.state)
     state, left_out = to_ours(saved.state)
     weight = state[f'backbone.{PATCHES}']

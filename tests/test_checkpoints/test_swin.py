@@ -14,9 +14,12 @@ from helpers.swin import ARCH, HEAD, PRETRAIN
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import load_file, tensors_of
-from simmim_plugin.checkpoints.loading import fit_checkpoint, load_pretrained
+from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint, load_pretrained
+from simmim_plugin.checkpoints.noted_config import buildable
+from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.checkpoints.swin import from_ours, kind_of, to_ours
 from simmim_plugin.checkpoints.swin_files import backbone_config, facts_of, mmpretrain_config, timm_arguments
+from simmim_plugin.registry import MODELS
 
 pytest.importorskip('mmpretrain')
 pytestmark = pytest.mark.core
@@ -258,9 +261,49 @@ def test_a_classifier_gives_the_same_logits_everywhere(tmp_path):
     official = {name: value.clone() for name, value in load_file(tmp_path / 'official.pth')['model'].items()}
     assert official['head.weight'].shape == (CLASSES, 16) and 'layers.0.blocks.0.attn.qkv.weight' in official
     official['layers.0.blocks.1.attn_mask'] = torch.zeros(16, 9, 9)  # a buffer there
-    torch.save({'model': official}, tmp_path / 'official.pth')
-    for source in ('timm.pth', 'official.pth', 'mmpretrain.pth', 'hf'):
-        report = convert_file(tmp_path / source, tmp_path / 'back.safetensors', 'plugin')
-        assert report.kind == source.removesuffix('.pth').replace('mmpretrain', 'plugin') and not report.left_out
+    torch.save({'model': official}, tmp_path / 'buffers.pth')
+    for source, kind in dict(timm='timm', buffers='official', mmpretrain='plugin', hf='hf').items():
+        path = tmp_path / (source if kind == 'hf' else f'{source}.pth')
+        report = convert_file(path, tmp_path / 'back.safetensors', 'plugin')
+        assert report.kind == kind and not report.left_out
         content = load_file(tmp_path / 'back.safetensors')
         assert_same(to_ours(tensors_of(content))[0], to_ours(model.state_dict())[0])
+
+
+@pytest.mark.parametrize('finetuned', [False, True])
+def test_features_of_a_swin_are_those_of_its_backbone(tmp_path, finetuned):
+    """Features, probes and `simmim finetune` build it inside a MaskedBackbone."""
+    if finetuned:
+        facts = facts_of(weights(pretrained()), (SIDE, SIDE))._replace(classes=CLASSES, decodes=False)
+        config = mmpretrain_config(facts)
+        model = randomise(mmpretrain_model(config))
+    else:
+        config = dict(type='simmim_plugin.SimMIM', backbone=PRETRAIN, head=HEAD)
+        model = pretrained()
+    torch.save({'state_dict': model.state_dict(), 'simmim_plugin': dict(model=config)}, tmp_path / 'a.pth')
+    backbone = build_backbone(read(tmp_path / 'a.pth'))
+    assert (backbone.embed_dims, backbone.patch_size, backbone.img_size) == (16, 16, (SIDE, SIDE))
+    with torch.no_grad():
+        (expected,) = model.backbone(images()) if finetuned else model.backbone(images(), None)
+        assert_close(backbone(images())[0], expected.numpy())
+        if not finetuned:
+            assert_close(backbone(images(), mask())[0], model.backbone(images(), mask())[0].numpy())
+
+
+def test_patches_keep_their_size(tmp_path):
+    torch.save({'state_dict': pretrained().state_dict()}, tmp_path / 'ours.pth')
+    with pytest.raises(ValueError, match=r'^--patch-size 8: the patches of a Swin keep their size'):
+        convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', patch_size=8)
+    with pytest.raises(ValueError, match=r"^--num-heads 4: a Swin's bias tables say"):
+        convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', num_heads=4)
+
+
+def test_no_name_inside_the_arguments_of_a_wrapped_swin_is_built():
+    inner = dict(type='mmpretrain.SwinTransformer', arch=ARCH, stage_cfgs=[dict(block_cfgs=dict(window_size=3))] * 3)
+    config = dict(type='MaskedBackbone', model=inner)
+    assert buildable(config, 'model.backbone', MODELS) == config
+    inner['patch_cfg'] = dict(conv_type='os.system', norm_cfg=dict(type='LN'))
+    with pytest.raises(
+        ValueError, match=r"model\.backbone\.model\.patch_cfg\.conv_type='os\.system', a name, of which"
+    ):
+        buildable(config, 'model.backbone', MODELS)
