@@ -82,7 +82,7 @@ def refuse_other_models(kind: str, state: Mapping[str, Tensor], sure: bool, ordi
             'it has neither relative position bias tables nor a position embedding (pos_embed): a model that computes '
             f'positions otherwise (rotary embedding), which SimMIMViT cannot represent; {ANY_BACKBONE}'
         )
-    if not sure and not ordinary:
+    if not sure and not ordinary and 'blocks.0.attn.q_bias' in state:
         raise ValueError(
             "it has no relative position bias tables, and the names of timm's Beit, which EVA models share: they "
             'compute something else (rotary embedding, norms behind the blocks) or have heads of another width. If it '

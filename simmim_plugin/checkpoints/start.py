@@ -101,8 +101,12 @@ def backbone_of(saved: Saved) -> Mapping[str, Any]:
         state = to_plugin(saved.state, sure=saved.num_heads is not None, like=saved.grid).state
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']
-        facts = facts_of(state, saved.img_size, saved.num_heads, noted.get('norm_eps', DEFAULTS['norm_eps']))
-        return backbone_config(facts)
+        eps = noted.get('norm_eps', DEFAULTS['norm_eps'])
+        try:
+            return backbone_config(facts_of(state, saved.img_size, saved.num_heads, eps))
+        except ValueError as error:
+            where = ' to `simmim convert SRC DST --to plugin`, and start from DST' if '; give ' in str(error) else ''
+            raise ValueError(f'{error}{where}') from error
 
 
 def _mean_and_std(noted: Mapping[str, Any]) -> dict[str, list[float]]:
