@@ -13,6 +13,8 @@ from helpers.commands import run
 from helpers.paths import ROOT
 from simmim_plugin.apis.train import build_runner
 from simmim_plugin.config import fill_in_data, load_config
+from simmim_plugin.utils.arguments import sides
+from simmim_plugin.utils.meta import on_meta
 
 FINETUNE = ROOT / 'configs' / 'finetune'
 
@@ -91,9 +93,10 @@ def test_every_config_builds_its_model_and_pipelines(path):
     if cfg.model.head.num_classes is None:
         cfg.model.head.num_classes = 3
     init_default_scope('mmpretrain')
-    with torch.device('meta'):
+    with on_meta():
         model = MODELS.build(cfg.model)
-    assert model.head.fc.in_features == model.backbone.embed_dims
+    widths = getattr(model.backbone, 'num_features', [model.backbone.embed_dims])  # of Swin's stages
+    assert model.head.fc.in_features == widths[-1]
     dataset = cfg.train_dataloader.dataset
     dataset = dataset.get('dataset', dataset)
     for transform in (*dataset.pipeline, *cfg.val_dataloader.dataset.pipeline):
@@ -101,7 +104,7 @@ def test_every_config_builds_its_model_and_pipelines(path):
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     for loader in (cfg.train_dataloader, cfg.val_dataloader):  # without it every process sees all images
         assert loader.sampler.type == 'DefaultSampler' and loader.collate_fn.type == 'default_collate'
-    size = model.backbone.img_size[0]
+    size = sides('img_size', cfg.model.backbone.img_size)[0]
     crops = [t.get('size', t.get('scale')) for t in dataset.pipeline if t.type.endswith('RandomResizedCrop')]
     centres = [t.get('crop_size', t.get('size')) for t in cfg.val_dataloader.dataset.pipeline if 'CenterCrop' in t.type]
     assert crops == [size]
