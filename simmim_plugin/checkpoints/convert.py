@@ -85,12 +85,10 @@ def convert_file(
     if to != 'hf':
         check_suffix(target)
     saved = read(source, objects)
-    if type_name(saved.part('backbone')) == 'MaskedBackbone':
-        inner = inner_state(saved, to)
-        save_file({'state_dict': inner}, target)
-        return Report('plugin', len(inner), [], [])
-    if kind_of(saved.state):
-        return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
+    masked = type_name(saved.part('backbone')) == 'MaskedBackbone'
+    if masked or kind_of(saved.state):
+        swin = (saved, target, to, img_size, num_heads, mean, std, in_channels, channels)
+        return _convert_inner(saved, target, to) if masked else Report(*swin_files.convert(*swin))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None)
     _check_given(saved, to, img_size, num_heads, (mean, std))
@@ -128,6 +126,13 @@ def convert_file(
     elif to == 'mmpretrain':
         notes.append(f'model = {mmpretrain_config(facts)}')
     return Report(kind, len(converted.state), left_out + converted.left_out, notes)
+
+
+def _convert_inner(saved: Saved, target: Path, to: str) -> Report:
+    """`convert_file` for a checkpoint with a MaskedBackbone."""
+    state = inner_state(saved.backbone, saved.state, to)
+    save_file({'state_dict': state}, target)
+    return Report('plugin', len(state), [], [])
 
 
 def _adapt(state: dict[str, torch.Tensor], channels: int, how: str, left_out: list[str]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from simmim_plugin.checkpoints.saved import Saved
 from simmim_plugin.models.fit import Fitted, names_of
 from simmim_plugin.models.libraries import inside_of
 from simmim_plugin.utils.configs import type_name
@@ -72,8 +71,13 @@ def fit_inner(
     return Fitted(loaded, [], [], kept), others
 
 
-def inner_state(saved: Saved, to: str) -> dict[str, Tensor]:
-    """Weights of the model in the MaskedBackbone of a checkpoint, by the names of its library.
+def inner_state(config: Mapping[str, Any], state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
+    """Weights of the model in a MaskedBackbone, by the names of its library.
+
+    Args:
+        config: Config of the MaskedBackbone.
+        state: Weights of a checkpoint of this package.
+        to: 'backbone'.
 
     Raises:
         ValueError: `to` is not 'backbone'.
@@ -83,9 +87,17 @@ def inner_state(saved: Saved, to: str) -> dict[str, Tensor]:
             f'--to {to}: SRC holds a MaskedBackbone; --to backbone writes the weights of its model with the names of '
             "its own library, for that library's load_state_dict"
         )
-    inner = 'model.timm_model.' if type_name(saved.backbone['model']) == 'TIMMBackbone' else 'model.'
+    inner = 'model.timm_model.' if type_name(config['model']) == 'TIMMBackbone' else 'model.'
     start = f'backbone.{inner}'
-    return {name.removeprefix(start): value for name, value in saved.state.items() if name.startswith(start)}
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+def as_masked(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of the MaskedBackbone that computes what a SimMIMSwinTransformer computes."""
+    sizes = dict(img_size=config.get('img_size', 224), in_channels=config.get('in_channels', 3))
+    model = {**config, 'type': 'mmpretrain.SwinTransformer'}
+    renamed = {name if name == 'mask_token' else f'model.{name}': value for name, value in state.items()}
+    return dict(type='MaskedBackbone', model=model, mask_at='tokens', **sizes), renamed
 
 
 def _prefixes(name: str, own: Mapping[str, Tensor]) -> Iterator[str]:

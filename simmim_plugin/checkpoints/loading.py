@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints import swin
-from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
+from simmim_plugin.checkpoints.inner_weights import as_masked, fit_inner, no_larger_than
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
@@ -45,9 +45,10 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
     """
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY}
     config |= changes
-    if type_name(config) != 'SimMIMViT':
-        state = _without_prefix(saved.state, 'backbone.')
-        return _built(config, state, saved.path).eval()
+    if (kind := type_name(config)) != 'SimMIMViT':
+        own = _without_prefix(saved.state, 'backbone.')
+        config, own = as_masked(config, own) if kind == 'SimMIMSwinTransformer' else (config, own)
+        return _built(config, own, saved.path).eval()
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
     state = _without_prefix(saved.state, 'backbone.')
@@ -141,7 +142,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
-        model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; other models and
+        model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; others and
             their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
         channels: See `fit_state`.
@@ -189,19 +190,11 @@ def _fit(
         ValueError: See `to_plugin` and `fit_state`.
     """
     outside = outside or {}
-    own = _without_prefix(saved.state, source)
-    others: dict[str, Tensor] = {}
-    left: list[str] = []
     if isinstance(backbone, MaskedBackbone):
         fitted, others = fit_inner(backbone, saved.state, channels)
+        left: list[str] = []
     else:
-        if FIRST_BLOCK in own:
-            state, left = to_plugin(own)
-            others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
-        else:  # names of another project, or another prefix
-            state, left = to_plugin(saved.state)
-        others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
-        fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
+        fitted, others, left = _fit_vit(backbone, saved, channels, source)
     taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
     for name, value in others.items():
         if name not in taken:
@@ -209,6 +202,21 @@ def _fit(
     loaded = {target + name: value for name, value in fitted.state.items()} | taken
     kept = [*(target + name for name in fitted.kept), *(name for name in outside if name not in taken)]
     return Fitted(loaded, [*(target + name for name in fitted.skipped), *left], fitted.resized, kept)
+
+
+def _fit_vit(
+    backbone: SimMIMViT, saved: Saved, channels: str | None, source: str
+) -> tuple[Fitted, dict[str, Tensor], list[str]]:
+    """`_fit` for the backbone alone, what the file has besides, and the names that have no place in a SimMIMViT."""
+    own = _without_prefix(saved.state, source)
+    others: dict[str, Tensor] = {}
+    if FIRST_BLOCK in own:
+        state, left = to_plugin(own)
+        others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
+    else:  # names of another project, or another prefix
+        state, left = to_plugin(saved.state)
+    others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    return fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels), others, left
 
 
 def _fit_swin(model: nn.Module, checkpoint: dict[str, Any], channels: str | None) -> Fitted | None:

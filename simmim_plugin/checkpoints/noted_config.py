@@ -112,9 +112,9 @@ def _inner(config: Any, place: str, types: tuple[str, ...] = LAYERS) -> Any:
         )
     kept = {key: value for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
     for key, value in kept.items():  # names of classes, in OpenMMLab
-        if types is INNER and str(config['type']).startswith('mmpretrain.') and isinstance(value, str):
-            if key not in TEXTS:
-                raise ValueError(f'its config has {place}.{key}={value!r}, a name, of which nothing is built from a file')
+        foreign = types is INNER and str(config['type']).startswith('mmpretrain.')
+        if foreign and isinstance(value, str) and key not in TEXTS:
+            raise ValueError(f'its config has {place}.{key}={value!r}, a name, of which nothing is built from a file')
     return {key: _inner(value, f'{place}.{key}') for key, value in kept.items()}
 
 

@@ -16,7 +16,7 @@ from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
-BACKBONES = ('SimMIMViT', 'MaskedBackbone')  # that are built from a file
+BACKBONES = ('SimMIMViT', 'MaskedBackbone', 'SimMIMSwinTransformer')  # that are built from a file
 HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 

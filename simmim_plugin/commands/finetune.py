@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.datasets.class_names import class_folders
     from simmim_plugin.datasets.image_folder import ImageFolder
     from simmim_plugin.utils.arguments import multiple
+    from simmim_plugin.utils.configs import type_name
 
     recipes.check_arguments(args)
     out = Path(args.out or 'work_dirs/finetune').resolve()
@@ -90,6 +91,11 @@ def run(args: argparse.Namespace) -> None:
                     f'DATA {folder!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
                 )
     backbone = read(args.checkpoint).backbone  # data from elsewhere, which is written into a program below
+    if (kind := type_name(backbone)) != 'SimMIMViT':
+        raise ValueError(
+            f'checkpoint {args.checkpoint!r} holds a {kind}, for which `simmim finetune` has no recipe; write a config '
+            '(docs/backbones.md)'
+        )
     if (channels := backbone.get('in_channels', 3)) != 3:
         raise ValueError(
             f'checkpoint {args.checkpoint!r}: in_channels={channels!r}, images of as many channels, for which '

@@ -17,7 +17,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
     'timm-vit': dict(
         model=dict(type='timm', name='vit_tiny_patch16_224', img_size=64, depth=2, embed_dim=48), mask_at='tokens'
     ),
-    'timm-resnet': dict(model=dict(type='timm', name='resnet18', layers=(1, 1, 1, 1), channels=(8, 16, 24, 32)), img_size=64),
+    'timm-resnet': dict(
+        model=dict(type='timm', name='resnet18', layers=(1, 1, 1, 1), channels=(8, 16, 24, 32)), img_size=64
+    ),
     'timm-eva02': dict(
         model=dict(type='timm', name='eva02_tiny_patch14_224', img_size=56, depth=2, embed_dim=48, num_heads=2),
         mask_at='tokens',
@@ -56,7 +58,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
         img_size=64,
     ),
     'mmpretrain-resnet': dict(
-        model=dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3)), img_size=64
+        model=dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3)),
+        img_size=64,
     ),
     'mmpretrain-swin': dict(
         model=dict(
