@@ -17,7 +17,7 @@ from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
-from simmim_plugin.checkpoints.swin_names import SWINS
+from simmim_plugin.checkpoints.swin_names import BUFFERS, SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
 from simmim_plugin.models.masked_backbone import MaskedBackbone
@@ -253,7 +253,7 @@ def _fit_swin(model: nn.Module, checkpoint: dict[str, Any], channels: str | None
     taken = {name: x for name, x in outside.items() if name in present and present[name].shape == x.shape}
     loaded = {prefix + name: value for name, value in fitted.state.items()} | taken
     skipped = [*(prefix + name for name in fitted.skipped), *(name for name in outside if name not in taken), *left]
-    kept = [name for name in present if name not in loaded and not name.endswith(swin.BUFFERS)]
+    kept = [name for name in present if name not in loaded and not name.endswith(BUFFERS)]
     fitted = Fitted(loaded, skipped, fitted.resized, kept)
     print_log(fitted.report('load_from'), 'current')
     others = {name: x for name, x in present.items() if name not in loaded and not isinstance(x, DTensor)}

@@ -12,15 +12,8 @@ from simmim_plugin.checkpoints.files import NOTE, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.other_projects import check_mean_std
 from simmim_plugin.checkpoints.saved import Saved
-from simmim_plugin.checkpoints.swin import (
-    PATCHES,
-    POSITIONS,
-    depths_of,
-    from_ours,
-    kind_of,
-    to_ours,
-    window_of,
-)
+from simmim_plugin.checkpoints.swin import from_ours, kind_of, to_ours, window_of
+from simmim_plugin.checkpoints.swin_names import PATCHES, POSITIONS, depths_of
 from simmim_plugin.models.fit import adapt_channels
 from simmim_plugin.models.layers.relative_position import TABLE
 from simmim_plugin.utils.arguments import whole

@@ -135,8 +135,10 @@ def depths_of(backbone: Iterable[str]) -> list[int]:
 
 def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Config of a `MaskedBackbone` that computes the same as MMPretrain's Swin, for features and fine-tuning."""
-    kept = ('arch', 'img_size', 'out_indices', 'window_size', 'stage_cfgs', 'patch_cfg', 'patch_size')
-    kept += ('use_abs_pos_embed', 'pad_small_map', 'drop_path_rate')
+    kept = (
+        'arch', 'img_size', 'out_indices', 'window_size', 'stage_cfgs', 'patch_cfg', 'patch_size',
+        'use_abs_pos_embed', 'pad_small_map', 'drop_path_rate',
+    )  # fmt: skip
     return dict(
         type='MaskedBackbone',
         mask_at='tokens',
