@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test quickstart test test-slow test-all test-originals test-oldest test-newest lint types docs lock clean
+.PHONY: help setup setup-test quickstart test test-slow test-all test-tutorials test-originals test-oldest test-newest lint types docs lock clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,15 +47,17 @@ test-slow: setup-test  ## The others
 
 test-all: test test-slow  ## All tests
 
+test-tutorials: setup-test  ## The tutorials as printed; the slow tests run them with fewer epochs
+	AS_PRINTED=1 $(call PARALLEL,$(VENV)) tests/end_to_end/test_tutorials.py
+
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals
 # Only the files that have the marker: others import what these environments lack.
 CORE = -m core $(shell grep -rl --include='test_*.py' 'mark\.core' tests)
+PYTEST = '^(pytest|pytest-timeout|pytest-xdist|execnet|iniconfig|pluggy|hypothesis|sortedcontainers)=='
 $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
-	grep -v '^onedl-' requirements/lock.txt > $(ORIGINALS)/lock.txt
-	grep -E '^(pytest|pytest-timeout|pytest-xdist|execnet|iniconfig|pluggy|hypothesis|sortedcontainers)==' requirements/lock-test.txt \
-		>> $(ORIGINALS)/lock.txt
+	(grep -v '^onedl-' requirements/lock.txt; grep -E $(PYTEST) requirements/lock-test.txt) > $(ORIGINALS)/lock.txt
 	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps -r $(ORIGINALS)/lock.txt
 	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
 		-r requirements/originals.txt -e .
@@ -64,17 +66,15 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
 	$(call PARALLEL,$(ORIGINALS)) $(CORE)
 
-# The oldest versions that pyproject.toml allows, and the newest, each in an environment of its own, without MMCV's
-# operators (built apart from PyTorch, MMCV leaves them out). uv resolves both.
+# The oldest versions that pyproject.toml allows, and the newest at the time of `make lock`, each in an environment of
+# its own, without MMCV's operators (built apart from PyTorch, MMCV leaves them out).
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
-UV_INSTALL = $(BIN)/uv pip install --quiet --python
-$(OLDEST)/.setup $(NEWEST)/.setup: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
-	$(PYTHON) -m venv $(@D)
-	$(UV_INSTALL) $(@D)/bin/python $(if $(filter $(OLDEST),$(@D)),--resolution lowest-direct) \
-		-e '.[mm,photos]' \
-		$$(sed -nE 's/^((pytest|pytest-timeout|pytest-xdist|hypothesis)==[^ ]*)( ; python_full_version >= .*)?$$/\1/p' requirements/lock-test.txt)
+$(OLDEST)/.setup $(NEWEST)/.setup: .venv-%/.setup: requirements/%.txt requirements/lock-test.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(@D) || { rm -rf $(@D); exit 1; }
+	(cat $<; grep -E $(PYTEST) requirements/lock-test.txt) > $(@D)/lock.txt
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps --no-binary onedl-mmcv -r $(@D)/lock.txt
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that pyproject.toml admits
@@ -120,6 +120,8 @@ lock: | $(VENV)/bin/python  ## Rewrite the lock files
 	sed -E 's/[=; ].*//' requirements/lock.txt requirements/lock-test.txt | sed 's/.*/^&==/' \
 		| grep -vf - requirements/lock-docs.tmp > requirements/lock-docs.txt
 	rm requirements/lock-docs.tmp
+	$(subst -c requirements/pins.txt,,$(UV_COMPILE)) --extra mm --extra photos --resolution lowest-direct -o requirements/oldest.txt
+	$(subst -c requirements/pins.txt,,$(UV_COMPILE)) --extra mm --extra photos -o requirements/newest.txt
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) $(ORIGINALS) $(OLDEST) $(NEWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

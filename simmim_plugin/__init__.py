@@ -33,6 +33,7 @@ _MODULE_OF = {
     'LoadImage': 'datasets.transforms.loading',
     'MLflowVisBackend': 'visualization.mlflow_backend',
     'MaskRatioHook': 'engine.hooks.mask_ratio_hook',
+    'MaskedBackbone': 'models.masked_backbone',
     'PackagePhotos': 'datasets.preparation.sample_sets',
     'ProbeHook': 'evaluation.probe_hook',
     'ProgressHook': 'engine.hooks.progress_hook',

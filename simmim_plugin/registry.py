@@ -27,7 +27,9 @@ def _child(name: str, parent: root.Registry, packages: Mapping[str, str] | None 
 
 
 # Modules rather than packages: registries that share a package need not import all of it.
-MODELS = _child('model', root.MODELS, {'models': 'data_preprocessor ema head losses pyramid simmim vit'})
+MODELS = _child(
+    'model', root.MODELS, {'models': 'data_preprocessor ema head losses masked_backbone pyramid simmim vit'}
+)
 TRANSFORMS = _child('transform', root.TRANSFORMS, {'datasets.transforms': 'crop loading masking'})
 DATASETS = _child(
     'dataset',

@@ -20,7 +20,7 @@ from simmim_plugin import SimMIM
 
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS'].split(',')[0]))
 # The first backward pass starts autograd's threads, one per device, and forbids it in forked processes, in which tests
-# run commands. `torch.compile` and the exporters trace with pretended GPUs; before that, there is none to start one for.
+# run commands. `torch.compile` and the exporters pretend that there are GPUs; before that, none gets a thread.
 torch.zeros((), requires_grad=True).backward()
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.apis.reconstruct import check_fills_holes, fit_image, reconstruct_image
-from simmim_plugin.checkpoints.loading import checked_backbone, load_pretrained
+from simmim_plugin.checkpoints.loading import load_pretrained
 from simmim_plugin.datasets.images import read_image
 from simmim_plugin.datasets.transforms.masking import PUBLISHED_RATIO, PUBLISHED_UNIT, SimMIMMaskGenerator
+from simmim_plugin.models.interface import checked, features_after, layer_shapes
 from simmim_plugin.models.masks import MASKS
 from simmim_plugin.utils.configs import reading_arguments, transform_arguments
 from simmim_plugin.utils.hardware import checked_device
@@ -43,14 +44,16 @@ class Explorer:
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It is not from a pretraining of a `SimMIMViT`, or the device cannot be used.
+        ValueError: It is not from a pretraining, or the device cannot be used.
     """
 
     def __init__(self, checkpoint: str | os.PathLike[str], device: str = 'cpu') -> None:
         self.model, pipeline = load_pretrained(checkpoint, checked_device(device))
         self.reading = reading_arguments(pipeline)
-        self.backbone = checked_backbone(self.model, checkpoint)
+        self.backbone = checked(self.model.backbone, f'checkpoint {os.fspath(checkpoint)!r}: its backbone')
         self.patch_size, self.size = self.backbone.patch_size, self.backbone.img_size
+        # Layers with maps of the last one's size: the pictures of all have the same patches.
+        self.layers = [i for i, (_, stride) in enumerate(layer_shapes(self.backbone)) if stride == self.patch_size]
         self.scale = max(1, -(-SHOWN_PX // max(self.size)))
         self.masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
         self.more_masks = _more_masks(pipeline)
@@ -146,12 +149,10 @@ class Explorer:
 
     @torch.no_grad()
     def features(self, image: Tensor) -> list[Tensor]:
-        """Patch features (h, w, D) of the unmasked image after each block."""
+        """Patch features (h, w, D) of the unmasked image after each of `layers`."""
         inputs = self.model.data_preprocessor(dict(inputs=image[None]))['inputs']
         with self._in_use:
-            _, maps = self.backbone.forward_intermediates(inputs)
-        rows = [features[0].permute(1, 2, 0) for features in maps]
-        return [x.cpu() for x in (*rows[:-1], self.backbone.norm(rows[-1]))]
+            return [patches[0].cpu() for patches, *_ in features_after(self.backbone, inputs, self.layers)]
 
     def pca_picture(self, features: Tensor) -> np.ndarray:
         """First three principal components of the features as red, green and blue."""

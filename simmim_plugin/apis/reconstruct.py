@@ -63,8 +63,9 @@ def reconstruct_files(
         raise ValueError(f'--mask {os.fspath(mask)} and --mask-ratio {mask_ratio} exclude each other')
     model, pipeline = load_pretrained(checkpoint, device)
     reading = reading_arguments(pipeline)
-    size, patch = sides('--size', model.backbone.img_size if size is None else size), model.backbone.patch_size
-    grid_of('--size', size, patch)
+    trained, patch = masked_sizes(model, pipeline)
+    size = sides('--size', trained if size is None else size)
+    grid_of('--size', size, model.head.patch_size)
     if mask is not None:
         check_fills_holes(model, f'--mask {os.fspath(mask)}')
     generator = None if mask is not None else _generator(pipeline, patch, size, mask_ratio)
@@ -110,11 +111,22 @@ def reconstruct_image(
     """
     data = model.data_preprocessor(dict(inputs=image[None], **masks))
     predicted = model.reconstruct(data['inputs'], data['mask'])
-    pixels = {name: pixel_mask(data[name], model.backbone.patch_size) for name in masks}
+    pixels = {name: pixel_mask(data[name], data['inputs'].shape[2:]) for name in masks}
     loss = masked_loss(model, predicted, data['inputs'], pixels['mask'])
     pixels['filled'] = pixels['mask'] if filled is None else filled.to(predicted)
     denormalize = model.data_preprocessor.denormalize
     return {'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels}, loss
+
+
+def masked_sizes(model: Any, pipeline: Sequence[dict[str, Any]]) -> tuple[Any, int]:
+    """Size of the images of a training, and side of the patches that its masks are over, in pixels.
+
+    The pipeline says the latter; the size is the backbone's or, where it says none (MMPretrain's Swin), the crop's.
+    """
+    crop = transform_arguments(pipeline, 'RandomResizedCrop')
+    masking = transform_arguments(pipeline, 'SimMIMMaskGenerator')
+    size = getattr(model.backbone, 'img_size', crop.get('size'))
+    return size, masking.get('model_patch_size', getattr(model.backbone, 'patch_size', 16))
 
 
 def check_fills_holes(model: Any, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from simmim_plugin.checkpoints.loading import checked_backbone, load_pretrained
+from simmim_plugin.checkpoints.loading import load_pretrained
 from simmim_plugin.datasets.images import read_image
+from simmim_plugin.models.interface import checked, features_after, layer_shapes, shows_attention
 from simmim_plugin.models.layers.architecture import block_numbers
-from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
@@ -24,7 +25,7 @@ Point = tuple[int, int]  # x and y in pixels
 PointChooser = Callable[[Tensor, str], Point]
 
 
-def input_size(image: Sequence[int], size: int | Sequence[int] | None, backbone: SimMIMViT) -> tuple[int, int]:
+def input_size(image: Sequence[int], size: int | Sequence[int] | None, backbone: Any) -> tuple[int, int]:
     """Height and width in pixels of the backbone's input for an image: multiples of its patch size.
 
     Args:
@@ -58,6 +59,8 @@ def draw_features(
 ) -> None:
     """Draw features, similarity and attention: one row per image and block (see `feature_sheet`).
 
+    Models that are not a `SimMIMViT` are drawn without attention; if they have no blocks, stages are drawn.
+
     The checkpoint defines how images are read; they are resized without cropping (bilinear), see `input_size`. A model
     with relative position bias needs memory for 2 x heads x patches x patches numbers, much at large sizes.
 
@@ -77,8 +80,9 @@ def draw_features(
     """
     check_picture_name(out)
     model, pipeline = load_pretrained(checkpoint, checked_device(device))
-    backbone = checked_backbone(model, checkpoint)
-    numbers = block_numbers(blocks, backbone.num_layers)
+    backbone = checked(model.backbone, f'checkpoint {os.fspath(checkpoint)!r}: its backbone')
+    count = len(layer_shapes(backbone))
+    numbers = block_numbers(blocks, count)
     reading = reading_arguments(pipeline)
     stored = [read_image(path, **reading) for path in images]
     sizes = [input_size(image.shape[1:], size, backbone) for image in stored]
@@ -90,7 +94,8 @@ def draw_features(
         query = (int((y + 0.5) * h / image.shape[1]), int((x + 0.5) * w / image.shape[2]))
         inputs = model.data_preprocessor(dict(inputs=seen[None]))['inputs']
         try:
-            _, outputs = backbone.forward_intermediates(inputs, [n - 1 for n in numbers], attention_of=query)
+            options = dict(attention_of=query) if shows_attention(backbone) else {}
+            found = features_after(backbone, inputs, [n - 1 for n in numbers], **options)
         except RuntimeError as error:
             if 'memory' not in str(error):
                 raise
@@ -98,11 +103,9 @@ def draw_features(
                 f'--size: the {h} x {w} patches of {os.fspath(path)} at {height} x {width} px need more memory than '
                 'is available; use a smaller --size'
             ) from error
-        maps = [(features[0].permute(1, 2, 0), attention[0]) for features, attention in outputs]
-        if numbers[-1] == backbone.num_layers:
-            maps[-1] = backbone.norm(maps[-1][0]), maps[-1][1]
-        names = [f'{_short_name(path)}, block {number} of {backbone.num_layers}' for number in numbers]
-        sheets.append(feature_sheet(seen, [(x.cpu(), a.cpu()) for x, a in maps], query, names))
+        maps = [(patches[0].cpu(), more[0][0].cpu() if more else None) for patches, _, *more in found]
+        names = [f'{_short_name(path)}, block {number} of {count}' for number in numbers]
+        sheets.append(feature_sheet(seen, maps, query, names))
     widest = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)

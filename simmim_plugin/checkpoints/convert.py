@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
+from simmim_plugin.checkpoints.inner_weights import inner_state
 from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
 from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.configs import type_name
 
 MASK_TOKEN = 'backbone.mask_token'
 
@@ -70,6 +74,12 @@ def convert_file(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     saved = read(source, objects)
+    if type_name(saved.part('backbone')) == 'MaskedBackbone':
+        inner = inner_state(saved.backbone, saved.state, to)
+        save_file({'state_dict': inner}, target)
+        return Report('plugin', len(inner), [], [])
+    if kind_of(saved.state):
+        return Report(*swin_files.convert(saved, target, to, img_size, num_heads, mean, std, in_channels, channels))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
     _check_given(saved, to, num_heads, (mean, std))
@@ -88,31 +98,51 @@ def convert_file(
     if to == 'plugin' and MASK_TOKEN not in state:
         state[MASK_TOKEN] = torch.zeros_like(state['backbone.cls_token'])
         notes.append(f'added: {MASK_TOKEN}, zeros (it is used with a mask only)')
+    if to == 'official' and facts.norm_eps != 1e-6:
+        notes.append(f'differs: the norms there have an epsilon of 1e-6, those of SRC of {facts.norm_eps}')
     family = '' if to == 'plugin' else family_of(state, to)
     if family == 'Dinov2WithRegisters':  # always has these
         notes += _with_scales(state)
         facts = facts._replace(layer_scale=True)
     converted = from_plugin(state, to, facts.grid)
+    same = kind == 'plugin' and facts == before  # else the pipeline of SRC reads other images
+    notes += _write(target, to, converted.state, facts, family, saved if same else None, given)
+    return Report(kind, len(converted.state), left_out + converted.left_out, notes)
+
+
+def _write(
+    target: Path,
+    to: str,
+    state: dict[str, torch.Tensor],
+    facts: Facts,
+    family: str,
+    like: Saved | None,
+    given: tuple[Any, Any],
+) -> list[str]:
+    """Write a converted state dict with the configs that belong to it; lines that say how to build the model.
+
+    Args:
+        target: See `convert_file`.
+        to: See `convert_file`.
+        state: The converted state dict.
+        facts: The architecture.
+        family: See `family_of`.
+        like: The source, if it is one of this package and for the same images.
+        given: Mean and standard deviation, or None.
+    """
     if to == 'hf':
-        _write_hf(target, converted.state, facts, family, given)
+        _write_hf(target, state, facts, family, given)
         model = hf_class(facts, family)
         more = ', add_pooling_layer=False' if model == 'ViTModel' else ''
-        notes.append(f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})')
-    else:
-        wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted.state}
-        if to == 'plugin':
-            has_note = kind == 'plugin' and 'pipeline' in saved.note and bool(saved.built)  # raises, if not for tools
-            has_note &= facts == before  # else its pipeline reads other images
-            changed = not has_note or (mean, std) != (None, None)
-            values = check_mean_std(facts.in_channels, *given) if changed else ()
-            wrapped[NOTE] = _renormalised(saved, *values) if has_note else note_of(facts, *values)
-        save_file(converted.state if to == 'timm' else wrapped, target)
+        return [f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})']
+    wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': state}
+    if to == 'plugin':
+        wrapped[NOTE] = _note(facts, like, given)
+    save_file(state if to == 'timm' else wrapped, target)
     if to == 'timm':
-        patches_only = facts.absolute and converted.state['pos_embed'].shape[1] == facts.grid[0] * facts.grid[1]
-        notes.append(f'model: {timm_line(facts, family, os.fspath(target), patches_only)}')
-    elif to == 'mmpretrain':
-        notes.append(f'model = {mmpretrain_config(facts, family)}')
-    return Report(kind, len(converted.state), left_out + converted.left_out, notes)
+        patches_only = facts.absolute and state['pos_embed'].shape[1] == facts.grid[0] * facts.grid[1]
+        return [f'model: {timm_line(facts, family, os.fspath(target), patches_only)}']
+    return [f'model = {mmpretrain_config(facts, family)}'] if to == 'mmpretrain' else []
 
 
 def _check_target(source: Path, target: Path, to: str) -> None:
@@ -169,12 +199,16 @@ def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tu
         )
 
 
-def _renormalised(saved: Saved, mean: Sequence[float] = (), std: Sequence[float] = ()) -> dict[str, Any]:
-    """The config in a checkpoint of this package, with another mean and std if they are given."""
-    if not mean:
-        return saved.note
-    preprocessor = {'type': 'SimMIMDataPreprocessor', **saved.part('data_preprocessor'), 'mean': mean, 'std': std}
-    return {**saved.note, 'model': {**saved.note['model'], 'data_preprocessor': preprocessor}}
+def _note(facts: Facts, like: Saved | None, given: tuple[Any, Any]) -> dict[str, Any]:
+    """Config for a checkpoint of this package: that of the source, with another mean and std if they are given."""
+    if like is None or 'pipeline' not in like.note or not like.built:  # raises, if not for tools
+        return note_of(facts, *check_mean_std(facts.in_channels, *given))
+    noted = like.part('data_preprocessor')
+    if given == (noted.get('mean'), noted.get('std')):
+        return like.note
+    mean, std = check_mean_std(facts.in_channels, *given)
+    preprocessor = {'type': 'SimMIMDataPreprocessor', **noted, 'mean': mean, 'std': std}
+    return {**like.note, 'model': {**like.note['model'], 'data_preprocessor': preprocessor}}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -51,23 +51,32 @@ SIGNATURES = {
 DIFFERENT = tuple(
     (re.compile(pattern), part)
     for pattern, part in (
-        (r'\blayers\.\d+\.blocks\.\d+\.|\bstages\.\d+\.blocks\.\d+\.attn\.w_msa', 'a Swin Transformer'),
-        (r'depthwise_conv|\bdwconv\.|\bconv_dw\.|\bdownsample_layers\.', 'a ConvNeXt or another convolutional network'),
-        (r'\blayer[1-4]\.\d+\.conv1\.|\bstages\.\d+\.layers\.\d+\.layer\.\d+\.convolution', 'a ResNet'),
+        (
+            r'\blayers\.\d+\.blocks\.\d+\.|\bstages\.\d+\.blocks\.\d+\.attn\.w_msa',
+            'stages of blocks (Swin Transformer)',
+        ),
+        (r'depthwise_conv|\bdwconv\.|\bconv_dw\.|\bdownsample_layers\.', 'depthwise convolutions (ConvNeXt)'),
+        (
+            r'\blayer[1-4]\.\d+\.conv1\.|\bstages\.\d+\.layers\.\d+\.layer\.\d+\.convolution',
+            'residual blocks of convolutions (ResNet)',
+        ),
         (r'\b[qk]_norm\.', 'normalised queries and keys (QK-norm)'),
         (r'\bmlp\.(w12|w3|w1|w2|fc1_g|fc1_x|weights_in|gate_proj)\.|\bffn\.w12\.', 'a gated MLP (SwiGLU)'),
         (
             r'\brope|rotary|\bfreqs|inv_freq|\bperiods|qkv\.bias_mask|storage_tokens|patch_embeddings\.weight$',
             'rotary position embedding (RoPE, as in EVA-02 and DINOv3)',
         ),
-        (r'\bnorm_pre\.|\bpre_norm\.|\bpre_layrnorm\.|\bln_pre\.', 'a norm in front of the first block (CLIP)'),
+        (
+            r'^(backbone\.)?(norm_pre|pre_norm)\.|\bpre_layrnorm\.|\bln_pre\.',
+            'a norm in front of the first block (CLIP)',
+        ),
         (r'\battns\.|\bffns\.|\bin_norm\.|\bmlp_out_proj\.', 'attention and MLP in parallel'),
         (r'\battn\.(inner_)?norm\.|\bmlp\.norm\.|\bffn_layernorm\.|\binner_attn_ln\.', 'norms in attention or MLP'),
         (r'\battn_pool\.|\bhead\.probe$', 'pooling by attention instead of a class token (SigLIP)'),
         (r'\bpatch_embed(dings)?\.(backbone|stem|conv|proj\.\d)|\bconv_proj\.\w+\.', 'a convolutional stem'),
-        (r'\bgamma_[12]$', "EVA's LayerScale (gamma_1 next to qkv.bias), which goes with rotary position embedding"),
     )
-)  # fmt: skip
+)
+SCALE = re.compile(r'\bgamma_[12]$')
 
 
 def kind_of(names: Collection[str]) -> str:
@@ -116,6 +125,8 @@ def head_name(name: str, kind: str) -> str | None:
 
 def different_part(names: Collection[str]) -> str:
     """What these names of another backbone are, in words; '' if that is not known."""
+    if names and all(SCALE.search(name) for name in names):
+        return "EVA's LayerScale (gamma_1 next to qkv.bias), which goes with rotary position embedding"
     return next((part for pattern, part in DIFFERENT if any(pattern.search(name) for name in names)), '')
 
 

@@ -13,36 +13,43 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from simmim_plugin.checkpoints import swin
+from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
+from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
 from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
+from simmim_plugin.utils.meta import on_meta
 
 FIRST_BLOCK = 'blocks.0.norm1.weight'  # a name that every SimMIMViT has
 PART = re.compile(r'blocks\.\d+\.(?!attn\.relative_position_bias_table).*')
 TRAINING_ONLY = ('frozen_stages', 'with_cp', 'out_indices')  # arguments of SimMIMViT
 
 
-def build_backbone(saved: Saved, **changes: Any) -> SimMIMViT:
+def build_backbone(saved: Saved, **changes: Any) -> Any:
     """Build the backbone of a checkpoint of this package, pretrained or fine-tuned, with its weights.
 
     Args:
         saved: A checkpoint from a run of this package, or from `simmim convert SRC DST --to plugin`.
-        changes: Arguments of `SimMIMViT` that replace those of the training, such as `out_type`. With another
-            `img_size`, bias tables and position embedding are interpolated once, here.
+        changes: Arguments of the backbone that replace those of the training, such as `out_type` of a `SimMIMViT`. With
+            another `img_size`, its bias tables and position embedding are interpolated once, here.
 
     Returns:
-        The backbone, in evaluation mode.
+        The backbone (see `models/interface.py`), in evaluation mode.
 
     Raises:
         ValueError: It is not a checkpoint of this package, or an argument does not fit it.
     """
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY}
     config |= changes
+    if type_name(config) != 'SimMIMViT':
+        state = _without_prefix(saved.state, 'backbone.')
+        return _built(config, state, saved.path).eval()
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
     state = _without_prefix(saved.state, 'backbone.')
@@ -106,32 +113,50 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
-    with torch.device('meta'):  # see `build_backbone`
-        model = build_part(saved.built)
+    return _built(saved.built, saved.state, saved.path).to(device).eval(), saved.pipeline
+
+
+def _built(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn.Module:
+    """A model of a config from a file, with the weights of the file, all of them.
+
+    Numbers in a file may be absurd: they are compared with its weights before memory is taken.
+
+    Raises:
+        ValueError: The weights are of another model.
+    """
     with named(path):
-        check_fits(model.state_dict(), saved.state)
-    model = build_part(saved.built)
-    model.load_state_dict(saved.state)
-    return model.to(device).eval(), saved.pipeline
+        swin.check_depths(config.get('backbone') or {}, state)
+        if 'MaskedBackbone' in (type_name(config), type_name(config.get('backbone') or {})):
+            with no_larger_than(state):  # other libraries do not build on the device 'meta'
+                model = build_part(config)
+        else:
+            with on_meta():
+                model = build_part(config)
+        check_fits(model.state_dict(), state)
+    if any(each.is_meta for each in model.parameters()):
+        model = build_part(config)
+    model.load_state_dict(state)
+    return model
 
 
 def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str | None = None) -> Fitted | None:
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
-        model: A model with a SimMIMViT in it; other models and their checkpoints are left unchanged.
+        model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; other models
+            and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
         channels: See `fit_state`.
 
     Returns:
-        What was loaded, left and kept; None without a SimMIMViT.
+        What was loaded, left and kept; None for other models.
 
     Raises:
         ValueError: Nothing fits the backbone, or its shapes do not.
     """
-    found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT)]
+    found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT | MaskedBackbone)]
     if not found:
-        return None
+        return _fit_swin(model, checkpoint, channels)
     name, backbone = found[0]
     prefix = f'{name}.' if name else ''
     present = model.state_dict()
@@ -145,7 +170,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
 
 
 def _fit(
-    backbone: SimMIMViT,
+    backbone: SimMIMViT | MaskedBackbone,
     saved: Saved,
     channels: str | None,
     source: str,
@@ -168,14 +193,18 @@ def _fit(
     outside = outside or {}
     own = _without_prefix(saved.state, source)
     others: dict[str, Tensor] = {}
-    if FIRST_BLOCK in own:
-        state, left = to_plugin(own, like=saved.grid or backbone.grid)
-        others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
-    else:  # names of another project, or another prefix
-        state, left = to_plugin(saved.state, like=saved.grid or backbone.grid)
-    others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
-    fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
-    _check_same(backbone, saved, fitted)
+    left: list[str] = []
+    if isinstance(backbone, MaskedBackbone):
+        fitted, others = fit_inner(backbone, saved.state, channels)
+    else:
+        if FIRST_BLOCK in own:
+            state, left = to_plugin(own, like=saved.grid or backbone.grid)
+            others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
+        else:  # names of another project, or another prefix
+            state, left = to_plugin(saved.state, like=saved.grid or backbone.grid)
+        others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
+        fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
+        _check_same(backbone, saved, fitted)
     taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
     for name, value in others.items():
         if name not in taken:
@@ -205,15 +234,40 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
         print_log(f'The checkpoint was trained with norm_eps={eps}, the model has {mine}: see SimMIMViT', 'current')
 
 
+def _fit_swin(model: nn.Module, checkpoint: dict[str, Any], channels: str | None) -> Fitted | None:
+    """`fit_checkpoint` for a model with a Swin in it; None for other models."""
+    present = model.state_dict()
+    prefix = swin.prefix_in(present)
+    if prefix is None:
+        return None
+    saved = saved_of('load_from', checkpoint)
+    if not swin.kind_of(saved.state):
+        raise ValueError(
+            f'the model has a Swin Transformer, the checkpoint {names_of(list(saved.state))}: another model'
+        )
+    state, left = swin.to_ours(saved.state)
+    fitted = swin.fit_swin(_without_prefix(present, prefix), _without_prefix(state, 'backbone.'), channels)
+    outside = {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    taken = {name: x for name, x in outside.items() if name in present and present[name].shape == x.shape}
+    loaded = {prefix + name: value for name, value in fitted.state.items()} | taken
+    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in outside if name not in taken), *left]
+    kept = [name for name in present if name not in loaded and not name.endswith(swin.BUFFERS)]
+    fitted = Fitted(loaded, skipped, fitted.resized, kept)
+    print_log(fitted.report('load_from'), 'current')
+    others = {name: x for name, x in present.items() if name not in loaded and not isinstance(x, DTensor)}
+    checkpoint['state_dict'] = loaded | others
+    return fitted
+
+
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedViT:
-    """Load a checkpoint into a `SimMIMViT`; stands in for `init_cfg=dict(type='Pretrained', ...)` there.
+    """Load a checkpoint into a `SimMIMViT` or `MaskedBackbone`, for which it is `init_cfg=dict(type='Pretrained')`.
 
     Unlike MMEngine's `Pretrained`, it runs no code in the file and refuses weights that do not fit.
 
     Args:
         checkpoint: Path, or URL for MMEngine's file clients (http://, s3:// ...), of a file of any kind that
-            `simmim convert` knows, or a Hugging Face folder.
+            `simmim convert` knows, or a Hugging Face folder; for a `MaskedBackbone` see `fit_inner`.
         prefix: Load only weights with this prefix, like MMEngine's `Pretrained`; None: the kind is detected.
         adapt_channels: 'repeat' or 'mean': adapt weights for images of other channels, see `adapt_channels` of
             `models/fit.py`; None: they are an error.
@@ -232,7 +286,7 @@ class PretrainedViT:
         self.prefix = prefix
         self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
 
-    def __call__(self, module: SimMIMViT) -> None:
+    def __call__(self, module: SimMIMViT | MaskedBackbone) -> None:
         """Load the weights, and log what was loaded."""
         path = self.checkpoint
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
@@ -244,15 +298,7 @@ class PretrainedViT:
         module.load_state_dict(fitted.state, strict=False)
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):
-            update_init_info(module, f'SimMIMViT: loaded from {path}')
-
-
-def checked_backbone(model: Any, checkpoint: str | os.PathLike[str]) -> SimMIMViT:
-    """The model's backbone; ValueError if it is not a SimMIMViT."""
-    if not isinstance(model.backbone, SimMIMViT):
-        kind = type(model.backbone).__name__
-        raise ValueError(f'checkpoint {os.fspath(checkpoint)!r} holds a {kind}, not a SimMIMViT')
-    return model.backbone
+            update_init_info(module, f'{type(module).__name__}: loaded from {path}')
 
 
 def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

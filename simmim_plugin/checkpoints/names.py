@@ -82,7 +82,7 @@ MMPRETRAIN_BEIT = {
     'blocks.{i}.gamma_2': 'layers.{i}.gamma_2',
     'mask_token': 'mask_token',
 }
-MMPRETRAIN_VIT = {  # VisionTransformer, DistilledVisionTransformer, DeiT3, MAEViT
+MMPRETRAIN_VIT = {  # VisionTransformer, DistilledVisionTransformer, MAEViT
     **_MMPRETRAIN,
     'blocks.{i}.attn.qkv.bias': 'layers.{i}.attn.qkv.bias',
     'blocks.{i}.gamma_1': 'layers.{i}.attn.gamma1.weight',

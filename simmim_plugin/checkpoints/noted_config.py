@@ -4,7 +4,7 @@ MMEngine's registries import and call whatever a `type` names by its full path, 
 `_scope_` names. So a config from a file may name only what is on a closed list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.registry import Registry
@@ -14,7 +14,32 @@ from simmim_plugin.registry import SCOPE
 PLAIN = (bool, int, float, str, type(None))
 _ALLOWED = '; only numbers, strings, True, False, None, and lists and dicts of these are data'
 # Types of other packages that are built from the config in a checkpoint; ours are those in our registries.
-FOREIGN = ('mmpretrain.BEiTMaskGenerator', 'mmpretrain.SimMIMMaskGenerator', 'mmpretrain.SelfSupDataPreprocessor')
+FOREIGN = (
+    'mmpretrain.BEiTMaskGenerator',
+    'mmpretrain.SimMIMMaskGenerator',
+    'mmpretrain.SelfSupDataPreprocessor',
+    'mmpretrain.SimMIMSwinTransformer',
+)
+# Models that a MaskedBackbone is built of from the config in a checkpoint, and the types in their configs. Names and
+# arguments of those of timm and Transformers are checked by `build_inner`, for every config.
+INNER = (
+    'timm',
+    'transformers',
+    *(
+        f'mmpretrain.{name}'
+        for name in (
+            'BEiTViT', 'ConvNeXt', 'EfficientNet', 'MobileNetV2', 'MobileNetV3', 'RegNet', 'ResNeXt', 'ResNet',
+            'ResNetV1c', 'ResNetV1d', 'SwinTransformer', 'SwinTransformerV2', 'TIMMBackbone', 'VisionTransformer',
+            'ViTEVA02',
+        )
+    ),
+)  # fmt: skip
+LAYERS = (
+    'BN', 'BN1d', 'BN2d', 'Conv2d', 'GELU', 'GN', 'HSigmoid', 'HSwish', 'LN', 'LN2d', 'ReLU', 'ReLU6', 'SiLU', 'Swish',
+    'SyncBN',
+)  # fmt: skip
+
+TEXTS = ('type', 'arch', 'model_name', 'out_type', 'padding', 'style')  # arguments that name no class
 
 
 def plain_copy(note: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +92,42 @@ def buildable(config: Any, place: str, registry: Registry) -> Any:
             f'{SCOPE} and {", ".join(FOREIGN)}'
         )
     kept = {key: value for key, value in config.items() if key != 'init_cfg'}
+    if config.get('type') in ('MaskedBackbone', f'{SCOPE}.MaskedBackbone'):
+        inner = _inner(kept.pop('model', None), f'{place}.model', INNER)
+        return {'model': inner, **{key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}}
+    if config.get('type') in FOREIGN and (names := list(_texts(kept, place))):
+        raise ValueError(f'its config has {names[0]}, a name, of which no part is built from a file; numbers only')
     return {key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}
+
+
+def _inner(config: Any, place: str, types: tuple[str, ...] = LAYERS) -> Any:
+    """`buildable` for the model of a `MaskedBackbone`; without `pretrained`: nothing is downloaded for a file."""
+    if isinstance(config, list | tuple):
+        return [_inner(item, f'{place}[{i}]') for i, item in enumerate(config)]
+    if not isinstance(config, Mapping):
+        return config
+    if 'type' in config and config['type'] not in types:
+        raise ValueError(
+            f'its config has {place}.type={config["type"]!r}, which is not built from a file: only {", ".join(types)}'
+        )
+    kept = {key: value for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
+    for key, value in kept.items():  # names of classes, in OpenMMLab
+        of_mmpretrain = types is INNER and str(config['type']).startswith('mmpretrain.')
+        if of_mmpretrain and isinstance(value, str) and key not in TEXTS:
+            raise ValueError(f'its config has {place}.{key}={value!r}, a name, of which nothing is built from a file')
+    return {key: _inner(value, f'{place}.{key}') for key, value in kept.items()}
+
+
+def _texts(config: Any, place: str) -> Iterator[str]:
+    """Arguments of another package's part that are strings: they may name classes there, without being a `type`."""
+    if isinstance(config, list | tuple):
+        config = dict(enumerate(config))
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key not in ('type', 'arch') or isinstance(value, Mapping):
+                yield from _texts(value, f'{place}.{key}')
+    elif isinstance(config, str):
+        yield f'{place}={config!r}'
 
 
 def is_known(name: Any, registry: Registry) -> bool:

@@ -96,7 +96,7 @@ def facts_of(
     if heads is None:
         raise ValueError(
             f'the weights do not say among how many heads the {embed_dims} channels are divided (a bias table would); '
-            'give --num-heads'
+            'give --num-heads, in `simmim convert SRC DST --to plugin --num-heads N`'
         )
     if embed_dims % heads:
         raise ValueError(f'{embed_dims} channels cannot be divided among {heads} heads; give --num-heads')

@@ -82,11 +82,25 @@ def refuse_other_models(kind: str, state: Mapping[str, Tensor], sure: bool, ordi
             'it has neither relative position bias tables nor a position embedding (pos_embed): a model that computes '
             f'positions otherwise (rotary embedding), which SimMIMViT cannot represent; {ANY_BACKBONE}'
         )
-    if not sure and not ordinary:
+    if not sure and not ordinary and 'blocks.0.attn.q_bias' in state:
         raise ValueError(
             "it has no relative position bias tables, and the names of timm's Beit, which EVA models share: they "
             'compute something else (rotary embedding, norms behind the blocks) or have heads of another width. If it '
             'is a Beit, say how many heads it has: `simmim convert SRC DST --to plugin --num-heads N`'
+        )
+
+
+def refuse_deit3(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for MMPretrain's `DeiT3`, the only one of its ViTs whose class token has no position.
+
+    Args:
+        found: The backbone by our names, with the position embedding of the file.
+        ours: As SimMIMViT has it.
+    """
+    if 'pos_embed' in found and ours['pos_embed'].shape[1] > found['pos_embed'].shape[1]:
+        raise ValueError(
+            "it is MMPretrain's DeiT3, whose blocks apply ln1 twice and never ln2 (1.3.6): SimMIMViT computes DeiT III "
+            f"as published; take timm's deit3_* weights; {ANY_BACKBONE}"
         )
 
 

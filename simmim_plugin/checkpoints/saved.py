@@ -19,6 +19,7 @@ from simmim_plugin.registry import MODELS, SCOPE, TRANSFORMS
 from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
+BACKBONES = ('SimMIMViT', 'MaskedBackbone')  # that are built from a file
 # Defaults of Hugging Face's classes, which config.json may leave out: epsilon of the norms, side of a patch.
 HF_DEFAULTS = {'dinov2': (1e-6, 14), 'dinov2_with_registers': (1e-6, 16), 'vit_msn': (1e-6, 16)}
 
@@ -49,12 +50,14 @@ class Saved(NamedTuple):
         """Config of the backbone.
 
         Raises:
-            ValueError: The checkpoint has none, or the backbone is not a SimMIMViT.
+            ValueError: The checkpoint has none, or the backbone is of another kind than `BACKBONES`.
         """
         backbone = self.model and self.part('backbone')  # raises without a model
-        if type_name(backbone) != 'SimMIMViT':
+        if type_name(backbone) not in BACKBONES:
             found = backbone.get('type')
-            raise ValueError(f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a SimMIMViT')
+            raise ValueError(
+                f'checkpoint {self.path!r} holds a model with backbone {found!r}, not a {" or ".join(BACKBONES)}'
+            )
         with named(self.path):
             return buildable(backbone, 'model.backbone', MODELS)
 

@@ -34,7 +34,13 @@ from simmim_plugin.checkpoints.names import (
     table_of,
     translate,
 )
-from simmim_plugin.checkpoints.refusals import refuse_names, refuse_other_models, refuse_parts, refuse_shapes
+from simmim_plugin.checkpoints.refusals import (
+    refuse_deit3,
+    refuse_names,
+    refuse_other_models,
+    refuse_parts,
+    refuse_shapes,
+)
 from simmim_plugin.models.fit import PATCHES, grid_of_table
 from simmim_plugin.models.layers.relative_position import INDEX, TABLE, Grid, relative_position_index
 from simmim_plugin.utils.arguments import choice
@@ -125,6 +131,8 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
     refuse_shapes(found)
     backbone, ordinary = to_ours(found, like), has_key_bias(found)
     refuse_other_models(kind, backbone, sure, ordinary)
+    if kind == 'mmpretrain':
+        refuse_deit3(found, backbone)
     if kind != 'plugin':  # what a model takes of our own files, loading.py says
         refuse_parts(backbone, ordinary)
     heads = _heads(kind, {name: tensors[name] for name in others}, backbone)

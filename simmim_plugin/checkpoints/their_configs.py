@@ -167,5 +167,5 @@ def hf_preprocessor(facts: Facts, family: str, mean: Sequence[float], std: Seque
 def _mlp_ratio(arch: dict[str, int]) -> float:
     """Ratio from which the libraries get the hidden width back: they truncate the product."""
     width, hidden = arch['embed_dims'], arch['feedforward_channels']
-    ratio = hidden / width
+    ratio = hidden / width if hidden % width else hidden // width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width

@@ -54,7 +54,7 @@ class Page:
                         reconstruction='reconstruction',
                         composite='composite',
                     )
-                    blocks = explorer.backbone.num_layers
+                    blocks = len(explorer.layers)
                     self.block = gr.Slider(1, blocks, blocks, step=1, label='features after block', elem_id='block')
                     self.original, self.pca, self.near = _pictures(
                         original='image: click a patch',

@@ -43,8 +43,9 @@ class LinearWarmupLR(LinearLR):
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     """Fine-tuning schedule of the reference: linear warm-up, then a cosine that is not shifted by it, above one floor.
 
-    At iteration t, with T iterations in all and W of warm-up, where floor is `floor_ratio` of the highest rate of all
-    parameter groups: `floor + (lr - floor) * t / W` for t < W, then `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`.
+    At iteration t, with T iterations in all and W of warm-up, where floor and start are `floor_ratio` and `start_ratio`
+    of the highest rate of all parameter groups: `start + (lr - start) * t / W` for t < W, then
+    `floor + (lr - floor) * (1 + cos(pi * t / T)) / 2`.
     So the rate drops slightly at the end of the warm-up, and layers with a lower rate have the same floor.
 
     Args:
@@ -52,16 +53,27 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         warmup: Length of the warm-up, in iterations, or in epochs with `convert_to_iter_based=True`.
         end: Length of the schedule, in the same units.
         floor_ratio: Lowest rate, as a fraction of the highest group's, so that it scales with the total batch.
+        start_ratio: Rate at the start of the warm-up, likewise; None: `floor_ratio`.
         kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
 
     Raises:
         ValueError: An argument is out of range, or the warm-up is longer than the schedule.
     """
 
-    def __init__(self, optimizer: Any, warmup: int, end: int, floor_ratio: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        warmup: int,
+        end: int,
+        floor_ratio: float = 0.0,
+        start_ratio: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.length = number('WarmupCosineLR.end', end, 0, ends='()')
         self.warmup = number('WarmupCosineLR.warmup', warmup, 0, end, PART)
         self.floor_ratio = number('WarmupCosineLR.floor_ratio', floor_ratio, 0, 1)
+        start = floor_ratio if start_ratio is None else start_ratio
+        self.start_ratio = number('WarmupCosineLR.start_ratio', start, 0, 1)
         super().__init__(optimizer, end=end, **kwargs)
 
     @classmethod
@@ -75,8 +87,10 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
 
     def _get_value(self) -> list[float]:
         step = self.last_step
-        share = step / self.warmup if step < self.warmup else (1 + math.cos(math.pi * step / self.length)) / 2
+        warming = step < self.warmup
+        share = step / self.warmup if warming else (1 + math.cos(math.pi * step / self.length)) / 2
         # MMEngine's wrapper appends a group to the optimiser's, which is not scaled to the batch.
         optimizer: Any = getattr(self.optimizer, 'optimizer', self.optimizer)
-        floor = self.floor_ratio * max(self.base_values[: len(optimizer.param_groups)])
+        lowest = self.start_ratio if warming else self.floor_ratio
+        floor = lowest * max(self.base_values[: len(optimizer.param_groups)])
         return [floor + (base - floor) * share for base in self.base_values]

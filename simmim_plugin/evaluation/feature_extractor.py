@@ -14,8 +14,8 @@ from torchvision.transforms import functional as TF
 from simmim_plugin.checkpoints.loading import build_backbone, build_data_preprocessor
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.images import ImageReadError, read_image
+from simmim_plugin.models.interface import checked, features_after, has_class_token, layer_shapes
 from simmim_plugin.models.layers.architecture import block_numbers
-from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.arguments import choice, grid_of, names, sides
 from simmim_plugin.utils.configs import reading_arguments
 from simmim_plugin.utils.hardware import checked_device
@@ -28,7 +28,8 @@ class FeatureExtractor:
     """Extract features of unmasked images with the backbone of a checkpoint.
 
     Features are taken after a block. Those of the last block pass the model's final norm, like its output; pooled ones
-    of a fine-tuned model are the input of its classifier (`fc_norm` of the mean). Other blocks' have no norm.
+    of a fine-tuned model are the input of its classifier (`fc_norm` of the mean). Other blocks' have no norm. Of models
+    without blocks, such as ConvNeXt in a `MaskedBackbone`, blocks are the stages.
 
     Args:
         checkpoint: Written by a pretraining or fine-tuning run with `SimMIMCheckpointHook`.
@@ -40,7 +41,7 @@ class FeatureExtractor:
             vector per patch).
 
     Attributes:
-        backbone: The `SimMIMViT`.
+        backbone: The backbone, see `models/interface.py`.
         data_preprocessor: Normalises images: `data_preprocessor({'inputs': images})['inputs']`.
         reading: Arguments of `read_image`, to read images as in training.
         source: Path, size and modification time of the checkpoint; None for a model in memory.
@@ -84,20 +85,19 @@ class FeatureExtractor:
         Each call uses the current weights, in evaluation mode, and restores the modes of the modules.
 
         Args:
-            model: A model with a `backbone`, a `SimMIMViT`, and a `data_preprocessor`, such as `SimMIM` and
-                MMPretrain's `ImageClassifier`.
+            model: A model with a `backbone` (see `models/interface.py`) and a `data_preprocessor`, such as `SimMIM`
+                and MMPretrain's `ImageClassifier`.
             size: See the class.
             blocks: See the class.
             kinds: See the class.
             pipeline: Transforms of the training, which define how `load` reads images.
 
         Raises:
-            ValueError: The backbone is of another type, or an argument is out of range.
+            ValueError: The backbone lacks something, or an argument is out of range.
         """
-        if not isinstance(model.backbone, SimMIMViT):
-            raise ValueError(f'the backbone of the model is a {type(model.backbone).__name__}, not a SimMIMViT')
         self = cls.__new__(cls)
-        self.backbone, self.data_preprocessor = model.backbone, model.data_preprocessor
+        self.backbone = checked(model.backbone, 'the backbone of the model')
+        self.data_preprocessor = model.data_preprocessor
         # MMPretrain's preprocessor is made for images of OpenCV (BGR) and would turn RGB into BGR.
         self.flips_channels = (
             bool(getattr(model.data_preprocessor, 'to_rgb', False)) and model.backbone.in_channels == 3
@@ -109,12 +109,15 @@ class FeatureExtractor:
     def _choose(
         self, size: int | Sequence[int] | None, blocks: int | Sequence[int] | str | None, kinds: Sequence[str]
     ) -> None:
-        count = self.backbone.num_layers
+        self.layers = layer_shapes(self.backbone)
+        count = len(self.layers)
         kinds = (kinds,) if isinstance(kinds, str) else names('--kinds', kinds, f'choose some of {", ".join(KINDS)}')
         if not kinds:
             raise ValueError(f'--kinds={kinds!r} must not be empty; choose some of {", ".join(KINDS)}')
         for kind in kinds:
             choice('--kinds', kind, KINDS)
+        if 'cls' in kinds and not has_class_token(self.backbone):
+            raise ValueError(f"--kinds={kinds!r}: this model has no class token; choose of 'pooled' and 'patches'")
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
         wanted = (blocks,) if isinstance(blocks, int) else (count,) if blocks is None else blocks
         self.blocks = tuple(block_numbers(wanted, count))
@@ -124,18 +127,19 @@ class FeatureExtractor:
 
     @property
     def width(self) -> int:
-        """Length of a feature vector."""
-        return self.backbone.embed_dims
+        """Length of a feature vector of the last of `blocks`."""
+        return self.layers[self.blocks[-1] - 1][0]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of the features of one image of `size`, by name; see `names`."""
-        h, w = (side // self.backbone.patch_size for side in self.size)
-        return {
-            _name(block, kind, self.blocks): (h, w, self.width) if kind == 'patches' else (self.width,)
-            for block in self.blocks
-            for kind in self.kinds
-        }
+        found: dict[str, tuple[int, ...]] = {}
+        for block in self.blocks:
+            width, stride = self.layers[block - 1]
+            h, w = (side // stride for side in self.size)
+            for kind in self.kinds:
+                found[_name(block, kind, self.blocks)] = (h, w, width) if kind == 'patches' else (width,)
+        return found
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,7 +164,7 @@ class FeatureExtractor:
         if images.ndim != 4:
             hint = '; for a single image, give image[None]' if images.ndim == 3 else ''
             raise ValueError(f'images of shape {tuple(images.shape)}: expected (B, C, H, W){hint}')
-        device = self.backbone.cls_token.device
+        device = next(self.backbone.parameters()).device
         images = images.flip(1) if self.flips_channels else images
         inputs = self.data_preprocessor({'inputs': images.to(device)})['inputs']
         found = {}
@@ -172,7 +176,8 @@ class FeatureExtractor:
                     values = patches
                 else:
                     values = patches.mean(dim=(1, 2))
-                    values = self.backbone.fc_norm(values) if block == self.backbone.num_layers else values
+                    if block == len(self.layers) and hasattr(self.backbone, 'fc_norm'):
+                        values = self.backbone.fc_norm(values)
                 found[_name(block, kind, self.blocks)] = values.float().cpu().numpy()
         return found
 
@@ -192,22 +197,15 @@ class FeatureExtractor:
         """
         return load_image(path, self.size, self.reading)
 
-    def _after_blocks(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Patch features (B, h, w, width) and class token (B, width) after each of `blocks`, in evaluation mode."""
+    def _after_blocks(self, inputs: Tensor) -> list[tuple[Any, ...]]:
+        """See `features_after`, after each of `blocks`, in evaluation mode."""
         modes = {module: module.training for module in self.backbone.modules()}
         try:
             self.backbone.eval()
-            _, found = self.backbone.forward_intermediates(
-                inputs, [block - 1 for block in self.blocks], return_prefix_tokens=True
-            )
+            return features_after(self.backbone, inputs, [block - 1 for block in self.blocks])
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        pairs = [(patches.permute(0, 2, 3, 1), cls[:, 0]) for patches, cls in found]
-        if self.blocks[-1] == self.backbone.num_layers:
-            patches, cls = pairs[-1]
-            pairs[-1] = self.backbone.norm(patches), self.backbone.norm(cls)
-        return pairs
 
 
 def load_image(path: str | os.PathLike[str], size: tuple[int, int], reading: dict[str, Any]) -> Tensor:
@@ -220,7 +218,7 @@ def load_image(path: str | os.PathLike[str], size: tuple[int, int], reading: dic
     return TF.center_crop(TF.resize(image, cover, InterpolationMode.BICUBIC, antialias=True), list(size))
 
 
-def _reading(pipeline: Sequence[dict[str, Any]], backbone: SimMIMViT) -> dict[str, Any]:
+def _reading(pipeline: Sequence[dict[str, Any]], backbone: Any) -> dict[str, Any]:
     return {'channels': backbone.in_channels, **reading_arguments(pipeline)}
 
 

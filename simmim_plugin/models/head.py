@@ -1,4 +1,4 @@
-"""SimMIMHead: decode patch features to pixels, and compute the loss."""
+"""SimMIMHead: decode features to pixels, and compute the loss."""
 
 from typing import Any
 
@@ -16,9 +16,12 @@ from simmim_plugin.utils.arguments import flags, parts, whole
 class SimMIMHead(BaseModule):
     """Predict the pixels of each patch from its feature vector (arXiv 2111.09886, section 3.3).
 
+    A patch here is what one feature vector stands for: a square as wide as the stride of the features. The masks may be
+    finer or coarser.
+
     Args:
         in_channels: Width of the features.
-        patch_size: Side of a patch in pixels.
+        patch_size: Stride of the features in pixels: 16 for ViT-B/16, 32 for Swin, whose masks are over patches of 4.
         out_channels: Channels of the image.
         num_layers: 1 is the published linear layer, 2 an MLP with one hidden layer of `in_channels` and GELU.
         normalize_target: Predict patches normalised by their own mean and standard deviation (`normalize_patches`).
@@ -45,6 +48,7 @@ class SimMIMHead(BaseModule):
         whole('SimMIMHead.out_channels', out_channels, 1, hint='3 for RGB')
         whole('SimMIMHead.num_layers', num_layers, 1, 64, '1 is the published linear layer')
         flags(normalize_target=normalize_target)
+        self.in_channels = in_channels
         self.patch_size = patch_size
         self.out_channels = out_channels
         self.normalize_target = normalize_target
@@ -65,12 +69,17 @@ class SimMIMHead(BaseModule):
             (B, out_channels, h*p, w*p).
 
         Raises:
-            ValueError: The features are not a map.
+            ValueError: The features are not a map, or do not have `in_channels`.
         """
         if features.ndim != 4:
             raise ValueError(
                 f'features of shape {tuple(features.shape)} are not a map of patches, (B, in_channels, h, w); set '
                 "out_type='featmap' of the backbone"
+            )
+        if features.shape[1] != self.in_channels:
+            raise ValueError(
+                f'features of {features.shape[1]} channels do not fit in_channels={self.in_channels} of SimMIMHead; '
+                f'set head=dict(in_channels={features.shape[1]})'
             )
         rows = self.decoder(features.permute(0, 2, 3, 1))  # (B, h, w, C*p*p)
         if self.normalize_target and target is not None:
@@ -91,19 +100,30 @@ class SimMIMHead(BaseModule):
         Args:
             features: (B, in_channels, h, w).
             target: (B, out_channels, h*p, w*p), normalised images.
-            mask: (B, h, w), 1 = masked.
+            mask: (B, m, n), 1 = masked, any division of the images into squares (`pixel_mask`).
             parts: Masks to report separate errors for, same shape: `local`, `global_`.
 
         Returns:
             `{'loss': scalar}`, and for each of `parts` an `error_<name>`: the mean of the criterion over its pixels,
             for the log only (MMEngine sums the entries with 'loss' in their names).
+
+        Raises:
+            ValueError: Features, images and masks do not fit each other.
         """
+        size, grid = tuple(target.shape[2:]), features.shape[2:]
+        if features.ndim == 4 and size != tuple(side * self.patch_size for side in grid):
+            strides = ' x '.join(f'{pixels / side:g}' for pixels, side in zip(size, grid))
+            raise ValueError(
+                f'features of {grid[0]} x {grid[1]} for images of {size[0]} x {size[1]} px have a stride of {strides} '
+                f'px, but SimMIMHead has patch_size={self.patch_size}; set head=dict(patch_size=...) to the stride, '
+                'and the size of the images to a multiple of it'
+            )
         prediction, truth = self(features), self.normalized(target, target)
-        losses = {'loss': self.loss_module(prediction, truth, pixel_mask(mask, self.patch_size))}
+        losses = {'loss': self.loss_module(prediction, truth, pixel_mask(mask, size))}
         criterion = getattr(self.loss_module, 'criterion', 'l1')
         for name, part in parts.items():
             if part is not None:
-                pixels = pixel_mask(part, self.patch_size)
+                pixels = pixel_mask(part, size)
                 error = reconstruction_loss(prediction.detach(), truth, pixels, criterion)
                 losses[f'error_{name.rstrip("_")}'] = error
         return losses

@@ -1,11 +1,12 @@
 """Masks over the patches: their polarity, their names, and how they are drawn.
 
 A mask is (h, w), in a batch (B, h, w), over the patches; 1 = masked, from the generator to the loss and the pictures.
-It is drawn in units: squares of `unit` x `unit` patches that are masked or visible as one.
+It is drawn in units: squares of `unit` x `unit` patches that are masked or visible as one. The patches are those that
+the backbone embeds; its features may be coarser (Swin: patches of 4 px, features of stride 32).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -71,9 +72,29 @@ def adapted_ratio(ratio: float, tokens: int, reference_tokens: int, alpha: float
     return 1 - min(1.0, (1 - ratio) * (reference_tokens / tokens) ** alpha)
 
 
-def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
-    """Mask over patches -> mask over pixels: (B, h, w) -> (B, 1, h*p, w*p), same dtype."""
-    return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).unsqueeze(1)
+def mask_side(grid: Sequence[int], size: Sequence[int]) -> int:
+    """Side in pixels of the squares that the values of a mask stand for.
+
+    Args:
+        grid: Height and width of the mask.
+        size: Height and width of the images in pixels.
+
+    Raises:
+        ValueError: The mask does not divide the images into squares.
+    """
+    side = size[0] // grid[0] if grid[0] else 0
+    if side < 1 or (grid[0] * side, grid[1] * side) != (size[0], size[1]):
+        raise ValueError(
+            f'a mask of {grid[0]} x {grid[1]} does not divide images of {size[0]} x {size[1]} px into squares; set '
+            'model_patch_size in SimMIMMaskGenerator (in pixels), or input_size in BEiTMaskGenerator (in patches)'
+        )
+    return side
+
+
+def pixel_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Mask -> mask over the pixels of images of a size: (B, h, w) -> (B, 1, H, W), same dtype; see `mask_side`."""
+    side = mask_side(mask.shape[1:], size)
+    return mask.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)
 
 
 def masks_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

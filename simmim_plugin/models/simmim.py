@@ -20,7 +20,9 @@ class SimMIM(BaseModel):
 
     Args:
         backbone: Config of a backbone (or a built one) with `forward(x, mask)`, such as `SimMIMViT`.
-        head: Config of the head. `in_channels`, `patch_size` and `out_channels` default to the backbone's.
+        head: Config of the head. `in_channels`, `patch_size` and `out_channels` default to the backbone's `embed_dims`,
+            `patch_size` and `in_channels`; of a backbone without them, or with features of another width and stride
+            than its patches (Swin), they must be given.
         data_preprocessor: Config of the preprocessor, such as `SimMIMDataPreprocessor`.
         init_cfg: See `mmengine.model.BaseModule`.
     """
@@ -59,7 +61,8 @@ class SimMIM(BaseModel):
 
         Args:
             inputs: (B, C, H, W).
-            mask: (B, h, w) over the patches, 1 = masked. Unused by mode 'tensor', needed by the others.
+            mask: (B, h, w) over the patches that the backbone embeds, 1 = masked. Unused by mode 'tensor', needed by
+                the others.
             mode: 'loss' returns what `SimMIMHead.loss` returns, 'predict' the same for each image, as MMEngine's
                 validation needs it; 'tensor' the backbone's features without a mask.
             mask_local: The local one of two simultaneous masks; its error is logged.
@@ -82,7 +85,7 @@ class SimMIM(BaseModel):
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The backbone's features without a mask, by the name that MMPretrain's tools call."""
-        return self.backbone(inputs)
+        return self.backbone(inputs, None)  # MMPretrain's SimMIMSwinTransformer has no default
 
     def loss(
         self,
@@ -92,7 +95,7 @@ class SimMIM(BaseModel):
         mask_global: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Reconstruction loss: (B, C, H, W) normalised, (B, h, w) masks -> see `SimMIMHead.loss`."""
-        features = self.backbone(inputs, mask)[-1]  # (B, embed_dims, h, w)
+        features = self.backbone(inputs, mask)[-1]  # (B, in_channels of the head, H / stride, W / stride)
         return self.head.loss(features, inputs, mask, local=mask_local, global_=mask_global)
 
     def losses_by_image(

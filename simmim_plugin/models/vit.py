@@ -1,6 +1,6 @@
 """SimMIMViT: the Vision Transformer of SimMIM, for pretraining (with a mask) and transfer (without)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from simmim_plugin.models.fit import fit_state
+from simmim_plugin.models.interface import with_our_loader
 from simmim_plugin.models.layers.architecture import arch_settings, one_table, rising_blocks, window_sizes
 from simmim_plugin.models.layers.relative_position import INTERPOLATIONS, Grid, RelativePositionBias
 from simmim_plugin.models.layers.transformer import (
@@ -329,14 +330,7 @@ class SimMIMViT(BaseModule):
     def init_weights(self) -> None:
         """Initialise as `init_cfg` says, with `Pretrained` replaced by our `PretrainedViT`, which runs last."""
         init_cfg: Any = getattr(self, 'init_cfg', None)
-        given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
-        ours = [
-            {**{k: v for k, v in cfg.items() if k != 'map_location'}, 'type': 'simmim_plugin.PretrainedViT'}
-            for cfg in given
-            if cfg['type'] == 'Pretrained'
-        ]
-        # MMEngine's `Pretrained` unpickles any object, and only warns when nothing fits.
-        self.init_cfg = [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours
+        self.init_cfg = with_our_loader(init_cfg)
         super().init_weights()
         self.init_cfg = init_cfg
 

@@ -49,7 +49,7 @@ def similarity(features: Tensor, query: tuple[int, int]) -> Tensor:
 
 
 def feature_sheet(
-    image: Tensor, maps: Sequence[tuple[Tensor, Tensor]], query: tuple[int, int], names: Sequence[str]
+    image: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]], query: tuple[int, int], names: Sequence[str]
 ) -> np.ndarray:
     """One row per block: image with the query patch | PCA | similarity | attention, mean over the heads.
 
@@ -58,26 +58,35 @@ def feature_sheet(
 
     Args:
         image: (C, H, W) in the units of the stored values, at the size that the model gets.
-        maps: One pair per row: features (h, w, D) and attention (heads, h, w) of the query patch.
-        query: Row and column of the patch.
+        maps: One pair per row: features (h, w, D) and attention (heads, h, w) of the query patch, or None in all rows,
+            whose column is left out. Each row may have a grid of its own.
+        query: Row and column of the patch in the grid of the last row.
         names: One per row, the start of its caption.
 
     Returns:
         (height, width, 3) uint8.
     """
     scale = math.ceil(PANEL_PX / image.shape[2])
-    patch = scale * image.shape[1] // maps[0][0].shape[0]  # side of a patch in the sheet
+    last = maps[-1][0].shape[:2]
     shown = to_display(image[None].float(), image[None].float())[0].permute(1, 2, 0)  # (H, W, 3)
-    photo = mark_patch(enlarge(shown, scale), query, patch)
+    photo = mark_patch(enlarge(shown, scale), query, scale * image.shape[1] // last[0])
     rows, captions = [], []
     for (features, heads), name in zip(maps, names):
-        near, attention = similarity(features, query), heads.mean(dim=0)
-        low, most = min(float(near.min()), LEAST_SIMILAR), float(attention.max())
-        near = (near - low) / (1 - low)
-        similar, attended = (
-            mark_patch(enlarge(matplotlib.colormaps[colours](values.numpy())[..., :3], patch), query, patch)
-            for colours, values in (('viridis', near), ('inferno', (attention / most).sqrt()))
-        )
-        rows.append(np.stack((photo, enlarge(pca_rgb(features), patch), similar, attended)))
-        captions.append(f'{name};  similarity {low:.2f} ... 1,  attention 0 ... {100 * most:.2g} %')
-    return draw_table(np.stack(rows), COLUMNS, captions)
+        patch = scale * image.shape[1] // features.shape[0]  # its side in the sheet
+        row, column = (int((i + 0.5) * n / m) for i, n, m in zip(query, features.shape, last))
+        near = similarity(features, (row, column))
+        low = min(float(near.min()), LEAST_SIMILAR)
+        coloured = [('viridis', (near - low) / (1 - low))]
+        caption = f'{name};  similarity {low:.2f} ... 1'
+        if heads is not None:
+            attention = heads.mean(dim=0)
+            most = float(attention.max())
+            coloured.append(('inferno', (attention / most).sqrt()))
+            caption += f',  attention 0 ... {100 * most:.2g} %'
+        tiles = [
+            mark_patch(enlarge(matplotlib.colormaps[colours](values.numpy())[..., :3], patch), (row, column), patch)
+            for colours, values in coloured
+        ]
+        rows.append(np.stack((photo, enlarge(pca_rgb(features), patch), *tiles)))
+        captions.append(caption)
+    return draw_table(np.stack(rows), COLUMNS[: rows[0].shape[0]], captions)

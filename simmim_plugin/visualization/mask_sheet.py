@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from simmim_plugin.models.masks import MASKS, Mask, pixel_mask
+from simmim_plugin.models.masks import MASKS, Mask, mask_side, pixel_mask
 from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.random_state import fixed_seed
 from simmim_plugin.visualization.sheets import (
     PARTS_HEADING,
@@ -81,17 +82,19 @@ def draw_masks(
     names = [name for name in MASKS if name in samples[0]]
     masks = {name: torch.stack([sample[name] for sample in samples]) for name in names}
     sides = samples[0]['inputs'].shape[-2:]
-    patch = cfg.model.backbone.get('patch_size', 16)
-    if masks['mask'].shape[1:] != (sides[0] // patch, sides[1] // patch):
+    grid = masks['mask'].shape[1:]
+    patch = mask_side(grid, sides)
+    of_model = cfg.model.backbone.get('patch_size', 16 if type_name(cfg.model.backbone) == 'SimMIMViT' else patch)
+    if patch != of_model:
         raise ValueError(
-            f'masks of {tuple(masks["mask"].shape[1:])} patches do not fit crops of {sides[0]} x {sides[1]} px and '
-            f'patch_size={patch} of the backbone; set model_patch_size={patch} in SimMIMMaskGenerator, or input_size '
-            '(in patches) in BEiTMaskGenerator'
+            f'masks of {tuple(grid)} patches do not fit crops of {sides[0]} x {sides[1]} px and patch_size={of_model} '
+            f'of the backbone; set model_patch_size={of_model} in SimMIMMaskGenerator, or input_size (in patches) in '
+            'BEiTMaskGenerator'
         )
     distances = [average_distance(mask.numpy(), patch) for mask in masks['mask']]
     shown = slice(0, rows * PAIRS)
     images = torch.stack([sample['inputs'] for sample in samples[shown]])
-    sheet = _sheet(images, {name: pixel_mask(mask[shown], patch) for name, mask in masks.items()}, distances)
+    sheet = _sheet(images, {name: pixel_mask(mask[shown], sides) for name, mask in masks.items()}, distances)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     Image.fromarray(sheet).save(out)
     shares = {name: float(mask.float().mean()) for name, mask in masks.items()}

@@ -175,6 +175,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     'Dinov2WithRegistersModel': lambda: _hf('Dinov2WithRegistersModel', eps=1e-6),
     'MMPretrain': _mmpretrain,
     'MMPretrain LayerScale': lambda: _mmpretrain(layer_scale_init_value=0.1, head='LinearClsHead'),
+    'MMPretrain DeiT': lambda: _mmpretrain(('head',), 'DeiTClsHead', type='mmpretrain.DistilledVisionTransformer'),
     'MMPretrain MAE': _mmpretrain_mae,
 }  # fmt: skip
 

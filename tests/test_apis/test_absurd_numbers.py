@@ -134,10 +134,12 @@ def test_converting_heeds_or_refuses_what_is_given(source, tmp_path):
     model = load_file(target)['simmim_plugin']['model']
     assert model['data_preprocessor'] == dict(type='SimMIMDataPreprocessor', mean=[1, 2, 3], std=[4, 5, 6])
     assert load_file(source)['simmim_plugin']['model']['data_preprocessor']['mean'] == [120] * 3
-    convert_file(source, target, 'plugin', num_heads=4, img_size=(32, 32))
+    for size in (32, 64):  # its own, and another, to which it is resized
+        convert_file(source, target, 'plugin', num_heads=4, img_size=(size, size))
+        assert load_file(target)['simmim_plugin']['model']['backbone']['img_size'] in (size, [size, size])
     for options, words in (
         (dict(num_heads=2), '--num-heads 2: SRC states 4'),
-        (dict(img_size=(64, 64)), '--img-size 64 64: SRC states 32 x 32 px'),
+        (dict(img_size=(64, 60)), '--img-size of 64 x 60 px: both sides must be multiples of the patch'),
         (dict(mean=[1, 2, 3]), '--mean .* 3 values of each are needed'),
     ):
         with pytest.raises(ValueError, match=f'^{words}'):

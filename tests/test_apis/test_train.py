@@ -17,7 +17,9 @@ from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.commands import options as command_options
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils import errors, files, hardware
+from simmim_plugin.utils.arguments import sides
 from simmim_plugin.utils.distributed import WAIT
+from simmim_plugin.utils.meta import on_meta
 
 CONFIG = str(ROOT / 'configs/simmim_vit-b_folder.py')
 
@@ -274,23 +276,24 @@ def test_data_that_are_not_there_are_named(name, tmp_path):
 def test_every_config_builds_its_model_and_pipeline(tmp_path):
     """Every leaf: its model on meta tensors, its pipeline on a real image; the sizes of both agree."""
     import numpy as np
-    import torch
     from mmengine.dataset import Compose
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope('simmim_plugin')
     for path in sorted((ROOT / 'configs').glob('*.py')):
         cfg = config.load_config(str(path))
-        with torch.device('meta'):
+        with on_meta():
             model = MODELS.build(cfg.model)
-        channels = model.backbone.in_channels
+        channels, size = model.head.out_channels, sides('crop.size', cfg.crop.size)
         file = tmp_path / f'{channels}.npy'
         np.save(file, np.random.default_rng(0).integers(0, 255, (channels, 300, 280), dtype=np.uint8))
         dataset = cfg.train_dataloader.dataset
         dataset = dataset.get('dataset', dataset)
         sample = Compose(dataset.pipeline)(dict(img_path=str(file)))
-        assert sample['inputs'].shape == (channels, *model.backbone.img_size), path.name
-        assert sample['mask'].shape == model.backbone.grid, path.name
+        assert sample['inputs'].shape == (channels, *size), path.name
+        assert size == sides('img_size', cfg.model.backbone.img_size), path.name
+        patch = getattr(model.backbone, 'patch_size', 4)  # MMPretrain's Swin has none
+        assert sample['mask'].shape == (size[0] // patch, size[1] // patch), path.name
         assert sample['mask'].float().mean().item() == pytest.approx(0.6, abs=0.03), path.name
         assert len(model.data_preprocessor.mean) == channels, path.name
 

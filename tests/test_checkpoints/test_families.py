@@ -1,15 +1,11 @@
 """Ordinary ViTs: SimMIMViT with their weights gives their libraries' own numbers on photos."""
 
-import json
-import re
 from typing import Any
 
 import pytest
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from helpers.families import ARCH, FAMILIES, Family, hf_model, mmpretrain_vit, simmim_vit, timm_vit
@@ -17,13 +13,10 @@ from helpers.other_projects import assert_same, mmpretrain_model, photos, random
 from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.apis import train
 from simmim_plugin.checkpoints.convert import convert_file
-from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.checkpoints.layouts import embeds_patches_only
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
-
-pytestmark = pytest.mark.core
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -184,105 +177,6 @@ def test_registers_of_timm_are_written_with_or_without_positions():
         assert relative(model.forward_features(images), family.tokens(images)) < 1e-5
 
 
-SMALL: dict[str, Any] = dict(img_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0)
-
-
-def created(name: str, **changes: Any) -> nn.Module:
-    return timm.create_model(name, pretrained=False, num_classes=0, **changes)
-
-
-def transformers_model(name: str, config: str, **changes: Any) -> nn.Module:
-    transformers = pytest.importorskip('transformers')
-    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=64)
-    return getattr(transformers, name)(getattr(transformers, config)(**{**sizes, 'patch_size': 16, **changes}))
-
-
-VIT_SMALL: dict[str, Any] = dict(img_size=64, embed_dim=64, depth=2, num_heads=4)
-OTHERS: dict[str, tuple[Any, str]] = {
-    'QK-norm': (lambda: timm_vit(qk_norm=True), r'blocks\.0\.attn\.q_norm\.weight.*\(normalised queries and keys'),
-    'norm in attention': (lambda: timm_vit(scale_attn_norm=True), r'attn\.norm\.weight.*norms in attention or MLP'),
-    'norm before the blocks': (lambda: timm_vit(pre_norm=True), r'norm_pre\.weight.*\(a norm in front of the f'),
-    'no class token': (lambda: timm_vit(class_token=False, global_pool='avg'), r'no class token \(cls_token\)'),
-    'attention pooling': (lambda: timm_vit(global_pool='map'), r'attn_pool\..*pooling by attention'),
-    'no biases of queries': (lambda: timm_vit(qkv_bias=False), r'it has no relative position bias tables, and'),
-    'no position': (lambda: timm_vit(pos_embed=''), r'neither relative position bias tables nor a position embedding'),
-    'parallel': (
-        lambda: created('vit_base_patch16_18x2_224', **VIT_SMALL), r'it has attention and MLP in parallel'
-    ),
-    'parallel scaling': (
-        lambda: timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock),
-        r'it has attention and MLP in parallel',
-    ),
-    'gated': (
-        lambda: timm_vit(mlp_layer=timm.layers.SwiGLU), r'blocks\.0\.mlp\.fc1_g\.weight.*\(a gated MLP \(SwiGLU\)\)'
-    ),
-    'gated, packed': (
-        lambda: timm_vit(mlp_layer=timm.layers.GluMlp), r'fc1\.weight has 128 rows and the fc2 behind it 64 columns'
-    ),
-    'rotary with a position embedding': (
-        lambda: Eva(**SMALL, attn_type='rope', use_rot_pos_emb=True, init_values=0.1),
-        r"blocks\.0\.gamma_1.*\(EVA's LayerScale \(gamma_1 next to qkv\.bias\)",
-    ),
-    'mixed rotary': (
-        lambda: Eva(**SMALL, attn_type='rope', use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type='mixed'),
-        r'rope\.freqs.*rotary position embedding',
-    ),
-    'convolutional stem': (
-        lambda: created('vit_tiny_r_s16_p8_224', img_size=64, embed_dim=64, depth=2, num_heads=4),
-        r'patch_embed\.backbone.* \(a convolutional stem\)',
-    ),
-    'Swin': (lambda: created('swin_tiny_patch4_window7_224'), 'it has a Swin Transformer'),
-    'ConvNeXt': (lambda: created('convnext_atto'), 'it has a ConvNeXt'),
-    'ResNet': (lambda: created('resnet18'), 'it has a ResNet'),
-    'CLIP': (
-        lambda: transformers_model('CLIPVisionModel', 'CLIPVisionConfig'), r'it has a norm in front of the first block'
-    ),
-    'SigLIP': (
-        lambda: transformers_model('SiglipVisionModel', 'SiglipVisionConfig'), r'it has pooling by attention'
-    ),
-    'DINOv3': (lambda: transformers_model('DINOv3ViTModel', 'DINOv3ViTConfig'), r'it has rotary position embedding'),
-    'SwinModel': (
-        lambda: transformers_model('SwinModel', 'SwinConfig', embed_dim=32, depths=[1, 1], num_heads=[2, 2]),
-        'it has a Swin Transformer',
-    ),
-    'Dinov2 SwiGLU': (
-        lambda: hf_model('Dinov2Model', use_swiglu_ffn=True), r'mlp\.weights_in\.weight.*\(a gated MLP \(SwiGLU\)\)'
-    ),
-    'MMPretrain pre-norm': (
-        lambda: mmpretrain_model(mmpretrain_vit(pre_norm=True)), r'pre_norm\.weight.*a norm in front of the first block'
-    ),
-    'MMPretrain Swin': (lambda: mmpretrain_model(dict(type='mmpretrain.SwinTransformer')), 'it has a Swin Transformer'),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('name', OTHERS)
-def test_other_backbones_are_refused_with_the_part_that_differs(name):
-    build, message = OTHERS[name]
-    with pytest.raises(ValueError, match=f'(?s){message}.*(docs/backbones.md|--num-heads N)'):
-        to_plugin(build().state_dict())
-
-
-def test_half_a_model_and_names_too_many_are_refused():
-    state = FAMILIES['timm']().weights
-    for gone in ('blocks.1.mlp.fc2.bias', 'blocks.0.norm1.bias', 'patch_embed.proj.bias', 'norm.weight'):
-        with pytest.raises(ValueError, match=f'the backbone lacks {gone},.* half a model is not loaded'):
-            to_plugin({name: value for name, value in state.items() if name != gone})
-    with pytest.raises(ValueError, match=r'the backbone lacks blocks\.0\.norm2\.weight, blocks\.0\.norm2\.bias, '):
-        to_plugin({name: value for name, value in state.items() if not name.startswith('blocks.0.norm2')})
-    with pytest.raises(ValueError, match=r'SimMIMViT has no place for blocks\.1\.strange of the backbone, without'):
-        to_plugin({**state, 'blocks.1.strange': torch.ones(1)})
-    bias = 'blocks.0.attn.qkv.bias'
-    for name, shape in ((bias, (64,)), ('pos_embed', (17, 64)), ('patch_embed.proj.weight', (64, 3, 2, 16, 16))):
-        message = f'{name} is of shape {tuple(shape)}, which that of no ViT with 64 channels is'
-        with pytest.raises(ValueError, match=re.escape(message)):
-            to_plugin({**state, name: torch.ones(shape)})
-    names = [f'layer{i}' for i in range(12)]
-    with pytest.raises(
-        ValueError, match=r'the families known are .*torchvision .*It starts with layer0, .* layer9 \.\.\. \(12'
-    ):
-        to_plugin({name: torch.ones(1) for name in names})
-
-
 def test_names_of_transformers_5_in_memory_are_those_on_disk():
     pytest.importorskip('transformers')
     for name, mlp in (('ViTModel', True), ('Dinov2Model', False)):
@@ -358,43 +252,6 @@ def test_converted_files_are_whole_models(source, tmp_path):
     backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
     assert relative(backbone(images)[0], family.tokens(images)) < 1e-5
     assert backbone.blocks[0].norm1.eps == family.eps
-
-
-def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
-    pytest.importorskip('transformers')
-    model = hf_model('ViTModel', hidden_act='gelu')
-    model.save_pretrained(tmp_path)
-    noted = read(tmp_path)
-    assert noted.num_heads == 4 and noted.img_size == (64, 64) and noted.part('backbone')['norm_eps'] == 1e-12
-    arguments: dict[str, Any] = dict(
-        arch=ARCH, img_size=64, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path)),
-    )  # fmt: skip
-    SimMIMViT(**arguments).init_weights()
-    for changes, message in (
-        (dict(arch={**ARCH, 'num_heads': 8}), 'the checkpoint has 4 attention heads and the model 8'),
-        (
-            dict(layer_scale_init_value=0.1),
-            r'the model has blocks\.0\.gamma_1, .* and the checkpoint has not; set layer',
-        ),
-        (dict(num_registers=2), r'the model has reg_token and the checkpoint has not; set num_registers'),
-        (dict(use_abs_pos_embed=False), r'position embedding \(pos_embed\) that the model has no place for'),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SimMIMViT(**{**arguments, **changes}).init_weights()
-    config = json.loads((tmp_path / 'config.json').read_text())
-    (tmp_path / 'config.json').write_text(json.dumps({**config, 'hidden_act': 'quick_gelu'}))
-    with pytest.raises(
-        ValueError, match=r"hidden_act='quick_gelu' in config\.json, and SimMIMViT has gelu; .*docs/backbones"
-    ):
-        SimMIMViT(**arguments).init_weights()
-    save_file(FAMILIES['timm DINOv2']().weights, tmp_path / 'scaled.pth')
-    with pytest.raises(
-        ValueError, match=r'the checkpoint has blocks\.0\.gamma_1, .* and the model has not; set layer_scale'
-    ):
-        SimMIMViT(
-            **{**arguments, 'init_cfg': dict(type='Pretrained', checkpoint=str(tmp_path / 'scaled.pth'))}
-        ).init_weights()
 
 
 def test_positions_of_images_that_are_not_square():

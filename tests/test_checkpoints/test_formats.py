@@ -10,7 +10,7 @@ import torch
 
 from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
-from helpers.other_projects import CLASSES, FINETUNE, KINDS, photos, randomise
+from helpers.other_projects import CLASSES, FINETUNE, KINDS, mmpretrain_model, photos, randomise
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
@@ -112,6 +112,18 @@ def test_they_come_back(name, tmp_path):
             if key in expected and 'mask_token' not in key:
                 assert torch.equal(value, expected[key]), key
         assert build_backbone(read(tmp_path / 'back.pth')).num_layers == 3
+
+
+@pytest.mark.parametrize('name', [name for name in MODELS if 'registers' not in name])
+def test_mmpretrain_loads_them(name, tmp_path):
+    written(name, tmp_path)
+    report = convert_file(tmp_path / f'{name}.pth', tmp_path / 'theirs.pth', 'mmpretrain')
+    model = mmpretrain_model(eval(report.notes[-1].removeprefix('model = '))).eval()
+    model.load_state_dict(load_file(tmp_path / 'theirs.pth')['state_dict'])
+    backbone = randomise(build_part({**TINY, **MODELS[name][0]}))
+    assert type(model.backbone).__name__ == ('BEiTViT' if MODELS[name][1] == 'Beit' else 'VisionTransformer')
+    with torch.no_grad():
+        assert_close(model.backbone(photos('any'))[0], backbone(photos('any'))[0].numpy())
 
 
 def test_published_models_are_named():

@@ -1,11 +1,11 @@
 """Every config of detection and segmentation builds its model."""
 
 import pytest
-import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from helpers.paths import ROOT
 from simmim_plugin.config import load_config
+from simmim_plugin.utils.meta import on_meta
 
 CONFIGS = [path for kind in ('detection', 'segmentation') for path in sorted((ROOT / 'configs' / kind).glob('*.py'))]
 
@@ -21,7 +21,7 @@ def test_every_config_builds(path):
         head = parts.get(name) or {}
         if head.get('num_classes', 0) is None:  # those of the data
             head.num_classes = 3
-    with torch.device('meta'):
+    with on_meta():
         model = MODELS.build(cfg.model)
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     if cfg.default_scope == 'mmdet':

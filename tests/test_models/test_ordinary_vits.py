@@ -15,7 +15,10 @@ from torch import Tensor
 from helpers.models import TINY
 from helpers.other_projects import photos, randomise
 from simmim_plugin import SimMIMViT
+from simmim_plugin.checkpoints.other_projects import backbone_config, facts_of
+from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.engine.optimizers.layer_decay_constructor import has_decay
+from simmim_plugin.registry import build_part
 
 WIDTHS: dict[str, Any] = dict(embed_dim=64, depth=3, num_heads=4, num_classes=0, dynamic_img_size=True)
 DINOV2 = dict(img_size=56, patch_size=14, init_values=1e-5)
@@ -36,49 +39,15 @@ def theirs_of(name: str) -> VisionTransformer:
     return model
 
 
-def ours_of(model: VisionTransformer, **changes: Any) -> SimMIMViT:
-    """The same model as a SimMIMViT; each weight is said where it goes."""
-    theirs = dict(model.state_dict())
-    states: dict[str, Tensor] = {'mask_token': torch.zeros_like(theirs['cls_token'])}
-    pos_embed = theirs.pop('pos_embed')
-    registers = theirs.pop('dist_token', theirs.pop('reg_token', None))
-    if model.no_embed_class:
-        pos_embed = torch.cat((torch.zeros_like(pos_embed[:, :1]), pos_embed), dim=1)
-    elif registers is not None:  # theirs have positions of their own
-        count = registers.shape[1]
-        registers = registers + pos_embed[:, 1 : 1 + count]
-        pos_embed = torch.cat((pos_embed[:, :1], pos_embed[:, 1 + count :]), dim=1)
-    states['pos_embed'] = pos_embed
-    if registers is not None:
-        states['reg_token'] = registers
-    for name, value in theirs.items():
-        if name.endswith('qkv.bias'):  # of queries, keys and values
-            states[name.replace('qkv.bias', 'q_bias')] = value[: model.embed_dim]
-            states[name.replace('qkv.bias', 'v_bias')] = value[2 * model.embed_dim :]
-        else:
-            states[name.replace('ls1.gamma', 'gamma_1').replace('ls2.gamma', 'gamma_2')] = value
+def ours_of(model: VisionTransformer) -> SimMIMViT:
+    """The same model as a SimMIMViT, with the same weights."""
     block: Any = model.blocks[0]
-    arch = dict(
-        embed_dims=model.embed_dim,
-        num_layers=len(model.blocks),
-        num_heads=block.attn.num_heads,
-        feedforward_channels=block.mlp.fc1.out_features,
-    )
-    pooled = 'fc_norm.weight' in theirs
-    ours = SimMIMViT(
-        arch=arch,
-        img_size=model.patch_embed.img_size,
-        patch_size=model.patch_embed.patch_size[0],
-        layer_scale_init_value=0.1 * ('blocks.0.gamma_1' in states),
-        use_shared_rel_pos_bias=False,
-        use_abs_pos_embed=True,
-        out_type='avg_featmap' if pooled else 'raw',
-        norm_eps=model.blocks[0].norm1.eps,
-        num_registers=0 if registers is None else registers.shape[1],
-        **changes,
-    )
-    ours = ours.to(states['cls_token'].dtype)
-    ours.load_state_dict(states)  # strict
+    state = to_plugin(model.state_dict(), like=model.patch_embed.grid_size).state
+    facts = facts_of(state, model.patch_embed.img_size, block.attn.num_heads, block.norm1.eps)
+    ours = build_part({**backbone_config(facts), 'out_type': 'avg_featmap' if facts.pooled else 'raw'})
+    own = {'mask_token': torch.zeros_like(model.cls_token)}
+    own |= {name.removeprefix('backbone.'): value for name, value in state.items()}
+    ours.to(model.cls_token.dtype).load_state_dict(own)  # strict
     return ours.eval()
 
 

@@ -8,7 +8,7 @@ from simmim_plugin.visualization.sheets import GAP_PX, HEADER_PX, reconstruction
 def test_sheet_shows_the_four_panels():
     original = torch.full((2, 3, 64, 64), 200.0)
     predicted = torch.full((2, 3, 64, 64), 100.0)
-    mask = pixel_mask(torch.tensor([[[1, 0], [0, 0]], [[1, 1], [1, 1]]]), 32)
+    mask = pixel_mask(torch.tensor([[[1, 0], [0, 0]], [[1, 1], [1, 1]]]), (64, 64))
     sheet = reconstruction_sheet(original, predicted, mask)
     side = 192  # 64 px drawn three times as large
     assert sheet.dtype == np.uint8 and sheet.shape == (

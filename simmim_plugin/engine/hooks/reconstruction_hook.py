@@ -127,7 +127,7 @@ class ReconstructionHook(Hook):
         if not is_main_process():
             return
         inputs, predicted = self._predict(model)
-        masks = {name: pixel_mask(mask, model.head.patch_size).to(inputs.device) for name, mask in self.masks.items()}
+        masks = {name: pixel_mask(mask, inputs.shape[2:]).to(inputs.device) for name, mask in self.masks.items()}
         pixels = masks['mask']
         losses = {name: masked_loss(model, predicted, inputs, mask) for name, mask in masks.items()}
         self.last_loss = losses['mask']

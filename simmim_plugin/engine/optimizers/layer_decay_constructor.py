@@ -1,5 +1,6 @@
 """Parameter groups: layer-wise learning rate decay, and no weight decay for biases, norms and embeddings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -10,19 +11,19 @@ from torch import nn
 
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from simmim_plugin.utils.arguments import keys, number
+from simmim_plugin.utils.arguments import keys, names, number
 
 # Name endings of parameters without weight decay whatever their shape.
 NO_DECAY_NAMES = ('cls_token', 'reg_token', 'pos_embed')
 
 
-def has_decay(name: str, parameter: nn.Parameter) -> bool:
+def has_decay(name: str, parameter: nn.Parameter, no_decay: Sequence[str] = ()) -> bool:
     """Whether a parameter has weight decay, as in the reference.
 
-    1-D parameters (norms, biases, LayerScale), the class token, registers and a position embedding have none. The mask
-    token and the relative position bias tables have it.
+    1-D parameters (norms, biases, LayerScale), the class token, registers, a position embedding and what ends in one of
+    the names `no_decay` have none. The mask token and the relative position bias tables have it.
     """
-    return parameter.ndim > 1 and not name.endswith(NO_DECAY_NAMES)
+    return parameter.ndim > 1 and not name.endswith((*NO_DECAY_NAMES, *no_decay))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -35,10 +36,11 @@ class SimMIMOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: Config of the optimiser wrapper, with `optimizer`.
-        paramwise_cfg: None, or `dict(layer_decay_rate=0.65)`: the rate of layer i of L is lr * 0.65 ** (L - 1 - i),
-            where layer 0 is everything before the blocks, layer i + 1 is block i, and L - 1 the rest (the fine-tuning
-            of ViT-B in arXiv 2111.09886). In SimMIM, the mask token is of the rest, too: weights that pretraining
-            continues from have none. Each group has a `layer_id` and an `lr_scale`.
+        paramwise_cfg: None, or a dict of `layer_decay_rate` and `no_decay`. `layer_decay_rate=0.65`: the rate of layer
+            i of L is lr * 0.65 ** (L - 1 - i), where layer 0 is everything before the blocks, layer i + 1 is block i,
+            and L - 1 the rest (the fine-tuning of ViT-B in arXiv 2111.09886). In SimMIM, the mask token is of the rest,
+            too: weights that pretraining continues from have none. Each group has a `layer_id` and an `lr_scale`.
+            `no_decay=['mask_token']`: endings of names of further parameters without weight decay.
 
     Raises:
         ValueError: `paramwise_cfg` has other keys, or the rate is not in (0, 1].
@@ -46,7 +48,9 @@ class SimMIMOptimWrapperConstructor:
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         hint = "for MMEngine's other options set optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
-        given = {} if paramwise_cfg is None else keys('paramwise_cfg', paramwise_cfg, [], ['layer_decay_rate'], hint)
+        options = ['layer_decay_rate', 'no_decay']
+        given = {} if paramwise_cfg is None else keys('paramwise_cfg', paramwise_cfg, [], options, hint)
+        self.no_decay = names('paramwise_cfg.no_decay', given.get('no_decay', ()))
         rate = given.get('layer_decay_rate', 1.0)
         self.layer_decay_rate = number('layer_decay_rate', rate, 0, 1, 'the published value is 0.65', ends='(]')
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
@@ -63,7 +67,7 @@ class SimMIMOptimWrapperConstructor:
         layers = self._layers(model)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                key = (layers.of(name) if layers else None, has_decay(name, parameter))
+                key = (layers.of(name) if layers else None, has_decay(name, parameter, self.no_decay))
                 groups.setdefault(key, []).append(parameter)
         settings: list[dict[str, Any]] = []
         for (layer, decayed), parameters in sorted(groups.items(), key=lambda item: (item[0][0] or 0, not item[0][1])):

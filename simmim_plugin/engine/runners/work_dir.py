@@ -42,14 +42,15 @@ def newest_checkpoint(folder: str | os.PathLike[str], work_dir: str | os.PathLik
     ours = [path for path in found if last in found and run_of(found[path]) == run_of(found[last])]
 
     def order(path: Path) -> tuple[bool, int, float]:
-        return path == last, found[path]['meta']['iter'], path.stat().st_mtime
+        return path == last, found[path]['meta']['iter'], found[path]['written']
 
     chosen = None
     for path in sorted(ours or found, key=order, reverse=True):
         if is_intact(path):
             chosen = path
             break
-        skipped[path] = DAMAGED
+        if path.exists():  # else a training that runs here removed it: that is reported when the folder is locked
+            skipped[path] = DAMAGED
     if chosen is not None:
         others = [path for path in found if path not in skipped and run_of(found[path]) != run_of(found[chosen])]
         if not ours and any(is_intact(path) for path in others):
@@ -74,7 +75,7 @@ def _survey(folder: Path) -> tuple[dict[Path, Any], dict[Path, str]]:
     found, skipped = {}, {}
     for path in sorted(folder.glob('*.pth')):
         try:
-            checkpoint = load_file(path)
+            checkpoint, written = load_file(path), path.stat().st_mtime
         except FileNotFoundError:  # a folder, a pipe, or a link to nothing
             skipped[path] = 'not a file'
             continue
@@ -83,7 +84,7 @@ def _survey(folder: Path) -> tuple[dict[Path, Any], dict[Path, str]]:
             continue
         is_training = isinstance(checkpoint, Mapping) and 'optimizer' in checkpoint
         if is_training and is_resumable(checkpoint):
-            found[path] = dict(meta=checkpoint['meta'])
+            found[path] = dict(meta=checkpoint['meta'], written=written)
         elif is_training or has_own_name(path.name):  # else it holds weights only
             skipped[path] = 'not a checkpoint to resume from'
     return found, skipped

@@ -59,6 +59,17 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob('*.pth')}
 
 
+def test_checkpoints_that_another_training_removes_meanwhile(tmp_path, logged, monkeypatch):
+    paths = [checkpoint(tmp_path / f'iter_{i}.pth', i) for i in (1, 2, 3)]
+
+    def look(path: Path) -> bool:
+        paths[2].unlink(missing_ok=True)
+        return is_intact(path)
+
+    monkeypatch.setattr(work_dir, 'is_intact', look)
+    assert newest_checkpoint(tmp_path) == str(paths[1]) and not logged
+
+
 def test_the_newest_intact_checkpoint_is_found_and_damaged_ones_are_named(tmp_path, logged):
     assert newest_checkpoint(tmp_path) is None
     paths = [

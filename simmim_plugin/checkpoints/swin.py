@@ -1,0 +1,342 @@
+"""Weights of Swin Transformers: the names of five code bases, and windows of another size.
+
+Our names are those of MMPretrain's and MMDetection's Swin, which are the models used here, with the prefix `backbone.`;
+a decoder is `head.decoder.*`, a classifier `head.fc.*`. The other kinds are 'official' (microsoft/SimMIM and
+microsoft/Swin-Transformer), 'timm', 'hf' (Hugging Face) and 'mmpretrain' (with the decoder of its own SimMIM).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from simmim_plugin.models.fit import Fitted, adapt_channels, names_of
+from simmim_plugin.models.layers.relative_position import (
+    CLS_ROWS,
+    INDEX,
+    TABLE,
+    relative_position_index,
+    resize_table,
+)
+
+FIRST = {  # a name that every Swin has, by kind
+    'stages.0.blocks.0.attn.w_msa.qkv.weight': 'plugin',
+    'encoder.layers.0.blocks.0.attention.self.query.weight': 'hf',
+    'layers.0.blocks.0.attn.qkv.weight': 'official',
+}
+PATCHES = 'patch_embed.projection.weight'
+POSITIONS = 'absolute_pos_embed'
+OPTIONAL = ('mask_token', POSITIONS)
+BUFFERS = (INDEX, 'attn_mask')  # follow from the sizes
+MMLAB = ('plugin', 'mmpretrain', 'backbone')
+# Parts of names, theirs -> ours, replaced in this order, in both directions.
+OFFICIAL = {
+    'patch_embed.proj.': 'patch_embed.projection.',
+    'layers.': 'stages.',
+    '.attn.': '.attn.w_msa.',
+    '.mlp.fc1.': '.ffn.layers.0.0.',
+    '.mlp.fc2.': '.ffn.layers.1.',
+}
+HF = {
+    'embeddings.patch_embeddings.projection.': 'patch_embed.projection.',
+    'embeddings.norm.': 'patch_embed.norm.',
+    'embeddings.mask_token': 'mask_token',
+    'embeddings.position_embeddings': POSITIONS,
+    'encoder.layers.': 'stages.',
+    '.layernorm_before.': '.norm1.',
+    '.layernorm_after.': '.norm2.',
+    '.attention.output.dense.': '.attn.w_msa.proj.',
+    '.attention.self.': '.attn.w_msa.',
+    '.intermediate.dense.': '.ffn.layers.0.0.',
+    '.output.dense.': '.ffn.layers.1.',
+}
+PARTS: dict[str, dict[str, str]] = {'official': OFFICIAL, 'timm': OFFICIAL, 'hf': HF}
+# Decoder and classifier in each kind.
+HEADS = {
+    'official': ('decoder.0', 'head'),
+    'timm': (None, 'head.fc'),
+    'hf': ('decoder.0', 'classifier'),
+    'mmpretrain': ('neck.decoder.0', 'head.fc'),
+    'backbone': (None, None),
+}
+QKV = ('query', 'key', 'value')
+BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.')
+MERGING = re.compile(r'(?<=^stages\.)\d+(?=\.downsample\.)|(?<=^layers\.)\d+(?=\.downsample\.)')
+FINAL = re.compile(r'norm\d*\.(weight|bias)')
+
+
+def kind_of(names: Iterable[str]) -> str:
+    """Which code base the names of a Swin are from: 'plugin' or another of the module's; '' for other models."""
+    return _found(list(names))[0]
+
+
+def _found(names: list[str]) -> tuple[str, str]:
+    """Kind, and the prefix of the names of the backbone."""
+    for first, kind in FIRST.items():
+        for name in names:
+            prefix = name.removesuffix(first)
+            if prefix != name and (not prefix or prefix.endswith('.')):
+                if kind == 'plugin':
+                    theirs = any(other.startswith('neck.decoder.0.') for other in names)
+                    return 'mmpretrain' if theirs else 'plugin', prefix
+                # timm merges patches at the start of a stage, the others at the end.
+                ends = kind == 'hf' or f'{prefix}layers.0.downsample.reduction.weight' in names
+                return kind if ends else 'timm', prefix
+    return '', ''
+
+
+def prefix_in(model: Iterable[str]) -> str | None:
+    """Prefix of the names of a Swin's weights in a model of MMPretrain or MMDetection; None without one."""
+    kind, prefix = _found(list(model))
+    return prefix if kind in MMLAB else None
+
+
+def check_depths(config: Mapping[str, Any], state: Iterable[str]) -> None:
+    """Raise ValueError if the config of a Swin in a file has other depths than the weights, before it is built."""
+    arch = config.get('arch')
+    given = arch.get('depths') if isinstance(arch, Mapping) else None
+    found = depths_of(name.removeprefix('backbone.') for name in state)
+    if given is not None and list(given) != found:
+        raise ValueError(f'its config has model.backbone.arch.depths={given}, the weights {found}')
+
+
+def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Convert the weights of a Swin of any kind to our names.
+
+    Args:
+        state: A state dict that `kind_of` knows.
+
+    Returns:
+        The weights, without buffers, and the names left out, which are of other parts than backbone, decoder and
+        classifier.
+
+    Raises:
+        ValueError: The backbone has a part that this Swin does not have, or lacks one.
+    """
+    kind, prefix = _found(list(state))
+    tensors = {name: value for name, value in state.items() if not name.endswith(BUFFERS)}
+    tensors = _joined(tensors) if kind == 'hf' else tensors
+    heads: dict[str, Tensor] = {}
+    backbone: dict[str, Tensor] = {}
+    left_out = []
+    for name, value in tensors.items():
+        if (ours := _our_head(name, kind)) is not None:
+            heads[ours] = value.flatten(1) if ours == 'head.decoder.weight' else value
+        elif name.startswith(prefix) and not name.startswith('head.'):
+            backbone[_our_name(name.removeprefix(prefix), kind)] = value
+        else:
+            left_out.append(name)
+    expected, last = _expected(backbone), len(depths_of(backbone)) - 1
+    backbone = {f'norm{last}{name[4:]}' if name.startswith('norm.') else name: x for name, x in backbone.items()}
+    strange = [x for x in backbone if x not in expected and x not in OPTIONAL and not FINAL.fullmatch(x)]
+    missing = [name for name in expected if name not in backbone]
+    if strange or missing:
+        texts = [f'it has {names_of(strange)}'] * bool(strange) + [f'it lacks {names_of(missing)}'] * bool(missing)
+        raise ValueError(
+            f'it has the names of a Swin Transformer, but {" and ".join(texts)}: another model, such as Swin V2, or a '
+            'part of one'
+        )
+    if kind not in MMLAB:
+        backbone = {name: _reordered(name, value, first=False) for name, value in backbone.items()}
+    return {f'backbone.{name}': value for name, value in backbone.items()} | heads, left_out
+
+
+def from_ours(state: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Convert from our names to those of another kind, or of the bare backbone.
+
+    Args:
+        state: As `to_ours` returns it.
+        to: 'official', 'timm', 'hf', 'mmpretrain', 'backbone' or 'plugin'.
+
+    Returns:
+        The weights, and the names that the target does not hold.
+    """
+    if to == 'plugin':
+        return _with_indices(state), []
+    backbone = {name.removeprefix('backbone.'): x for name, x in state.items() if name.startswith('backbone.')}
+    last = len(depths_of(backbone)) - 1
+    pretraining = 'head.fc.weight' not in state and 'mask_token' in backbone
+    prefix = {'official': 'encoder.' * pretraining, 'hf': 'swin.', 'mmpretrain': 'backbone.'}.get(to, '')
+    left_out = [f'backbone.{name}' for name in backbone if not _held(name, to, pretraining, last)]
+    converted: dict[str, Tensor] = {}
+    for name in [name for name in state if not name.startswith('backbone.')]:
+        if (theirs := _their_head(name, to)) is None:
+            left_out.append(name)
+        else:
+            converted[theirs] = state[name][:, :, None, None] if name == 'head.decoder.weight' else state[name]
+    for bare, value in backbone.items():
+        if to in MMLAB:
+            converted[prefix + bare] = value
+        elif _held(bare, to, pretraining, last):
+            theirs = prefix + _their_name(bare, to)
+            if to == 'hf' and '.qkv.' in theirs:
+                converted |= {theirs.replace('.qkv.', f'.{x}.'): part for x, part in zip(QKV, value.chunk(3))}
+            else:
+                converted[theirs] = _reordered(bare, value, first=True)
+    return converted if to == 'timm' else _with_indices(converted), left_out
+
+
+def depths_of(backbone: Iterable[str]) -> list[int]:
+    """Number of blocks in each stage, by bare names of ours."""
+    blocks = {(int(found[1]), int(found[2])) for name in backbone if (found := BLOCK.match(name))}
+    stages = [stage for stage, _ in blocks]
+    return [stages.count(stage) for stage in range(len(set(stages)))]
+
+
+def window_of(name: str, table: Tensor) -> int:
+    """Side of the windows of a bias table, ((2w-1)^2, heads).
+
+    Raises:
+        ValueError: They are not square.
+    """
+    side = (math.isqrt(table.shape[0]) + 1) // 2
+    if table.ndim != 2 or table.shape[0] != (2 * side - 1) ** 2:
+        raise ValueError(f'{name} of shape {tuple(table.shape)} has {table.shape[0]} rows, which no square window has')
+    return side
+
+
+def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: str | None = None) -> Fitted:
+    """Fit the weights of a Swin to another with other windows, outputs or size.
+
+    Bias tables are resized geometrically, as in the reference implementation's fine-tuning (`resize_table`), a position
+    embedding bicubically. Norms of outputs (`norm0`) and the mask token may be in one only.
+
+    Args:
+        own: State dict of the model's backbone, of MMPretrain or MMDetection.
+        state: Weights of a backbone with the same names, as `to_ours` returns them, without prefix.
+        channels: How to adapt weights for images of other channels, see `adapt_channels`; None: they are an error.
+
+    Raises:
+        ValueError: A weight is missing, left over or of another shape.
+    """
+    fitted, resized = dict(state), []
+    ours = {name: value for name, value in own.items() if not name.endswith(BUFFERS)}
+    if channels and PATCHES in ours and state[PATCHES].shape[1] != ours[PATCHES].shape[1]:
+        old, new = state[PATCHES].shape[1], ours[PATCHES].shape[1]
+        fitted[PATCHES] = adapt_channels(state[PATCHES], new, channels)
+        resized.append(f'{PATCHES} {old} -> {new} channels ({channels})')
+    for name in state.keys() & ours.keys():
+        theirs, wanted = state[name], ours[name]
+        if theirs.shape == wanted.shape or theirs.shape[-1] != wanted.shape[-1]:
+            continue
+        if name.endswith(TABLE):
+            old, new = window_of(name, theirs), window_of(name, wanted)
+            padded = torch.cat((theirs, theirs.new_zeros(CLS_ROWS, theirs.shape[1])))
+            fitted[name] = resize_table(padded, (old, old), (new, new))[:-CLS_ROWS]
+            resized.append(f'{name} windows of {old} -> {new}')
+        elif name == POSITIONS and wanted.ndim == theirs.ndim == 3:
+            old, new = math.isqrt(theirs.shape[1]), math.isqrt(wanted.shape[1])
+            fitted[name] = resample_abs_pos_embed(theirs, [new, new], [old, old], num_prefix_tokens=0)
+            resized.append(f'{name} {old}x{old} -> {new}x{new}')
+    free = [name for name in (*state, *ours) if FINAL.fullmatch(name) or name == 'mask_token']
+    faults = [f'{name} is not in the model' for name in state if name not in ours and name not in free]
+    faults += [f'{name} is not in the checkpoint' for name in ours if name not in state and name not in free]
+    faults += [
+        f'{name} is {tuple(fitted[name].shape)} in the checkpoint and {tuple(ours[name].shape)} in the model'
+        for name in state
+        if name in ours and fitted[name].shape != ours[name].shape
+    ]
+    if faults:
+        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+        raise ValueError(
+            f'the checkpoint is of another Swin: {faults[0]}{more}; set arch, patch_size and in_channels to those that '
+            'it was trained with'
+        )
+    skipped = [name for name in state if name not in ours]
+    loaded = {name: value for name, value in fitted.items() if name in ours}
+    return Fitted(loaded, skipped, sorted(resized), [name for name in ours if name not in loaded])
+
+
+def _expected(backbone: Iterable[str]) -> list[str]:
+    """Names of all weights of a Swin with as many stages and blocks, without mask token and position embedding."""
+    depths = depths_of(backbone)
+    both = ['patch_embed.projection', 'patch_embed.norm', f'norm{len(depths) - 1}']
+    others = []
+    for i, depth in enumerate(depths):
+        for j in range(depth):
+            parts = ('norm1', 'norm2', 'attn.w_msa.qkv', 'attn.w_msa.proj', 'ffn.layers.0.0', 'ffn.layers.1')
+            both += [f'stages.{i}.blocks.{j}.{part}' for part in parts]
+            others.append(f'stages.{i}.blocks.{j}.attn.w_msa.{TABLE}')
+        if i < len(depths) - 1:
+            both.append(f'stages.{i}.downsample.norm')
+            others.append(f'stages.{i}.downsample.reduction.weight')
+    return [f'{name}.{kind}' for name in both for kind in ('weight', 'bias')] + others
+
+
+def _our_name(name: str, kind: str) -> str:
+    for theirs, ours in PARTS.get(kind, {}).items():
+        name = name.replace(theirs, ours)
+    if name.startswith('layernorm.'):
+        return name.removeprefix('layer')
+    return MERGING.sub(lambda found: str(int(found[0]) - 1), name) if kind == 'timm' else name
+
+
+def _their_name(name: str, to: str) -> str:
+    if FINAL.fullmatch(name):
+        return f'{"layernorm" if to == "hf" else "norm"}.{name.partition(".")[2]}'
+    for theirs, ours in PARTS[to].items():
+        name = name.replace(ours, theirs)
+    return MERGING.sub(lambda found: str(int(found[0]) + 1), name) if to == 'timm' else name
+
+
+def _held(name: str, to: str, pretraining: bool, last: int) -> bool:
+    """Whether the target has a place for a weight of the backbone."""
+    if name == 'mask_token' and (to == 'timm' or (to == 'official' and not pretraining)):
+        return False
+    return to in MMLAB or not FINAL.fullmatch(name) or name.startswith(f'norm{last}.')  # others: of a detector
+
+
+def _our_head(name: str, kind: str) -> str | None:
+    if kind == 'plugin':
+        return name if name.startswith(('head.decoder.', 'head.fc.')) else None
+    part, _, last = name.rpartition('.')
+    decoder, classifier = HEADS[kind]
+    return {decoder: f'head.decoder.{last}', classifier: f'head.fc.{last}'}.get(part)
+
+
+def _their_head(name: str, to: str) -> str | None:
+    part, _, last = name.rpartition('.')
+    decoder, classifier = HEADS[to]
+    theirs = {'head.decoder': decoder, 'head.fc': classifier}.get(part)
+    return theirs and f'{theirs}.{last}'
+
+
+def _reordered(name: str, value: Tensor, first: bool) -> Tensor:
+    """Order of the channels of four merged patches: by column, row, channel; in MMCV by channel, row, column.
+
+    Args:
+        name: Name of any weight; those of other parts are returned as they are.
+        value: Its last dimension is the four patches' channels.
+        first: From MMCV's order to the other; else from the other to MMCV's.
+    """
+    if '.downsample.' not in name:
+        return value
+    channels = value.shape[-1] // 4
+    shape = (channels, 2, 2) if first else (2, 2, channels)
+    return value.unflatten(-1, shape).transpose(-1, -3).flatten(-3)
+
+
+def _with_indices(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the buffers of all code bases but timm's."""
+    sides = {name: window_of(name, value) for name, value in state.items() if name.endswith(TABLE)}
+    indices = {side: relative_position_index((side, side))[1:, 1:] for side in sides.values()}
+    return {**state, **{name.replace(TABLE, INDEX): indices[side].clone() for name, side in sides.items()}}
+
+
+def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Concatenate query, key and value of Hugging Face to one tensor."""
+    joined: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if '.attention.self.query.' in name:
+            parts = [state.get(name.replace('.query.', f'.{part}.')) for part in QKV]
+            if any(part is None for part in parts):
+                joined[name] = value  # named by the caller
+            else:
+                joined[name.replace('.query.', '.qkv.')] = torch.cat([part for part in parts if part is not None])
+        elif '.attention.self.key.' not in name and '.attention.self.value.' not in name:
+            joined[name] = value
+    return joined

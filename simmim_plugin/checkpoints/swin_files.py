@@ -1,0 +1,261 @@
+"""Convert checkpoint files of Swin Transformers, with the configs that belong to them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from simmim_plugin.checkpoints.files import NOTE, save_file
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
+from simmim_plugin.checkpoints.other_projects import check_mean_std
+from simmim_plugin.checkpoints.saved import Saved
+from simmim_plugin.checkpoints.swin import (
+    PATCHES,
+    POSITIONS,
+    depths_of,
+    from_ours,
+    kind_of,
+    to_ours,
+    window_of,
+)
+from simmim_plugin.models.fit import adapt_channels
+from simmim_plugin.models.layers.relative_position import TABLE
+from simmim_plugin.utils.arguments import whole
+
+MASK_TOKEN = 'backbone.mask_token'
+
+
+class SwinFacts(NamedTuple):
+    """Architecture of a Swin Transformer, inferred from its weights."""
+
+    arch: dict[str, Any]  # embed_dims; depths and num_heads of each stage
+    windows: list[int]  # of each stage, in its tokens
+    ffn_ratio: float
+    patch_size: int
+    in_channels: int
+    img_size: tuple[int, int]
+    absolute: bool  # position embedding
+    classes: int  # 0: no classifier
+    stride: int  # of the features, in pixels
+    decodes: bool  # has a decoder
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return int(self.arch['embed_dims']) << (len(self.windows) - 1)
+
+
+def facts_of(state: Mapping[str, Tensor], img_size: tuple[int, int] | None = None) -> SwinFacts:
+    """Infer the architecture from weights with our names.
+
+    Args:
+        state: As `swin.to_ours` returns it.
+        img_size: Image height and width in pixels; None: square, from a position embedding; else such that the last
+            stage is one window, as in the published models.
+
+    Raises:
+        ValueError: Windows are not square, or the decoder is not that of the features' stride.
+    """
+    weight = state[f'backbone.{PATCHES}']
+    embed_dims, in_channels, patch_size = weight.shape[:3]
+    depths = depths_of(name.removeprefix('backbone.') for name in state)
+    tables = [state[f'backbone.stages.{i}.blocks.0.attn.w_msa.{TABLE}'] for i in range(len(depths))]
+    windows = [window_of(f'the bias table of stage {i}', table) for i, table in enumerate(tables)]
+    stride = patch_size << (len(depths) - 1)
+    side = stride * windows[-1]
+    if (positions := state.get(f'backbone.{POSITIONS}')) is not None:
+        side = patch_size * round(positions.shape[1] ** 0.5)
+    decoder = state.get('head.decoder.weight')
+    if decoder is not None and decoder.shape[0] != in_channels * stride**2:
+        raise ValueError(
+            f'the decoder predicts {decoder.shape[0]} values for each feature, not {in_channels} channels of {stride} '
+            f'x {stride} px, the stride of the features'
+        )
+    return SwinFacts(
+        arch=dict(embed_dims=embed_dims, depths=depths, num_heads=[table.shape[1] for table in tables]),
+        windows=windows,
+        ffn_ratio=state['backbone.stages.0.blocks.0.ffn.layers.0.0.weight'].shape[0] / embed_dims,
+        patch_size=patch_size,
+        in_channels=in_channels,
+        img_size=img_size or (side, side),
+        absolute=positions is not None,
+        classes=state['head.fc.weight'].shape[0] if 'head.fc.weight' in state else 0,
+        stride=stride,
+        decodes=any(name.startswith('head.decoder.') for name in state),
+    )
+
+
+def convert(
+    saved: Saved,
+    target: Path,
+    to: str,
+    img_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    in_channels: int | None = None,
+    channels: str = 'repeat',
+) -> tuple[str, int, list[str], list[str]]:
+    """Convert a checkpoint of a Swin; see `convert_file`, also for the arguments.
+
+    Returns:
+        Kind of the source, number of tensors written, names left out, and notes.
+
+    Raises:
+        ValueError: It is no Swin that MMPretrain's represents, or an argument does not fit.
+    """
+    if num_heads is not None:
+        raise ValueError(f"--num-heads {num_heads}: a Swin's bias tables say how many heads it has; leave it out")
+    kind = kind_of(saved.state)
+    state, left_out = to_ours(saved.state)
+    weight = state[f'backbone.{PATCHES}']
+    if in_channels is not None and whole('--in-channels', in_channels, 1) != weight.shape[1]:
+        state[f'backbone.{PATCHES}'] = adapt_channels(weight, in_channels, channels)
+        for name in [name for name in state if name.startswith('head.decoder')]:
+            del state[name]  # predicts pixels of the old channels
+            left_out.append(name)
+    facts = facts_of(state, img_size or saved.img_size)
+    adapted = facts.in_channels != weight.shape[1]
+    notes = []
+    if img_size is None and saved.img_size is None and not facts.absolute:
+        notes.append(f'assumed: images of {facts.img_size[0]} x {facts.img_size[1]} px; others: --img-size')
+    if to == 'plugin' and facts.decodes and MASK_TOKEN not in state:
+        state[MASK_TOKEN] = torch.zeros(1, 1, facts.arch['embed_dims'])
+        notes.append(f'added: {MASK_TOKEN}, zeros (it is used with a mask only)')
+    noted = saved.part('data_preprocessor')
+    given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
+    converted, not_held = from_ours(state, to)
+    if to == 'hf':
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(converted, target / HF_WEIGHTS[0])
+        (target / 'config.json').write_text(json.dumps(hf_config(facts), indent=2) + '\n', encoding='utf-8')
+        notes.append(f'model: transformers.{hf_config(facts)["architectures"][0]}.from_pretrained({str(target)!r})')
+    elif to == 'timm':
+        save_file(converted, target)
+        arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
+        notes.append(f'model: timm.models.swin_transformer.SwinTransformer({arguments})')
+    else:
+        wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted}
+        if to == 'plugin':
+            keeps = kind == 'plugin' and 'pipeline' in saved.note and not adapted and (mean, std) == (None, None)
+            wrapped[NOTE] = saved.note if keeps else note_of(facts, *check_mean_std(facts.in_channels, *given))
+        save_file(wrapped, target)
+    if to in ('mmpretrain', 'backbone'):
+        notes.append(f'model = {mmpretrain_config(facts) if to == "mmpretrain" else backbone_config(facts, False)}')
+    return kind, len(converted), left_out + not_held, notes
+
+
+def backbone_config(facts: SwinFacts, masked: bool) -> dict[str, Any]:
+    """Config of MMPretrain's Swin, or, `masked`, of the one that takes masks."""
+    ratio = {} if facts.ffn_ratio == 4 else dict(ffn_ratio=facts.ffn_ratio)
+    blocks = [dict(window_size=window, **ratio) for window in facts.windows]
+    same = len(set(facts.windows)) == 1
+    config: dict[str, Any] = dict(
+        type='mmpretrain.SimMIMSwinTransformer' if masked else 'mmpretrain.SwinTransformer',
+        arch=facts.arch,
+        img_size=list(facts.img_size),
+        in_channels=facts.in_channels,
+        out_indices=[len(facts.windows) - 1],
+        stage_cfgs=dict(block_cfgs=blocks[0]) if same else [dict(block_cfgs=each) for each in blocks],
+    )
+    if facts.patch_size != 4:
+        config['patch_cfg'] = dict(kernel_size=facts.patch_size, stride=facts.patch_size)
+    if facts.absolute:
+        config['use_abs_pos_embed'] = True
+    return config
+
+
+def note_of(facts: SwinFacts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Config of model and pipeline for `checkpoint['simmim_plugin']`: SimMIM with a decoder, else a classifier."""
+    load: dict[str, Any] = dict(type='simmim_plugin.LoadImage')
+    if facts.in_channels != 3:
+        load['channels'] = facts.in_channels
+    size = list(facts.img_size)
+    if not facts.decodes:
+        preprocessor = dict(type='mmpretrain.ClsDataPreprocessor', mean=list(mean), std=list(std))
+        model = dict(_classifier(facts), data_preprocessor=preprocessor)
+        return dict(model=model, pipeline=[load, dict(type='mmpretrain.torchvision/Resize', size=size, antialias=True)])
+    model = dict(
+        type='simmim_plugin.SimMIM',
+        data_preprocessor=dict(type='simmim_plugin.SimMIMDataPreprocessor', mean=list(mean), std=list(std)),
+        backbone=backbone_config(facts, True),
+        head=dict(
+            type='simmim_plugin.SimMIMHead',
+            in_channels=facts.width,
+            patch_size=facts.stride,
+            out_channels=facts.in_channels,
+        ),
+    )
+    masks = dict(mask_ratio=0.6, mask_patch_size=facts.stride, model_patch_size=facts.patch_size)
+    pipeline = [
+        load,
+        dict(type='simmim_plugin.RandomResizedCrop', size=size),
+        dict(type='simmim_plugin.RandomHorizontalFlip'),
+        dict(type='simmim_plugin.SimMIMMaskGenerator', **masks),
+        dict(type='simmim_plugin.PackSimMIMInputs'),
+    ]
+    return dict(model=model, pipeline=pipeline)
+
+
+def _classifier(facts: SwinFacts) -> dict[str, Any]:
+    head = dict(type='mmpretrain.LinearClsHead', num_classes=facts.classes, in_channels=facts.width)
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=backbone_config(facts, False),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=head if facts.classes else None,
+    )
+
+
+def mmpretrain_config(facts: SwinFacts) -> dict[str, Any]:
+    """Config of MMPretrain's own SimMIM, or of its classifier, for weights converted to 'mmpretrain'."""
+    if not facts.decodes:
+        return _classifier(facts)
+    loss = dict(type='mmpretrain.PixelReconstructionLoss', criterion='L1', channel=facts.in_channels)
+    return dict(
+        type='mmpretrain.SimMIM',
+        backbone=backbone_config(facts, True),
+        neck=dict(type='mmpretrain.SimMIMLinearDecoder', in_channels=facts.width, encoder_stride=facts.stride),
+        head=dict(type='mmpretrain.SimMIMHead', patch_size=facts.patch_size, loss=loss),
+    )
+
+
+def timm_arguments(facts: SwinFacts) -> dict[str, Any]:
+    """Arguments of timm's `SwinTransformer`, which shrinks windows that are larger than the map, as the original."""
+    return dict(
+        img_size=facts.img_size,
+        patch_size=facts.patch_size,
+        in_chans=facts.in_channels,
+        num_classes=facts.classes,
+        embed_dim=facts.arch['embed_dims'],
+        depths=tuple(facts.arch['depths']),
+        num_heads=tuple(facts.arch['num_heads']),
+        window_size=max(facts.windows),
+        mlp_ratio=facts.ffn_ratio,
+    )
+
+
+def hf_config(facts: SwinFacts) -> dict[str, Any]:
+    """Content of Hugging Face's config.json."""
+    kind = 'ForImageClassification' if facts.classes else 'ForMaskedImageModeling' if facts.decodes else 'Model'
+    config: dict[str, Any] = dict(
+        architectures=[f'Swin{kind}'],
+        model_type='swin',
+        image_size=facts.img_size[0],
+        patch_size=facts.patch_size,
+        num_channels=facts.in_channels,
+        embed_dim=facts.arch['embed_dims'],
+        depths=facts.arch['depths'],
+        num_heads=facts.arch['num_heads'],
+        window_size=max(facts.windows),
+        mlp_ratio=facts.ffn_ratio,
+        encoder_stride=facts.stride,
+        use_absolute_embeddings=facts.absolute,
+    )
+    if facts.classes:
+        config['id2label'] = {str(i): f'LABEL_{i}' for i in range(facts.classes)}
+        config['label2id'] = {f'LABEL_{i}': i for i in range(facts.classes)}
+    return config

@@ -1,0 +1,102 @@
+"""What a backbone must have. This is fixed: `SimMIM` and all tools use nothing else of it.
+
+Needed by `SimMIM`: `Backbone` below. Needed by features, probes and pictures as well: `img_size`, height and width in
+pixels. What a backbone may have besides, for more:
+
+- `num_layers` and `forward_intermediates(x, indices, return_prefix_tokens=True)`, which returns (anything, [(map,
+  prefix tokens (B, n, C) or None) for each of the layers `indices`]), and `norm`, which the last of them has not passed
+  yet: features of other layers than the last. `layer_shapes`, (width, stride) of each, if they differ.
+- `has_class_token`, if its first prefix token is one; `SimMIMViT` has it anyway.
+- `fc_norm`: between mean of the patches and classifier.
+- `get_layer_depth(name, prefix)`: layer decay.
+- `forward_intermediates(..., attention_of=(row, column))`: pictures of the attention.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+NEEDED = ('embed_dims', 'patch_size', 'in_channels', 'img_size')
+
+
+class Backbone(Protocol):
+    """Features of normalised images, part of which a mask hides."""
+
+    embed_dims: int  # channels of the last map, C
+    patch_size: int  # its stride in pixels
+    in_channels: int  # of the images
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(B, in_channels, H, W), (B, h, w) with 1 = hidden -> maps, the last (B, C, H/stride, W/stride)."""
+
+
+def checked(backbone: Any, where: str) -> Any:
+    """The backbone, if it has what the tools need; `where` begins the message.
+
+    Raises:
+        ValueError: It lacks an attribute.
+    """
+    if missing := [name for name in NEEDED if not hasattr(backbone, name)]:
+        raise ValueError(
+            f'{where} is a {type(backbone).__name__} without {", ".join(missing)}; put it into a MaskedBackbone'
+        )
+    return backbone
+
+
+def layer_shapes(backbone: Any) -> Sequence[tuple[int, int]]:
+    """Width and stride of each layer whose features can be had; of the last alone without `forward_intermediates`."""
+    last = (backbone.embed_dims, backbone.patch_size)
+    if not hasattr(backbone, 'forward_intermediates'):
+        return [last]
+    return getattr(backbone, 'layer_shapes', [last] * backbone.num_layers)
+
+
+def has_class_token(backbone: Any) -> bool:
+    """Whether the first token of the features is a class token."""
+    return bool(getattr(backbone, 'has_class_token', hasattr(backbone, 'cls_token')))
+
+
+def shows_attention(backbone: Any) -> bool:
+    """Whether the attention of a patch can be had."""
+    method = getattr(backbone, 'forward_intermediates', None)
+    return method is not None and 'attention_of' in inspect.signature(method).parameters
+
+
+def features_after(backbone: Any, x: Tensor, layers: Sequence[int], **options: Any) -> list[tuple[Any, ...]]:
+    """Features of unmasked images after layers, those of the last normalised like the output.
+
+    Args:
+        backbone: See the module.
+        x: (B, in_channels, H, W), normalised.
+        layers: Numbers from 0, rising.
+        options: `attention_of`, if `shows_attention`.
+
+    Returns:
+        Per layer the map (B, h, w, C), the class token (B, C) or None, and what the options add.
+    """
+    if not hasattr(backbone, 'forward_intermediates'):
+        return [(backbone(x)[-1].permute(0, 2, 3, 1), None)]
+    _, found = backbone.forward_intermediates(x, layers, return_prefix_tokens=True, **options)
+    token = has_class_token(backbone)
+    entries = [(each.permute(0, 2, 3, 1), prefix[:, 0] if token else None, *more) for each, prefix, *more in found]
+    norm = getattr(backbone, 'norm', None)
+    if norm is not None and layers[-1] == backbone.num_layers - 1:
+        patches, cls, *more = entries[-1]
+        entries[-1] = (norm(patches), None if cls is None else norm(cls), *more)
+    return entries
+
+
+def with_our_loader(init_cfg: Any) -> list[dict[str, Any]]:
+    """`init_cfg` with `Pretrained` replaced by `PretrainedViT`, at the end, as MMEngine does it.
+
+    MMEngine's own unpickles any object, and only warns when nothing fits.
+    """
+    given: list[Any] = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or ())
+    ours = [
+        {**{k: v for k, v in cfg.items() if k != 'map_location'}, 'type': 'simmim_plugin.PretrainedViT'}
+        for cfg in given
+        if cfg['type'] == 'Pretrained'
+    ]
+    return [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours

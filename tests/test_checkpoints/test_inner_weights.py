@@ -1,0 +1,168 @@
+"""Weights of the model in a MaskedBackbone: by its library's names, from our checkpoints, from a stranger's file."""
+
+import time
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers.backbones import BACKBONES, FAST, randomise
+from helpers.checkpoints import MEAN, PIPELINE, STD
+from helpers.other_projects import photos
+from simmim_plugin import MaskedBackbone, SimMIM, load_pretrained
+from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
+from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.registry import build_part
+
+EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+VIT = BACKBONES['timm-vit']
+
+
+def backbone_of(name):
+    return dict(type='MaskedBackbone', **BACKBONES[name])
+
+
+def write(path, backbone, **changes):
+    """A pretraining checkpoint; `changes` are those of the config in it."""
+    preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
+    model = randomise(SimMIM(backbone=backbone, data_preprocessor=preprocessor))
+    noted = dict(type='SimMIM', backbone={**backbone, **changes}, data_preprocessor=preprocessor)
+    torch.save({'state_dict': model.state_dict(), 'simmim_plugin': dict(model=noted, pipeline=PIPELINE)}, path)
+    return model
+
+
+@pytest.mark.parametrize('name', EACH)
+@torch.no_grad()
+def test_a_checkpoint_rebuilds_its_model(name, tmp_path):
+    model = write(tmp_path / 'a.pth', backbone_of(name))
+    backbone: Any = model.backbone
+    images = photos('any')[..., : backbone.img_size[0], : backbone.img_size[1]]
+    side = images.shape[2] // backbone.patch_size
+    mask = torch.zeros(2, side, side)
+    mask[:, 0] = 1
+    rebuilt, pipeline = load_pretrained(tmp_path / 'a.pth')
+    assert pipeline == PIPELINE
+    assert torch.equal(rebuilt.reconstruct(images, mask), model.reconstruct(images, mask))
+    assert torch.equal(build_backbone(read(tmp_path / 'a.pth'))(images)[0], backbone(images)[0])
+
+
+@pytest.mark.parametrize('name', EACH)
+@torch.no_grad()
+def test_weights_of_the_library_alone_or_in_a_classifier(name, tmp_path):
+    theirs = randomise(MaskedBackbone(**BACKBONES[name]), seed=1)
+    images = photos('any')[..., : theirs.img_size[0], : theirs.img_size[1]]
+    expected = theirs(images)[0]
+    state = {k: v.clone() for k, v in getattr(theirs.model, 'timm_model', theirs.model).state_dict().items()}
+    files = {
+        'alone.pth': state,
+        'classifier.pth': {f'vit.{k}': v for k, v in state.items()} | {'classifier.weight': torch.ones(3, 4)},
+        'compiled.pth': {'state_dict': {f'module._orig_mod.{k}': v for k, v in state.items()}},
+        'ours.pth': {f'backbone.{k}': v for k, v in theirs.state_dict().items()},
+    }
+    for file, content in files.items():
+        torch.save(content, tmp_path / file)
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / file))
+        model = build_part(dict(**backbone_of(name), init_cfg=init_cfg))
+        model.init_weights()
+        model.eval()
+        assert torch.equal(model(images)[0], expected), file
+        assert torch.equal(model.mask_token, theirs.mask_token) == (file == 'ours.pth')
+        whole = SimMIM(backbone=backbone_of(name))
+        fitted = fit_checkpoint(whole, {'state_dict': dict(content.get('state_dict', content))})
+        whole.load_state_dict(fitted.state, strict=False)
+        assert torch.equal(whole.eval().backbone(images)[0], expected), file
+
+
+def test_a_classifier_of_timm_and_a_folder_of_transformers(tmp_path):
+    """As they are stored: with a head; names of the file differ from those in memory by the prefix."""
+    from transformers import AutoConfig, ViTForImageClassification
+
+    images = photos('any')
+    config = dict(VIT['model'])
+    theirs = randomise(timm.create_model('vit_tiny_patch16_224', num_classes=7, img_size=64, depth=2, embed_dim=48))
+    save_file(theirs.state_dict(), tmp_path / 'a.safetensors')
+    model = MaskedBackbone(config, init_cfg=dict(type='Pretrained', checkpoint=tmp_path / 'a.safetensors'))
+    model.init_weights()
+    expected = theirs.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    assert torch.equal(model.eval()(images)[0], expected)
+
+    config = {k: v for k, v in BACKBONES['hf-vit']['model'].items() if k not in ('type', 'model_type')}
+    theirs = randomise(ViTForImageClassification(AutoConfig.for_model('vit', num_labels=7, **config)))
+    theirs.save_pretrained(tmp_path / 'hf')
+    model = MaskedBackbone(BACKBONES['hf-vit']['model'], init_cfg=dict(type='Pretrained', checkpoint=tmp_path / 'hf'))
+    model.init_weights()
+    expected = theirs.vit(images).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    assert torch.equal(model.eval()(images)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda s: s.pop('blocks.1.mlp.fc1.bias'),
+            r'not those of this VisionTransformer; not in the file: blocks.1.mlp',
+        ),
+        (lambda s: s.update({'blocks.2.norm1.bias': torch.ones(3)}), r'; not in the model: blocks.2.norm1.bias'),
+        (
+            lambda s: s.update(pos_embed=torch.ones(1, 5, 48)),
+            r'of another shape: pos_embed \(1, 5, 48\) instead of \(1, 17, 48\). Give model the arguments',
+        ),
+    ],
+)
+def test_nothing_half_loaded(change, message, tmp_path):
+    state = timm.create_model('vit_tiny_patch16_224', num_classes=7, img_size=64, depth=2, embed_dim=48).state_dict()
+    change(state)
+    torch.save(state, tmp_path / 'a.pth')
+    model = MaskedBackbone(**VIT, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        model.init_weights()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'none of the names of VisionTransformer .*cls_token.*, but weight, bias'):
+        model.init_weights()
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (dict(VIT['model'], name='hf-hub:a/b'), "model.name='hf-hub:a/b' is no model of timm"),
+        (dict(VIT['model'], checkpoint_path='/etc/passwd'), 'model.checkpoint_path is not taken here'),
+        (
+            dict(type='os.system', command='true'),
+            r"model.backbone.model.type='os.system', which is not built from a fi",
+        ),
+        (dict(type='mmpretrain.HuggingFaceClassifier'), 'which is not built from a file'),
+        (
+            dict(type='mmpretrain.TIMMBackbone', model_name='resnet18', norm_layer='os.system'),
+            "model.norm_layer='os.system', a name, of which nothing is built",
+        ),
+        (
+            dict(type='mmpretrain.ResNet', depth=18, norm_cfg=dict(type='os.system')),
+            "model.norm_cfg.type='os.system', which is not built from a file",
+        ),
+        (
+            dict(type='transformers', model_type='vit', attn_implementation='a/b'),
+            "model='attn_implementation' is unkno",
+        ),
+        (dict(VIT['model'], depth=10**7), r'model.depth=10000000 must be at most 1024'),
+        (dict(VIT['model'], embed_dim=12288), 'describes a far larger model than its weights are of'),
+        (dict(VIT['model'], depth=3), 'of another architecture'),
+    ],
+)
+def test_the_config_of_a_stranger(model, message, tmp_path):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=model)
+    start = time.monotonic()
+    for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert time.monotonic() - start < 30
+
+
+def test_nothing_is_downloaded_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr('timm.models._builder.load_pretrained', lambda *args, **kwargs: pytest.fail('a download'))
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=dict(VIT['model'], pretrained=True))
+    load_pretrained(tmp_path / 'a.pth')
