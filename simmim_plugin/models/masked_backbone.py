@@ -75,7 +75,7 @@ class MaskedBackbone(BaseModule):
         width = in_channels
         if mask_at == 'tokens':
             if inner.patch_embed is None:
-                raise ValueError(f"mask_at='tokens': {model['type']} {_name(model)} embeds no patches; use 'image'")
+                raise ValueError(f"mask_at='tokens': no patch embedding found in {_name(model)}; use mask_at='image'")
             width = _width(inner.patch_embed)
             inner.patch_embed.register_forward_hook(self._hide_tokens)
         self.mask_token = nn.Parameter(torch.zeros((1, 1, width) if mask_at == 'tokens' else (1, width, 1, 1)))

@@ -18,6 +18,7 @@ from helpers.labelled import make_labelled
 from helpers.models import assert_close
 from helpers.paths import ROOT
 from simmim_plugin import FeatureExtractor, LabelledFolder, SimMIM, SimMIMOptimWrapperConstructor, run_probes
+from simmim_plugin.apis.explorer import Explorer
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.loading import fit_checkpoint
 from simmim_plugin.config import load_config
@@ -210,6 +211,12 @@ def test_commands(name, unit, tmp_path):
     ):
         run(*SIMMIM, *words, cwd=tmp_path)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ('r.png', 'v.png', 'f.npz', 'c.pth'))
+    explorer = Explorer(tmp_path / 'a.pth')  # of `simmim demo`
+    masks = explorer.training_masks()
+    found = explorer.reconstruct(explorer.read(photo), explorer.random_masks(masks['local'], masks['global']))
+    assert 0.3 < found.hidden < 0.7
+    side = 64 // explorer.patch_size
+    assert {x.shape[:2] for x in explorer.features(explorer.read(photo))} == {(side, side)}
 
 
 CONFIGS = {'simmim_resnet50_folder': 32, 'simmim_eva02-s_folder': 14}  # -> stride in pixels

@@ -109,7 +109,7 @@ def test_a_mask_of_another_grid_than_the_tokens():
     with pytest.raises(ValueError, match=r'\(2, 8, 8\) does not fit 4 x 4 tokens; set model_patch_size=16 in SimMIM'):
         model(images_for(model), torch.zeros(2, 8, 8))
     assert model._hidden is None
-    with pytest.raises(ValueError, match=r'timm convnext_tiny embeds no patches; use .image'):
+    with pytest.raises(ValueError, match=r'no patch embedding found in convnext_tiny; use mask_at=.image'):
         masked('timm-convnext', mask_at='tokens')
 
 
