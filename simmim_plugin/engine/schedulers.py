@@ -53,7 +53,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         warmup: Length of the warm-up, in iterations, or in epochs with `convert_to_iter_based=True`.
         end: Length of the schedule, in the same units.
         floor_ratio: Lowest rate, as a fraction of the highest group's, so that it scales with the total batch.
-        start_ratio: Rate at the start of the warm-up, also; None: `floor_ratio`.
+        start_ratio: Rate at the start of the warm-up, as a fraction of the same; None: `floor_ratio`.
         kwargs: `by_epoch`, `last_step` and `verbose`, see `mmengine.optim.CosineAnnealingLR`.
 
     Raises:

@@ -272,7 +272,7 @@ def test_a_classifier_gives_the_same_logits_everywhere(tmp_path):
 
 @pytest.mark.parametrize('finetuned', [False, True])
 def test_features_of_a_swin_are_those_of_its_backbone(tmp_path, finetuned):
-    """Features, probes and `simmim finetune` build it inside a MaskedBackbone."""
+    """Features and probes build it inside a MaskedBackbone."""
     if finetuned:
         facts = facts_of(weights(pretrained()), (SIDE, SIDE))._replace(classes=CLASSES, decodes=False)
         config = mmpretrain_config(facts)

@@ -121,7 +121,7 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError) as raised:
             SimMIMOptimWrapperConstructor(WRAPPER, given)
         assert str(raised.value) == (
-            f"paramwise_cfg={given} must be a dict of layer_decay_rate (optional); for MMEngine's other options set "
+            f"paramwise_cfg={given} must be a dict of layer_decay_rate (optional), no_decay (optional); for MMEngine's other options set "
             "optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
         )
     for rate in (1.5, 0, float('nan'), None):
