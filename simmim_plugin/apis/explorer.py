@@ -70,10 +70,13 @@ class Explorer:
         else:
             ratio, unit = (self.masking.get(name) for name in ('mask_ratio', 'mask_patch_size'))
             local, coarse = dict(ratio=PUBLISHED_RATIO if ratio is None else ratio, unit=unit or published), None
-        return {
+        found = {
             'local': dict(local or dict(ratio=0.0, unit=2 * self.patch_size)),
             'global': dict(coarse or dict(ratio=0.0, unit=2 * published)),
         }
+        for part in found.values():  # those of a training may be finer than the stride of its features
+            part['unit'] = -(-part['unit'] // self.patch_size) * self.patch_size
+        return found
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """Read an image file as in training, resized and cropped to the model's size: (C, H, W).

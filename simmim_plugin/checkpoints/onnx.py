@@ -13,6 +13,7 @@ from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.models.layers.relative_position import MOST_LISTED, Grid, listed_axis_weights
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.configs import type_name
 
 PROTOBUF_LIMIT = 2**31  # bytes in one .onnx file; larger weights go into a second file
 BATCHES = (1, 3)
@@ -90,6 +91,8 @@ def export_onnx(
         ) from error
     changes: dict[str, Any] = dict(img_size=size, out_type=out_type)
     saved = read(checkpoint)
+    if (kind := type_name(saved.backbone)) != 'SimMIMViT':
+        raise ValueError(f'checkpoint {saved.path!r} holds a {kind}; ONNX export is for SimMIMViT')
     backbone = build_backbone(saved, **{k: value for k, value in changes.items() if value is not None})
     classifier = classifier_of(saved) if out_type is None else None
     if any_size and (any(backbone.window_sizes) or backbone.pos_embed is not None):

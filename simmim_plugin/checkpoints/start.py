@@ -102,11 +102,7 @@ def backbone_of(saved: Saved) -> Mapping[str, Any]:
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']
         eps = noted.get('norm_eps', DEFAULTS['norm_eps'])
-        try:
-            return backbone_config(facts_of(state, saved.img_size, saved.num_heads, eps))
-        except ValueError as error:
-            where = ' to `simmim convert SRC DST --to plugin`, and start from DST' if '; give ' in str(error) else ''
-            raise ValueError(f'{error}{where}') from error
+        return backbone_config(facts_of(state, saved.img_size, saved.num_heads, eps))
 
 
 def _mean_and_std(noted: Mapping[str, Any]) -> dict[str, list[float]]:

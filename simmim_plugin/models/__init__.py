@@ -4,7 +4,8 @@
 2. masks.py: what is hidden.
 3. head.py: from patch features to pixels and the loss.
 4. losses.py: how prediction and image are compared.
-5. vit.py: the backbone; its parts are in layers/.
+5. vit.py: the backbone; its parts are in layers/. What any backbone must have is in interface.py; masked_backbone.py
+   masks those of other libraries, which libraries.py builds and reads.
 
 One convention throughout: a mask is (B, h, w) over the patches, 1 = masked.
 """

@@ -13,8 +13,8 @@ from simmim_plugin.utils.arguments import choice
 
 # Model types of Transformers that give a map, or tokens of square patches in rows.
 HF_TYPES = (
-    'beit', 'convnext', 'convnextv2', 'data2vec-vision', 'deit', 'dinov2', 'dinov2_with_registers', 'dinov3_convnext',
-    'dinov3_vit', 'ijepa', 'resnet', 'vit', 'vit_msn',
+    'beit', 'convnext', 'convnextv2', 'data2vec-vision', 'deit', 'dinov2', 'dinov2_with_registers', 'dinov3_vit',
+    'ijepa', 'resnet', 'vit', 'vit_msn',
 )  # fmt: skip
 LARGEST, DEEPEST = 1 << 16, 1 << 10  # far above any backbone: numbers come from files, too
 WEIGHTS = "init_cfg=dict(type='Pretrained', checkpoint=PATH)"

@@ -75,10 +75,10 @@ class MaskedBackbone(BaseModule):
         width = in_channels
         if mask_at == 'tokens':
             if inner.patch_embed is None:
-                raise ValueError(f"mask_at='tokens': {model['type']} {_name(model)} embeds no patches; use 'image'")
+                raise ValueError(f"mask_at='tokens': no patch embedding found in {_name(model)}; use mask_at='image'")
             width = _width(inner.patch_embed)
             inner.patch_embed.register_forward_hook(self._hide_tokens)
-        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.mask_token = nn.Parameter(torch.zeros((1, 1, width) if mask_at == 'tokens' else (1, width, 1, 1)))
         if mask_at == 'tokens':
             nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.04, b=0.04)
         found = self._try()
@@ -128,7 +128,7 @@ class MaskedBackbone(BaseModule):
             raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit: expected ({len(x)}, h, w)')
         if self.mask_at == 'image':
             pixels = None if mask is None else pixel_mask(mask, x.shape[2:])
-            return self._read(self.model, self._hide(x, pixels, self.mask_token[:, None, None]), layers)
+            return self._read(self.model, self._hide(x, pixels, self.mask_token), layers)
         self._hidden = mask
         try:
             return self._read(self.model, x, layers)
@@ -138,7 +138,7 @@ class MaskedBackbone(BaseModule):
     def _hide_tokens(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the patch embedding: tokens (B, h*w, D), or a map (B, h, w, D) or (B, D, h, w)."""
         tokens = output[0] if isinstance(output, tuple) else output
-        size, width = args[0].shape[2:], len(self.mask_token)
+        size, width = args[0].shape[2:], self.mask_token.numel()
         last = tokens.ndim == 3 or (tokens.shape[3] == width and not isinstance(module, nn.Conv2d))
         grid = tokens.shape[1:3] if last else tokens.shape[2:]
         if tokens.ndim == 3:
@@ -154,7 +154,7 @@ class MaskedBackbone(BaseModule):
                 )
             mask = pixel_mask(mask, grid)  # (B, 1, h, w)
             mask = mask.flatten(2).transpose(1, 2) if tokens.ndim == 3 else mask.permute(0, 2, 3, 1) if last else mask
-        hidden = self._hide(tokens, mask, self.mask_token if last else self.mask_token[:, None, None])
+        hidden = self._hide(tokens, mask, self.mask_token if last else self.mask_token.view(1, -1, 1, 1))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _hide(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from helpers.labelled import make_labelled
 from helpers.models import assert_close
 from helpers.paths import ROOT
 from simmim_plugin import FeatureExtractor, LabelledFolder, SimMIM, SimMIMOptimWrapperConstructor, run_probes
+from simmim_plugin.apis.explorer import Explorer
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.loading import fit_checkpoint
 from simmim_plugin.config import load_config
@@ -81,6 +82,21 @@ def test_features_and_probes(name, tmp_path):
     with torch.enable_grad():
         scores = run_probes(FeatureExtractor(tmp_path / 'a.pth'), LabelledFolder(folder), k=3)
     assert set(scores) == {'knn', 'linear'}
+
+
+@torch.no_grad()
+def test_features_of_the_published_swin(tmp_path):
+    arch = dict(embed_dims=16, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2])
+    windows = dict(stage_cfgs=dict(block_cfgs=dict(window_size=2)))
+    backbone = dict(type='mmpretrain.SimMIMSwinTransformer', arch=arch, img_size=64, **windows)
+    preprocessor = dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD)
+    head = dict(in_channels=128, patch_size=32, out_channels=3)
+    model: Any = randomise(SimMIM(backbone=backbone, head=head, data_preprocessor=preprocessor))
+    note = dict(model=dict(type='SimMIM', backbone=backbone, data_preprocessor=preprocessor), pipeline=[])
+    torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
+    expected = model.backbone(normalised(IMAGES), None)[-1]
+    found = FeatureExtractor(tmp_path / 'a.pth', kinds='patches')(IMAGES)['patches']
+    assert_close(torch.from_numpy(found), expected.permute(0, 2, 3, 1).numpy())
 
 
 @pytest.mark.parametrize('name', EACH)
@@ -195,6 +211,12 @@ def test_commands(name, unit, tmp_path):
     ):
         run(*SIMMIM, *words, cwd=tmp_path)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ('r.png', 'v.png', 'f.npz', 'c.pth'))
+    explorer = Explorer(tmp_path / 'a.pth')  # of `simmim demo`
+    masks = explorer.training_masks()
+    found = explorer.reconstruct(explorer.read(photo), explorer.random_masks(masks['local'], masks['global']))
+    assert 0.3 < found.hidden < 0.7
+    side = 64 // explorer.patch_size
+    assert {x.shape[:2] for x in explorer.features(explorer.read(photo))} == {(side, side)}
 
 
 CONFIGS = {'simmim_resnet50_folder': 32, 'simmim_eva02-s_folder': 14}  # -> stride in pixels
@@ -257,3 +279,16 @@ def test_pretrain_probe_and_fine_tune_with_configs(tmp_path):
     assert 'Skipped, not in the model: head.decoder.weight, head.decoder.bias' in output
     assert 'accuracy/top1' in output
     assert FeatureExtractor(tmp_path / 'finetune/epoch_2.pth')(IMAGES)['pooled'].shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['finetune', 'data', '--checkpoint', 'a.pth'], '`simmim finetune` has no recipe; write a config'),
+        (['export', 'a.pth', 'b.onnx'], 'holds a MaskedBackbone; ONNX export is for SimMIMViT'),
+    ],
+)
+def test_commands_that_are_for_our_vit(words, message, tmp_path):
+    pretrained(tmp_path / 'a.pth', 'timm-vit')
+    make_labelled(tmp_path / 'data', dict(a=1, b=1), dict(a=1, b=1))
+    assert message in run(*SIMMIM, *words, cwd=tmp_path, ok=False)

@@ -136,7 +136,9 @@ def test_the_point_is_one_of_the_image_file(checkpoint, photos, tmp_path, monkey
     monkeypatch.setattr(
         SimMIMViT,
         'forward_intermediates',
-        lambda *args, **kwargs: queries.append(kwargs['attention_of']) or forward(*args, **kwargs),
+        lambda *args, attention_of, **kwargs: (
+            queries.append(attention_of) or forward(*args, attention_of=attention_of, **kwargs)
+        ),
     )
     for point in (None, (0, 0), (149, 59), (74, 29), (75, 30)):
         draw_features(checkpoint, photos[:1], tmp_path / 'x.png', point, blocks=[1])  # 4 x 10 patches

@@ -16,6 +16,7 @@ from transformers import BeitConfig, BeitModel
 
 from helpers.hubs import empty_cache, snapshot
 from helpers.other_projects import randomise
+from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.saved import read
 
 VIT = 'test_vit.r160_in1k'  # timm's own for tests: 64 wide, 6 blocks
@@ -35,6 +36,10 @@ def test_a_model_of_timm(cache):
     backbone = saved.part('backbone')
     assert (saved.img_size, backbone['patch_size'], backbone['arch']) == ((160, 160), 16, dict(num_heads=2))
     assert saved.part('data_preprocessor')['mean'] == pytest.approx([255 * x for x in theirs.pretrained_cfg['mean']])
+    convert_file(f'timm:{VIT}', cache / 'ours.pth', 'plugin')
+    converted = read(cache / 'ours.pth')
+    assert converted.backbone['arch']['num_heads'] == 2 and converted.backbone['img_size'] == [160, 160]
+    assert converted.part('data_preprocessor')['mean'] == saved.part('data_preprocessor')['mean']
 
 
 def test_a_model_of_hugging_face(cache):

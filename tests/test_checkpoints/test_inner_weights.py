@@ -52,7 +52,7 @@ def test_a_checkpoint_rebuilds_its_model(name, tmp_path):
 @pytest.mark.parametrize('name', EACH)
 @torch.no_grad()
 def test_weights_of_the_library_alone_or_in_a_classifier(name, tmp_path):
-    theirs = randomise(MaskedBackbone(**BACKBONES[name]), seed=1)
+    theirs: Any = randomise(MaskedBackbone(**BACKBONES[name]), seed=1)
     images = photos('any')[..., : theirs.img_size[0], : theirs.img_size[1]]
     expected = theirs(images)[0]
     state = {k: v.clone() for k, v in getattr(theirs.model, 'timm_model', theirs.model).state_dict().items()}

@@ -52,11 +52,11 @@ def test_maps_are_those_of_the_library(name):
 @torch.no_grad()
 def test_a_learned_pixel_in_units_of_any_size(name):
     model = masked(name, mask_at='image')
-    assert model.mask_token.shape == (3,)
+    assert model.mask_token.shape == (1, 3, 1, 1)
     images, mask = images_for(model), torch.zeros(2, 8, 8)  # units of 8 px, smaller than the stride
     mask[0, 0, 1] = mask[1, 7] = 1
     painted = images.clone()
-    painted[0, :, :8, 8:16] = painted[1, :, 56:] = model.mask_token[:, None, None]
+    painted[0, :, :8, 8:16] = painted[1, :, 56:] = model.mask_token[0]
     assert_close(model(images, mask)[0], model(painted)[0].numpy(), 1e-6)
     with pytest.raises(ValueError, match='mask of 7 x 8 does not divide images of 64 x 64 px into squares'):
         model(images, torch.zeros(2, 7, 8))
@@ -72,9 +72,9 @@ def test_mask_tokens_are_where_transformers_puts_them(name):
     theirs = library_model(name)
     if name == 'hf-vit':
         theirs = ViTModel(theirs.config, use_mask_token=True).eval()
-    state = {**model.model.state_dict(), 'embeddings.mask_token': model.mask_token[None, None]}
+    state = {**model.model.state_dict(), 'embeddings.mask_token': model.mask_token}
     if name == 'hf-dinov2':
-        state['embeddings.mask_token'] = model.mask_token[None]
+        state['embeddings.mask_token'] = model.mask_token[0]
     theirs.load_state_dict(state)
     mask = torch.zeros(2, 4, 4)
     mask[0, 1, 2] = mask[1, :, 3] = 1
@@ -109,7 +109,7 @@ def test_a_mask_of_another_grid_than_the_tokens():
     with pytest.raises(ValueError, match=r'\(2, 8, 8\) does not fit 4 x 4 tokens; set model_patch_size=16 in SimMIM'):
         model(images_for(model), torch.zeros(2, 8, 8))
     assert model._hidden is None
-    with pytest.raises(ValueError, match=r'timm convnext_tiny embeds no patches; use .image'):
+    with pytest.raises(ValueError, match=r'no patch embedding found in convnext_tiny; use mask_at=.image'):
         masked('timm-convnext', mask_at='tokens')
 
 

@@ -121,8 +121,8 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError) as raised:
             SimMIMOptimWrapperConstructor(WRAPPER, given)
         assert str(raised.value) == (
-            f'paramwise_cfg={given} must be a dict of layer_decay_rate (optional), no_decay (optional); for '
-            "MMEngine's other options set optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
+            f'paramwise_cfg={given} must be a dict of layer_decay_rate (optional), no_decay (optional); '
+            "for MMEngine's other options set optim_wrapper.constructor='DefaultOptimWrapperConstructor'"
         )
     for rate in (1.5, 0, float('nan'), None):
         words = rf'^layer_decay_rate={rate} must be a number in \(0, 1\]; the published value is 0.65$'
