@@ -98,6 +98,11 @@ def backbone_of(saved: Saved) -> Mapping[str, Any]:
     if type_name(noted) == 'SimMIMViT':
         return saved.backbone
     with named(saved.path):
+        if 'type' in noted:
+            raise ValueError(
+                f'it holds a {type_name(noted)}, for which this command has no recipe; write a config '
+                '(docs/backbones.md)'
+            )
         state = to_plugin(saved.state, sure=saved.num_heads is not None, like=saved.grid).state
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']

@@ -239,6 +239,5 @@ def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def masked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of MMPretrain's Swin, by bare names -> those of the `MaskedBackbone` of `swin_names.masked_config`."""
-    token = state.get('mask_token', torch.zeros_like(state['patch_embed.norm.bias']))  # unused without a mask
-    inner = {f'model.{name}': value for name, value in state.items() if name != 'mask_token'}
-    return {'mask_token': token.flatten(), **inner}
+    token = state.get('mask_token', torch.zeros_like(state['patch_embed.norm.bias'])[None, None])  # unused without mask
+    return {'mask_token': token, **{f'model.{name}': value for name, value in state.items() if name != 'mask_token'}}

@@ -284,7 +284,10 @@ def test_pretrain_probe_and_fine_tune_with_configs(tmp_path):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['finetune', 'data', '--checkpoint', 'a.pth'], '`simmim finetune` has no recipe; write a config'),
+        (
+            ['finetune', 'data', '--checkpoint', 'a.pth'],
+            'holds a MaskedBackbone, for which this command has no recipe; write a config',
+        ),
         (['export', 'a.pth', 'b.onnx'], 'holds a MaskedBackbone; ONNX export is for SimMIMViT'),
     ],
 )
