@@ -75,6 +75,12 @@ def convert_file(
     _check_target(source, target, to)
     saved = read(source, objects)
     if type_name(saved.part('backbone')) == 'MaskedBackbone':
+        options = dict(img_size=img_size, num_heads=num_heads, patch_size=patch_size, in_channels=in_channels)
+        if given := [name for name, value in {**options, 'mean': mean, 'std': std}.items() if value is not None]:
+            flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+            raise ValueError(
+                f'{flags}: SRC holds a MaskedBackbone, whose weights are written as they are; leave it out'
+            )
         inner = inner_state(saved.backbone, saved.state, to)
         save_file({'state_dict': inner}, target)
         return Report('plugin', len(inner), [], [])

@@ -46,12 +46,12 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
     Raises:
         ValueError: It is not a checkpoint of this package, or an argument does not fit it.
     """
-    config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY}
-    config |= changes
+    config = saved.backbone | changes
     if type_name(config) != 'SimMIMViT':
         state = _without_prefix(saved.state, 'backbone.')
         state = swin.masked_state(state) if saved.part('backbone').get('type') in SWINS else state
         return _built(config, state, saved.path).eval()
+    config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY} | changes
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
     state = _without_prefix(saved.state, 'backbone.')

@@ -14,7 +14,7 @@ from torchvision.transforms import functional as TF
 from simmim_plugin.checkpoints.loading import build_backbone, build_data_preprocessor
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.datasets.images import ImageReadError, read_image
-from simmim_plugin.models.interface import checked, features_after, has_class_token, layer_shapes
+from simmim_plugin.models.interface import checked, features_after, has_class_token, layer_shapes, trained_layers
 from simmim_plugin.models.layers.architecture import block_numbers
 from simmim_plugin.utils.arguments import choice, grid_of, names, sides
 from simmim_plugin.utils.configs import reading_arguments
@@ -119,7 +119,9 @@ class FeatureExtractor:
         if 'cls' in kinds and not has_class_token(self.backbone):
             raise ValueError(f"--kinds={kinds!r}: this model has no class token; choose of 'pooled' and 'patches'")
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
-        wanted = (blocks,) if isinstance(blocks, int) else (count,) if blocks is None else blocks
+        wanted = (blocks,) if isinstance(blocks, int) else blocks
+        if wanted is None:
+            wanted = (trained_layers(self.backbone),)
         self.blocks = tuple(block_numbers(wanted, count))
         size = self.backbone.img_size if size is None else size
         self.size = sides('--size', size[0] if isinstance(size, Sequence) and len(size) == 1 else size)

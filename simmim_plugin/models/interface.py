@@ -5,7 +5,8 @@ pixels. What a backbone may have besides, for more:
 
 - `num_layers` and `forward_intermediates(x, indices, return_prefix_tokens=True)`, which returns (anything, [(map,
   prefix tokens (B, n, C) or None) for each of the layers `indices`]), and `norm`, which the last of them has not passed
-  yet: features of other layers than the last. `layer_shapes`, (width, stride) of each, if they differ.
+  yet: features of other layers than the last. `layer_shapes`, (width, stride) of each, if they differ. `out_indices`,
+  numbers from 0 of the layers that `forward` returns, rising.
 - `has_class_token`, if its first prefix token is one; `SimMIMViT` has it anyway.
 - `fc_norm`: between mean of the patches and classifier.
 - `get_layer_depth(name, prefix)`: layer decay.
@@ -51,6 +52,12 @@ def layer_shapes(backbone: Any) -> Sequence[tuple[int, int]]:
     if not hasattr(backbone, 'forward_intermediates'):
         return [last]
     return getattr(backbone, 'layer_shapes', [last] * backbone.num_layers)
+
+
+def trained_layers(backbone: Any) -> int:
+    """Number of layers up to the last whose features the model uses; those behind it are as initialised."""
+    count = len(layer_shapes(backbone))
+    return backbone.out_indices[-1] + 1 if count > 1 and hasattr(backbone, 'out_indices') else count
 
 
 def has_class_token(backbone: Any) -> bool:

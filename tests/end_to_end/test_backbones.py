@@ -29,10 +29,10 @@ WITHOUT_LAYERS = ('hf-convnext', 'mmpretrain-resnet', 'mmpretrain-timm')
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def pretrained(path: Any, name: str, unit: int | None = None) -> Any:
+def pretrained(path: Any, name: str, unit: int | None = None, **arguments: Any) -> Any:
     """A pretraining checkpoint with random weights, and its model."""
     parts: dict[str, Any] = dict(
-        backbone=dict(type='MaskedBackbone', **BACKBONES[name]),
+        backbone=dict(type='MaskedBackbone', **BACKBONES[name], **arguments),
         data_preprocessor=dict(type='SimMIMDataPreprocessor', mean=MEAN, std=STD),
     )
     model = randomise(SimMIM(**parts))
@@ -82,6 +82,14 @@ def test_features_and_probes(name, tmp_path):
     with torch.enable_grad():
         scores = run_probes(FeatureExtractor(tmp_path / 'a.pth'), LabelledFolder(folder), k=3)
     assert set(scores) == {'knn', 'linear'}
+
+
+@torch.no_grad()
+def test_features_of_the_last_layer_that_is_trained(tmp_path):
+    model = pretrained(tmp_path / 'a.pth', 'timm-resnet', out_indices=2)  # not the stage behind it
+    images = images_for(model.backbone)
+    found = FeatureExtractor(tmp_path / 'a.pth', kinds='patches')(images)['patches']
+    assert_close(torch.from_numpy(found), model.backbone(normalised(images))[-1].permute(0, 2, 3, 1).numpy())
 
 
 @torch.no_grad()
@@ -194,7 +202,9 @@ def test_conversion_to_the_names_of_the_library(name, tmp_path):
     getattr(theirs, 'timm_model', theirs).load_state_dict(state)
     images = normalised(images_for(source))
     assert_close(library_map(name, theirs, images, images.shape[2] // source.patch_size), source(images)[0].numpy())
-    with pytest.raises(ValueError, match='--to timm: SRC holds a MaskedBackbone; --to backbone writes'):
+    with pytest.raises(ValueError, match=r'^--img-size, --in-channels: SRC holds a MaskedBackbone, whose weights are'):
+        convert_file(tmp_path / 'a.pth', tmp_path / 'c.pth', 'backbone', img_size=(13, 13), in_channels=5)
+    with pytest.raises(ValueError, match=r'--to timm: SRC holds a MaskedBackbone; --to backbone writes'):
         convert_file(tmp_path / 'a.pth', tmp_path / 'c.pth', 'timm')
 
 
