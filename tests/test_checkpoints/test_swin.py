@@ -201,6 +201,29 @@ def test_load_from_takes_timms_and_names_what_does_not_fit():
         fit_checkpoint(model, {'state_dict': {'a.weight': torch.zeros(1)}})
 
 
+def test_load_from_takes_the_other_parts_of_a_detector_and_the_decoder_of_mmpretrain():
+    class Detector(torch.nn.Module):
+        def __init__(self, anchors: int = 3) -> None:
+            super().__init__()
+            self.backbone = MODELS.build(backbone_config(facts_of(weights(pretrained()), (SIDE, SIDE)), False))
+            self.neck, self.rpn_head = torch.nn.Linear(16, 8), torch.nn.Conv2d(8, anchors, 1)
+
+    theirs = mmpretrain_config(facts_of(weights(pretrained()), (SIDE, SIDE)))
+    for model in (Detector(), mmpretrain_model(theirs)):
+        state = {name: value.clone() for name, value in randomise(model).state_dict().items()}
+        checkpoint = {'state_dict': dict(state)}
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        fitted = fit_checkpoint(model, checkpoint)
+        assert fitted is not None and not fitted.skipped and not fitted.kept
+        assert_same(checkpoint['state_dict'], state)
+    state = dict(randomise(Detector()).state_dict())
+    fitted = fit_checkpoint(Detector(anchors=6), {'state_dict': {**state, 'extra.weight': torch.zeros(1)}})
+    assert fitted is not None and fitted.kept == ['rpn_head.weight', 'rpn_head.bias']
+    shapes = ['rpn_head.weight of shape (3, 8, 1, 1)', 'rpn_head.bias of shape (3,)']
+    assert fitted.skipped == ['extra.weight', *shapes]
+
+
 @pytest.mark.parametrize('kind', ['official', 'timm', 'hf', 'plugin'])
 def test_what_is_left_over_or_missing_is_named(kind):
     state, _ = from_ours(weights(pretrained()), kind)
