@@ -6,7 +6,7 @@ microsoft/Swin-Transformer), 'timm', 'hf' (Hugging Face) and 'mmpretrain' (with 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,10 +45,15 @@ def kind_of(names: Iterable[str]) -> str:
     return find(list(names))[0]
 
 
-def prefix_in(model: Iterable[str]) -> str | None:
-    """Prefix of the names of a Swin's weights in a model of MMPretrain or MMDetection; None without one."""
+def prefix_in(model: Collection[str]) -> str | None:
+    """Prefix of the names of a Swin's weights in a model of MMPretrain or MMDetection; None without one.
+
+    Swin V2 has some of its names, and is another model.
+    """
     kind, prefix = find(list(model))
-    return prefix if kind in MMLAB else None
+    blocks = [name for name in model if name.startswith(f'{prefix}stages.')]
+    second = any(name.endswith('.logit_scale') or '.cpb_mlp.' in name for name in blocks)
+    return prefix if kind in MMLAB and not second else None
 
 
 def check_depths(config: Mapping[str, Any], state: Iterable[str]) -> None:

@@ -243,6 +243,15 @@ def test_swin_v2_is_refused():
         to_ours(model.state_dict())
 
 
+def test_a_model_with_a_swin_v2_of_mmpretrain_is_left_alone():
+    arch = dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2], extra_norm_every_n_blocks=0)
+    backbone = dict(type='SwinTransformerV2', arch=arch, img_size=32, window_size=[4, 4], out_indices=(1,))
+    model = mmpretrain_model(dict(type='ImageClassifier', backbone=backbone))
+    checkpoint = {'state_dict': dict(randomise(model).state_dict())}
+    assert kind_of(checkpoint['state_dict']) and fit_checkpoint(model, checkpoint) is None
+    assert_same(checkpoint['state_dict'], model.state_dict())
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
