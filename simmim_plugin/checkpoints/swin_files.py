@@ -136,7 +136,8 @@ def convert(
     else:
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted}
         if to == 'plugin':
-            keeps = kind == 'plugin' and 'pipeline' in saved.note and not adapted and (mean, std) == (None, None)
+            same = not adapted and (img_size is None or facts.img_size == saved.img_size)
+            keeps = same and kind == 'plugin' and 'pipeline' in saved.note and (mean, std) == (None, None)
             wrapped[NOTE] = saved.note if keeps else note_of(facts, *check_mean_std(facts.in_channels, *given))
         save_file(wrapped, target)
     if to in ('mmpretrain', 'backbone'):

@@ -175,6 +175,18 @@ def test_a_file_goes_there_and_back_bit_for_bit(tmp_path, to):
     assert (masking['model_patch_size'], masking['mask_patch_size']) == (4, 16)
 
 
+def test_the_config_in_a_file_is_kept_unless_the_size_changes(tmp_path):
+    model = dict(type='simmim_plugin.SimMIM', backbone=PRETRAIN, head=HEAD)
+    note = dict(model=model, pipeline=[dict(type='simmim_plugin.LoadImage')])
+    torch.save({'state_dict': pretrained().state_dict(), 'simmim_plugin': note}, tmp_path / 'ours.pth')
+    for side in (SIDE, 96):
+        convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'plugin', img_size=(side, side))
+        back, pipeline = load_pretrained(tmp_path / 'b.pth')
+        assert back.backbone.patch_embed.init_out_size == (side // 4, side // 4)
+        crops = [each['size'] for each in pipeline if each['type'].endswith('RandomResizedCrop')]
+        assert crops == ([] if side == SIDE else [[96, 96]])
+
+
 def test_other_channels_on_the_way(tmp_path):
     torch.save({'state_dict': pretrained().state_dict()}, tmp_path / 'ours.pth')
     report = convert_file(tmp_path / 'ours.pth', tmp_path / 'five.pth', 'timm', in_channels=5)
