@@ -2,7 +2,9 @@
 
 import copy
 import re
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -340,6 +342,65 @@ def test_patches_keep_their_size(tmp_path):
         convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', patch_size=8)
     with pytest.raises(ValueError, match=r"^--num-heads 4: a Swin's bias tables say"):
         convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', num_heads=4)
+
+
+@pytest.mark.parametrize(
+    ('to', 'arguments', 'message'),
+    [
+        ('timm', dict(mean=[0.0] * 3, std=[1.0] * 3), r'--mean and --std have no place in --to timm'),
+        ('hf', dict(mean=[0.0], std=[1.0]), r'--mean \[0.0\] and --std \[1.0\]: 3 values of each'),
+        (
+            'plugin',
+            dict(img_size=(100, 50)),
+            r'--img-size of 100 x 50 px: .* multiples of the patch, 16 px, e.g. 96 x 48',
+        ),
+        ('hf', dict(img_size=(96, 48)), r'--to hf: images of 96 x 48 px; config.json has one side'),
+    ],
+)
+def test_arguments_that_do_nothing_or_do_not_fit_are_refused(tmp_path, to, arguments, message):
+    torch.save({'state_dict': pretrained().state_dict()}, tmp_path / 'ours.pth')
+    with pytest.raises(ValueError, match=f'^{message}'):
+        convert_file(tmp_path / 'ours.pth', tmp_path / ('there' if to == 'hf' else 'b.pth'), to, **arguments)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_mean_and_std_go_to_transformers_preprocessor(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    torch.save({'state_dict': pretrained().state_dict()}, tmp_path / 'ours.pth')
+    mean, std = [10.0, 20.0, 30.0], [40.0, 50.0, 60.0]
+    convert_file(tmp_path / 'ours.pth', tmp_path / 'hf', 'hf', mean=mean, std=std)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / 'hf')
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    found = processor(pixels, return_tensors='pt')['pixel_values']
+    expected = (torch.from_numpy(pixels) - torch.tensor(mean)) / torch.tensor(std)
+    assert_close(found, expected.permute(2, 0, 1)[None].numpy())
+
+
+def test_a_position_embedding_has_one_size_and_no_place_in_timm(tmp_path):
+    state = {f'backbone.{key}': value for key, value in pretrained().backbone.state_dict().items()}
+    path = tmp_path / 'a.pth'
+    for rows, (to, size, message) in {
+        144: ('timm', None, r"^--to timm: timm's Swin has no position embedding \(absolute_pos_embed\)"),
+        288: ('plugin', (SIDE, SIDE), '^--img-size 48 48: the position embedding has 288 rows, not 144'),
+        289: ('plugin', None, ''),
+        290: ('plugin', None, '^absolute_pos_embed has 290 rows, which no square .* --img-size HEIGHT WIDTH'),
+    }.items():
+        torch.save(
+            {'state_dict': {**state, 'backbone.absolute_pos_embed': torch.randn(1, rows, 4)}}, tmp_path / 'a.pth'
+        )
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            convert_file(path, tmp_path / 'b.pth', to, img_size=size)
+    config = read(tmp_path / 'b.pth').part('backbone')
+    assert config['img_size'] == [68, 68]  # 17 x 17 patches of 4 px
+
+
+def test_load_from_resizes_a_position_embedding_of_a_square():
+    config = {**backbone_config(facts_of(weights(pretrained()), (SIDE, SIDE)), False), 'use_abs_pos_embed': True}
+    state = MODELS.build(config).state_dict()
+    with pytest.raises(ValueError, match=r'absolute_pos_embed has 288 rows, which no square'):
+        fit_checkpoint(MODELS.build({**config, 'img_size': (SIDE, 96)}), {'state_dict': dict(state)})
+    fitted = fit_checkpoint(MODELS.build({**config, 'img_size': 96}), {'state_dict': dict(state)})
+    assert fitted is not None and fitted.resized == ['absolute_pos_embed 12x12 -> 24x24']
 
 
 def test_no_name_inside_the_arguments_of_a_wrapped_swin_is_built():
