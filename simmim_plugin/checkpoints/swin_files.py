@@ -20,6 +20,13 @@ from simmim_plugin.models.layers.relative_position import TABLE
 from simmim_plugin.utils.arguments import grid_of, sides, whole
 
 MASK_TOKEN = 'backbone.mask_token'
+# timm's names of the published models, by width and depths.
+TIMM_SIZES = {
+    (96, 2, 2, 6, 2): 'tiny',
+    (96, 2, 2, 18, 2): 'small',
+    (128, 2, 2, 18, 2): 'base',
+    (192, 2, 2, 18, 2): 'large',
+}
 
 
 class SwinFacts(NamedTuple):
@@ -133,8 +140,7 @@ def convert(
         notes.append(f'model: transformers.{hf_config(facts)["architectures"][0]}.from_pretrained({str(target)!r})')
     elif to == 'timm':
         save_file(converted, target)
-        arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
-        notes.append(f'model: timm.models.swin_transformer.SwinTransformer({arguments})')
+        notes.append(f'model: {timm_line(facts, str(target))}')
     else:
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted}
         if to == 'plugin':
@@ -271,6 +277,14 @@ def timm_arguments(facts: SwinFacts) -> dict[str, Any]:
         window_size=max(facts.windows),
         mlp_ratio=facts.ffn_ratio,
     )
+
+
+def timm_line(facts: SwinFacts, path: str) -> str:
+    """The call of `timm.create_model` that builds the model with its weights, as Python; `path` is their file."""
+    size = TIMM_SIZES.get((facts.arch['embed_dims'], *facts.arch['depths']), 'tiny')  # arguments replace its widths
+    arguments = dict(checkpoint_path=path, **timm_arguments(facts))
+    texts = [f'{name}={value!r}' for name, value in arguments.items()]
+    return f"timm.create_model('swin_{size}_patch4_window7_224', {', '.join(texts)})"
 
 
 def hf_config(facts: SwinFacts) -> dict[str, Any]:
