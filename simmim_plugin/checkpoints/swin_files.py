@@ -10,7 +10,8 @@ from torch import Tensor
 
 from simmim_plugin.checkpoints.files import NOTE, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
-from simmim_plugin.checkpoints.other_projects import check_mean_std
+from simmim_plugin.checkpoints.other_projects import check_mean_std, with_input
+from simmim_plugin.checkpoints.resizing import take_decoder
 from simmim_plugin.checkpoints.saved import Saved
 from simmim_plugin.checkpoints.swin import from_ours, kind_of, side_of, to_ours, window_of
 from simmim_plugin.checkpoints.swin_names import PATCHES, POSITIONS, depths_of
@@ -119,9 +120,7 @@ def convert(
     weight = state[f'backbone.{PATCHES}']
     if in_channels is not None and whole('--in-channels', in_channels, 1) != weight.shape[1]:
         state[f'backbone.{PATCHES}'] = adapt_channels(weight, in_channels, channels)
-        for name in [name for name in state if name.startswith('head.decoder')]:
-            del state[name]  # predicts pixels of the old channels
-            left_out.append(name)
+        left_out += take_decoder(state)  # predicts pixels of the old channels
     facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size))
     _check_size(facts, state, img_size)
     _check_target(facts, to)
@@ -211,34 +210,13 @@ def backbone_config(facts: SwinFacts, masked: bool) -> dict[str, Any]:
 
 def note_of(facts: SwinFacts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Config of model and pipeline for `checkpoint['simmim_plugin']`: SimMIM with a decoder, else a classifier."""
-    load: dict[str, Any] = dict(type='simmim_plugin.LoadImage')
-    if facts.in_channels != 3:
-        load['channels'] = facts.in_channels
-    size = list(facts.img_size)
     if not facts.decodes:
-        preprocessor = dict(type='mmpretrain.ClsDataPreprocessor', mean=list(mean), std=list(std))
-        model = dict(_classifier(facts), data_preprocessor=preprocessor)
-        return dict(model=model, pipeline=[load, dict(type='mmpretrain.torchvision/Resize', size=size, antialias=True)])
-    model = dict(
-        type='simmim_plugin.SimMIM',
-        data_preprocessor=dict(type='simmim_plugin.SimMIMDataPreprocessor', mean=list(mean), std=list(std)),
-        backbone=backbone_config(facts, True),
-        head=dict(
-            type='simmim_plugin.SimMIMHead',
-            in_channels=facts.width,
-            patch_size=facts.stride,
-            out_channels=facts.in_channels,
-        ),
-    )
-    masks = dict(mask_ratio=0.6, mask_patch_size=facts.stride, model_patch_size=facts.patch_size)
-    pipeline = [
-        load,
-        dict(type='simmim_plugin.RandomResizedCrop', size=size),
-        dict(type='simmim_plugin.RandomHorizontalFlip'),
-        dict(type='simmim_plugin.SimMIMMaskGenerator', **masks),
-        dict(type='simmim_plugin.PackSimMIMInputs'),
-    ]
-    return dict(model=model, pipeline=pipeline)
+        return with_input(_classifier(facts), facts.img_size, facts.in_channels, mean, std)
+    sizes = dict(in_channels=facts.width, patch_size=facts.stride, out_channels=facts.in_channels)
+    head = dict(type='simmim_plugin.SimMIMHead', **sizes)
+    model = dict(type='simmim_plugin.SimMIM', backbone=backbone_config(facts, True), head=head)
+    masks = (facts.stride, facts.patch_size)
+    return with_input(model, facts.img_size, facts.in_channels, mean, std, masks)
 
 
 def _classifier(facts: SwinFacts) -> dict[str, Any]:
