@@ -74,6 +74,7 @@ def convert_file(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     saved = read(source, objects)
+    _check_given(saved, to, num_heads, (mean, std))
     if type_name(saved.part('backbone')) == 'MaskedBackbone':
         options = dict(img_size=img_size, num_heads=num_heads, patch_size=patch_size, in_channels=in_channels)
         if given := [name for name, value in {**options, 'mean': mean, 'std': std}.items() if value is not None]:
@@ -89,7 +90,6 @@ def convert_file(
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
     state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
-    _check_given(saved, to, num_heads, (mean, std))
     notes = _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
@@ -191,7 +191,7 @@ def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, family
     masked = any(name.endswith('embeddings.mask_token') for name in state)
     _write_json(folder / 'config.json', hf_config(facts, family, masked))
     if facts.in_channels == 3 or given != (None, None):
-        content = hf_preprocessor(facts, family, *check_mean_std(facts.in_channels, *given))
+        content = hf_preprocessor(facts.img_size, family, *check_mean_std(facts.in_channels, *given))
         _write_json(folder / 'preprocessor_config.json', content)
 
 

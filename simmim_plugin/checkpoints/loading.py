@@ -17,7 +17,7 @@ from simmim_plugin.checkpoints import swin
 from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
-from simmim_plugin.checkpoints.swin_names import BUFFERS, SWINS
+from simmim_plugin.checkpoints.swin_names import SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
 from simmim_plugin.models.masked_backbone import MaskedBackbone
@@ -157,17 +157,20 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
         ValueError: Nothing fits the backbone, or its shapes do not.
     """
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, SimMIMViT | MaskedBackbone)]
-    if not found:
-        return _fit_swin(model, checkpoint, channels)
-    name, backbone = found[0]
-    prefix = f'{name}.' if name else ''
     present = model.state_dict()
+    prefix = (f'{found[0][0]}.' if found[0][0] else '') if found else swin.prefix_in(present)
+    if prefix is None:
+        return None
+    saved = saved_of('load_from', checkpoint)
     outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
-    fitted = _fit(backbone, saved_of('load_from', checkpoint), channels, prefix, prefix, outside)
+    if found:
+        fitted = _fit(found[0][1], saved, channels, prefix, prefix, outside)
+    else:
+        fitted = _fit_swin(_without_prefix(present, prefix), saved, channels, prefix, outside, swin.kind_of(present))
     print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
-    kept = {name: present[name] for name in fitted.kept if not isinstance(present[name], DTensor)}
-    checkpoint['state_dict'] = fitted.state | kept
+    rest = {name: x for name, x in present.items() if name not in fitted.state and not isinstance(x, DTensor)}
+    checkpoint['state_dict'] = fitted.state | rest
     return fitted
 
 
@@ -207,10 +210,24 @@ def _fit(
         others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
         fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
         _check_same(backbone, saved, fitted)
+    return _with_others(fitted, others, left, target, outside)
+
+
+def _with_others(
+    fitted: Fitted, others: Mapping[str, Tensor], left: list[str], target: str, outside: Mapping[str, Tensor]
+) -> Fitted:
+    """Add the weights of other parts than the backbone, by name and shape.
+
+    Args:
+        fitted: The backbone's, without prefix.
+        others: All others of the file that the model may have.
+        left: Names of the file that it has no place for.
+        target: Prefix of the backbone's weights in the model.
+        outside: The model's state dict without the backbone.
+    """
     taken = {name: value for name, value in others.items() if name in outside and outside[name].shape == value.shape}
-    for name, value in others.items():
-        if name not in taken:
-            left.append(f'{name} of shape {tuple(value.shape)}' if name in outside else name)
+    lost = [name for name in others if name not in taken]
+    left = left + [f'{name} of shape {tuple(others[name].shape)}' if name in outside else name for name in lost]
     loaded = {target + name: value for name, value in fitted.state.items()} | taken
     kept = [*(target + name for name in fitted.kept), *(name for name in outside if name not in taken)]
     return Fitted(loaded, [*(target + name for name in fitted.skipped), *left], fitted.resized, kept)
@@ -236,29 +253,24 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
         print_log(f'The checkpoint was trained with norm_eps={eps}, the model has {mine}: see SimMIMViT', 'current')
 
 
-def _fit_swin(model: nn.Module, checkpoint: dict[str, Any], channels: str | None) -> Fitted | None:
-    """`fit_checkpoint` for a model with a Swin in it; None for other models."""
-    present = model.state_dict()
-    prefix = swin.prefix_in(present)
-    if prefix is None:
-        return None
-    saved = saved_of('load_from', checkpoint)
+def _fit_swin(
+    own: Mapping[str, Tensor],
+    saved: Saved,
+    channels: str | None,
+    target: str,
+    outside: Mapping[str, Tensor],
+    kind: str,
+) -> Fitted:
+    """`_fit` for a model with a Swin in it, whose weights are `own`; `kind` is that of the model's names."""
     if not swin.kind_of(saved.state):
         raise ValueError(
             f'the model has a Swin Transformer, the checkpoint {names_of(list(saved.state))}: another model'
         )
     state, left = swin.to_ours(saved.state)
-    fitted = swin.fit_swin(_without_prefix(present, prefix), _without_prefix(state, 'backbone.'), channels)
-    outside = {name: value for name, value in state.items() if not name.startswith('backbone.')}
-    taken = {name: x for name, x in outside.items() if name in present and present[name].shape == x.shape}
-    loaded = {prefix + name: value for name, value in fitted.state.items()} | taken
-    skipped = [*(prefix + name for name in fitted.skipped), *(name for name in outside if name not in taken), *left]
-    kept = [name for name in present if name not in loaded and not name.endswith(BUFFERS)]
-    fitted = Fitted(loaded, skipped, fitted.resized, kept)
-    print_log(fitted.report('load_from'), 'current')
-    others = {name: x for name, x in present.items() if name not in loaded and not isinstance(x, DTensor)}
-    checkpoint['state_dict'] = loaded | others
-    return fitted
+    heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    others = swin.from_ours(heads, kind)[0] | {name: saved.state[name] for name in left if name in outside}
+    fitted = swin.fit_swin(own, _without_prefix(state, 'backbone.'), channels)
+    return _with_others(fitted, others, [name for name in left if name not in outside], target, outside)
 
 
 @WEIGHT_INITIALIZERS.register_module()

@@ -161,29 +161,49 @@ def note_of(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[s
     With a decoder, the model is SimMIM and the pipeline that of the published pretraining at this image size; else the
     model is MMPretrain's ImageClassifier, with the classifier if there is one.
     """
-    load: dict[str, Any] = dict(type='simmim_plugin.LoadImage')
-    if facts.in_channels != 3:
-        load['channels'] = facts.in_channels
-    size = list(facts.img_size)
+    patch = facts.patch_size
     if facts.decoder_layers:
-        model = dict(
-            type='simmim_plugin.SimMIM',
-            data_preprocessor=dict(type='simmim_plugin.SimMIMDataPreprocessor', mean=list(mean), std=list(std)),
-            backbone=backbone_config(facts),
-            head=dict(type='simmim_plugin.SimMIMHead', num_layers=facts.decoder_layers),
-        )
-        masks = dict(mask_ratio=0.6, mask_patch_size=2 * facts.patch_size, model_patch_size=facts.patch_size)
-        pipeline = [
-            load,
-            dict(type='simmim_plugin.RandomResizedCrop', size=size),
-            dict(type='simmim_plugin.RandomHorizontalFlip'),
-            dict(type='simmim_plugin.SimMIMMaskGenerator', **masks),
-            dict(type='simmim_plugin.PackSimMIMInputs'),
-        ]
-        return dict(model=model, pipeline=pipeline)
-    model = classifier_config(backbone_config(facts), facts)
-    model['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor', mean=list(mean), std=list(std))
-    return dict(model=model, pipeline=[load, dict(type='mmpretrain.torchvision/Resize', size=size, antialias=True)])
+        head = dict(type='simmim_plugin.SimMIMHead', num_layers=facts.decoder_layers)
+        model = dict(type='simmim_plugin.SimMIM', backbone=backbone_config(facts), head=head)
+        return with_input(model, facts.img_size, facts.in_channels, mean, std, (2 * patch, patch))
+    return with_input(classifier_config(backbone_config(facts), facts), facts.img_size, facts.in_channels, mean, std)
+
+
+def with_input(
+    model: dict[str, Any],
+    img_size: tuple[int, int],
+    in_channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    masks: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Config of a model and of how its images are read, for `checkpoint['simmim_plugin']`.
+
+    Args:
+        model: SimMIM, or MMPretrain's ImageClassifier, without its data preprocessor.
+        img_size: Image height and width in pixels.
+        in_channels: Channels of the images.
+        mean: Per channel, in the units of the stored images.
+        std: See `mean`.
+        masks: Sides in pixels of a masked unit and of what the backbone masks, for SimMIM.
+    """
+    load: dict[str, Any] = dict(type='simmim_plugin.LoadImage')
+    if in_channels != 3:
+        load['channels'] = in_channels
+    size = list(img_size)
+    kind = 'simmim_plugin.SimMIMDataPreprocessor' if masks else 'mmpretrain.ClsDataPreprocessor'
+    model = {**model, 'data_preprocessor': dict(type=kind, mean=list(mean), std=list(std))}
+    if masks is None:
+        return dict(model=model, pipeline=[load, dict(type='mmpretrain.torchvision/Resize', size=size, antialias=True)])
+    sides = dict(mask_patch_size=masks[0], model_patch_size=masks[1])
+    pipeline = [
+        load,
+        dict(type='simmim_plugin.RandomResizedCrop', size=size),
+        dict(type='simmim_plugin.RandomHorizontalFlip'),
+        dict(type='simmim_plugin.SimMIMMaskGenerator', mask_ratio=0.6, **sides),
+        dict(type='simmim_plugin.PackSimMIMInputs'),
+    ]
+    return dict(model=model, pipeline=pipeline)
 
 
 def classifier_config(backbone: dict[str, Any], facts: Facts) -> dict[str, Any]:

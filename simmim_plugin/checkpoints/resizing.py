@@ -73,13 +73,19 @@ def change(
     left_out = []
     layers = facts.decoder_layers
     if lines:  # the decoder predicts the pixels of a patch
-        left_out = [name for name in state if name.startswith('head.decoder')]
+        left_out = take_decoder(state)
         layers = 0
-    for name in left_out:
-        del state[name]
     if facts.grid != grid:
         fitted, resized = resize_to_grid(state, grid, facts.grid, interpolation)
         state.update(fitted)
         lines += resized
     facts = facts._replace(img_size=size, patch_size=patch, in_channels=number, decoder_layers=layers)
     return facts, [f'resized: {line}' for line in lines], left_out
+
+
+def take_decoder(state: dict[str, Tensor]) -> list[str]:
+    """Take the weights of a decoder out of a state dict; their names."""
+    names = [name for name in state if name.startswith('head.decoder')]
+    for name in names:
+        del state[name]
+    return names

@@ -6,7 +6,7 @@ microsoft/Swin-Transformer), 'timm', 'hf' (Hugging Face) and 'mmpretrain' (with 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,10 +45,15 @@ def kind_of(names: Iterable[str]) -> str:
     return find(list(names))[0]
 
 
-def prefix_in(model: Iterable[str]) -> str | None:
-    """Prefix of the names of a Swin's weights in a model of MMPretrain or MMDetection; None without one."""
+def prefix_in(model: Collection[str]) -> str | None:
+    """Prefix of the names of a Swin's weights in a model of MMPretrain or MMDetection; None without one.
+
+    Swin V2 has some of its names, and is another model.
+    """
     kind, prefix = find(list(model))
-    return prefix if kind in MMLAB else None
+    blocks = [name for name in model if name.startswith(f'{prefix}stages.')]
+    second = any(name.endswith('.logit_scale') or '.cpb_mlp.' in name for name in blocks)
+    return prefix if kind in MMLAB and not second else None
 
 
 def check_depths(config: Mapping[str, Any], state: Iterable[str]) -> None:
@@ -148,6 +153,21 @@ def window_of(name: str, table: Tensor) -> int:
     return side
 
 
+def side_of(positions: Tensor) -> int:
+    """Patches in a side of a position embedding, (1, rows, channels).
+
+    Raises:
+        ValueError: They are no square.
+    """
+    side = math.isqrt(positions.shape[1])
+    if side**2 != positions.shape[1]:
+        raise ValueError(
+            f'{POSITIONS} has {positions.shape[1]} rows, which no square of patches has; give the size of its images '
+            '(`simmim convert`: --img-size HEIGHT WIDTH; `load_from`: the same in the model)'
+        )
+    return side
+
+
 def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: str | None = None) -> Fitted:
     """Fit the weights of a Swin to another with other windows, outputs or size.
 
@@ -178,7 +198,7 @@ def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: s
             fitted[name] = resize_table(padded, (old, old), (new, new))[:-CLS_ROWS]
             resized.append(f'{name} windows of {old} -> {new}')
         elif name == POSITIONS and wanted.ndim == theirs.ndim == 3:
-            old, new = math.isqrt(theirs.shape[1]), math.isqrt(wanted.shape[1])
+            old, new = side_of(theirs), side_of(wanted)
             fitted[name] = resample_abs_pos_embed(theirs, [new, new], [old, old], num_prefix_tokens=0)
             resized.append(f'{name} {old}x{old} -> {new}x{new}')
     free = [name for name in (*state, *ours) if FINAL.fullmatch(name) or name == 'mask_token']

@@ -10,15 +10,24 @@ from torch import Tensor
 
 from simmim_plugin.checkpoints.files import NOTE, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
-from simmim_plugin.checkpoints.other_projects import check_mean_std
+from simmim_plugin.checkpoints.other_projects import check_mean_std, with_input
+from simmim_plugin.checkpoints.resizing import take_decoder
 from simmim_plugin.checkpoints.saved import Saved
-from simmim_plugin.checkpoints.swin import from_ours, kind_of, to_ours, window_of
+from simmim_plugin.checkpoints.swin import from_ours, kind_of, side_of, to_ours, window_of
 from simmim_plugin.checkpoints.swin_names import PATCHES, POSITIONS, depths_of
+from simmim_plugin.checkpoints.their_configs import hf_preprocessor
 from simmim_plugin.models.fit import adapt_channels
 from simmim_plugin.models.layers.relative_position import TABLE
-from simmim_plugin.utils.arguments import whole
+from simmim_plugin.utils.arguments import grid_of, sides, whole
 
 MASK_TOKEN = 'backbone.mask_token'
+# timm's names of the published models, by width and depths.
+TIMM_SIZES = {
+    (96, 2, 2, 6, 2): 'tiny',
+    (96, 2, 2, 18, 2): 'small',
+    (128, 2, 2, 18, 2): 'base',
+    (192, 2, 2, 18, 2): 'large',
+}
 
 
 class SwinFacts(NamedTuple):
@@ -59,8 +68,9 @@ def facts_of(state: Mapping[str, Tensor], img_size: tuple[int, int] | None = Non
     windows = [window_of(f'the bias table of stage {i}', table) for i, table in enumerate(tables)]
     stride = patch_size << (len(depths) - 1)
     side = stride * windows[-1]
-    if (positions := state.get(f'backbone.{POSITIONS}')) is not None:
-        side = patch_size * round(positions.shape[1] ** 0.5)
+    positions = state.get(f'backbone.{POSITIONS}')
+    if positions is not None and img_size is None:
+        side = patch_size * side_of(positions)
     decoder = state.get('head.decoder.weight')
     if decoder is not None and decoder.shape[0] != in_channels * stride**2:
         raise ValueError(
@@ -110,10 +120,10 @@ def convert(
     weight = state[f'backbone.{PATCHES}']
     if in_channels is not None and whole('--in-channels', in_channels, 1) != weight.shape[1]:
         state[f'backbone.{PATCHES}'] = adapt_channels(weight, in_channels, channels)
-        for name in [name for name in state if name.startswith('head.decoder')]:
-            del state[name]  # predicts pixels of the old channels
-            left_out.append(name)
-    facts = facts_of(state, img_size or saved.img_size)
+        left_out += take_decoder(state)  # predicts pixels of the old channels
+    facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size))
+    _check_size(facts, state, img_size)
+    _check_target(facts, to)
     adapted = facts.in_channels != weight.shape[1]
     notes = []
     if img_size is None and saved.img_size is None and not facts.absolute:
@@ -125,23 +135,57 @@ def convert(
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
     converted, not_held = from_ours(state, to)
     if to == 'hf':
-        target.mkdir(parents=True, exist_ok=True)
-        save_file(converted, target / HF_WEIGHTS[0])
-        (target / 'config.json').write_text(json.dumps(hf_config(facts), indent=2) + '\n', encoding='utf-8')
+        _write_hf(target, converted, facts, given)
         notes.append(f'model: transformers.{hf_config(facts)["architectures"][0]}.from_pretrained({str(target)!r})')
     elif to == 'timm':
         save_file(converted, target)
-        arguments = ', '.join(f'{name}={value!r}' for name, value in timm_arguments(facts).items())
-        notes.append(f'model: timm.models.swin_transformer.SwinTransformer({arguments})')
+        notes.append(f'model: {timm_line(facts, str(target))}')
     else:
         wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': converted}
         if to == 'plugin':
-            keeps = kind == 'plugin' and 'pipeline' in saved.note and not adapted and (mean, std) == (None, None)
+            same = not adapted and (img_size is None or facts.img_size == saved.img_size)
+            keeps = same and kind == 'plugin' and 'pipeline' in saved.note and (mean, std) == (None, None)
             wrapped[NOTE] = saved.note if keeps else note_of(facts, *check_mean_std(facts.in_channels, *given))
         save_file(wrapped, target)
     if to in ('mmpretrain', 'backbone'):
         notes.append(f'model = {mmpretrain_config(facts) if to == "mmpretrain" else backbone_config(facts, False)}')
     return kind, len(converted), left_out + not_held, notes
+
+
+def _write_hf(folder: Path, state: dict[str, Tensor], facts: SwinFacts, given: tuple[Any, Any]) -> None:
+    """Write weights and configs; the preprocessor config only if mean and std, `given` or ImageNet's, are known."""
+    configs = {'config.json': hf_config(facts)}
+    if facts.in_channels == 3 or given != (None, None):
+        normalisation = check_mean_std(facts.in_channels, *given)
+        configs['preprocessor_config.json'] = hf_preprocessor(facts.img_size, 'Swin', *normalisation)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / HF_WEIGHTS[0])
+    for name, content in configs.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+
+
+def _check_size(facts: SwinFacts, state: Mapping[str, Tensor], img_size: tuple[int, int] | None) -> None:
+    """Raise ValueError unless a given image size is one of the weights'."""
+    if img_size is None:
+        return
+    height, width = img_size
+    grid_of('--img-size', img_size, facts.stride, f'it is the stride of {len(facts.windows)} stages')
+    if facts.absolute:
+        rows = state[f'backbone.{POSITIONS}'].shape[1]
+        if rows != (wanted := height * width // facts.patch_size**2):
+            raise ValueError(
+                f'--img-size {height} {width}: the position embedding has {rows} rows, not {wanted}; leave it out '
+                '(load_from resizes the embedding to the size of the model)'
+            )
+
+
+def _check_target(facts: SwinFacts, to: str) -> None:
+    """Raise ValueError if the target has no place for a part of the model."""
+    if to == 'timm' and facts.absolute:
+        raise ValueError(f"--to timm: timm's Swin has no position embedding ({POSITIONS}); try hf or official")
+    if to == 'hf' and facts.img_size[0] != facts.img_size[1]:
+        height, width = facts.img_size
+        raise ValueError(f'--to hf: images of {height} x {width} px; config.json has one side for both; try timm')
 
 
 def backbone_config(facts: SwinFacts, masked: bool) -> dict[str, Any]:
@@ -166,34 +210,13 @@ def backbone_config(facts: SwinFacts, masked: bool) -> dict[str, Any]:
 
 def note_of(facts: SwinFacts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Config of model and pipeline for `checkpoint['simmim_plugin']`: SimMIM with a decoder, else a classifier."""
-    load: dict[str, Any] = dict(type='simmim_plugin.LoadImage')
-    if facts.in_channels != 3:
-        load['channels'] = facts.in_channels
-    size = list(facts.img_size)
     if not facts.decodes:
-        preprocessor = dict(type='mmpretrain.ClsDataPreprocessor', mean=list(mean), std=list(std))
-        model = dict(_classifier(facts), data_preprocessor=preprocessor)
-        return dict(model=model, pipeline=[load, dict(type='mmpretrain.torchvision/Resize', size=size, antialias=True)])
-    model = dict(
-        type='simmim_plugin.SimMIM',
-        data_preprocessor=dict(type='simmim_plugin.SimMIMDataPreprocessor', mean=list(mean), std=list(std)),
-        backbone=backbone_config(facts, True),
-        head=dict(
-            type='simmim_plugin.SimMIMHead',
-            in_channels=facts.width,
-            patch_size=facts.stride,
-            out_channels=facts.in_channels,
-        ),
-    )
-    masks = dict(mask_ratio=0.6, mask_patch_size=facts.stride, model_patch_size=facts.patch_size)
-    pipeline = [
-        load,
-        dict(type='simmim_plugin.RandomResizedCrop', size=size),
-        dict(type='simmim_plugin.RandomHorizontalFlip'),
-        dict(type='simmim_plugin.SimMIMMaskGenerator', **masks),
-        dict(type='simmim_plugin.PackSimMIMInputs'),
-    ]
-    return dict(model=model, pipeline=pipeline)
+        return with_input(_classifier(facts), facts.img_size, facts.in_channels, mean, std)
+    sizes = dict(in_channels=facts.width, patch_size=facts.stride, out_channels=facts.in_channels)
+    head = dict(type='simmim_plugin.SimMIMHead', **sizes)
+    model = dict(type='simmim_plugin.SimMIM', backbone=backbone_config(facts, True), head=head)
+    masks = (facts.stride, facts.patch_size)
+    return with_input(model, facts.img_size, facts.in_channels, mean, std, masks)
 
 
 def _classifier(facts: SwinFacts) -> dict[str, Any]:
@@ -232,6 +255,14 @@ def timm_arguments(facts: SwinFacts) -> dict[str, Any]:
         window_size=max(facts.windows),
         mlp_ratio=facts.ffn_ratio,
     )
+
+
+def timm_line(facts: SwinFacts, path: str) -> str:
+    """The call of `timm.create_model` that builds the model with its weights, as Python; `path` is their file."""
+    size = TIMM_SIZES.get((facts.arch['embed_dims'], *facts.arch['depths']), 'tiny')  # arguments replace its widths
+    arguments = dict(checkpoint_path=path, **timm_arguments(facts))
+    texts = [f'{name}={value!r}' for name, value in arguments.items()]
+    return f"timm.create_model('swin_{size}_patch4_window7_224', {', '.join(texts)})"
 
 
 def hf_config(facts: SwinFacts) -> dict[str, Any]:

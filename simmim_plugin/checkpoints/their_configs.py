@@ -146,9 +146,11 @@ def hf_config(facts: Facts, family: str, mask_token: bool) -> dict[str, Any]:
     return config
 
 
-def hf_preprocessor(facts: Facts, family: str, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+def hf_preprocessor(
+    img_size: tuple[int, int], family: str, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
     """Content of Hugging Face's preprocessor_config.json: resize, scale to 0 ... 1, normalise."""
-    size = dict(height=facts.img_size[0], width=facts.img_size[1])
+    size = dict(height=img_size[0], width=img_size[1])
     return dict(
         image_processor_type='BeitImageProcessor' if family == 'Beit' else 'ViTImageProcessor',
         do_resize=True,

@@ -11,12 +11,15 @@ import torch
 from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
 from helpers.other_projects import CLASSES, FINETUNE, KINDS, mmpretrain_model, photos, randomise
+from helpers.swin import PRETRAIN
 from simmim_plugin import SimMIM
+from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import NOTE, load_file, save_file
 from simmim_plugin.checkpoints.loading import build_backbone
 from simmim_plugin.checkpoints.other_projects import facts_of
 from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.swin import to_ours
 from simmim_plugin.checkpoints.their_configs import timm_line
 from simmim_plugin.registry import build_part
 
@@ -62,16 +65,33 @@ def written(name: str, folder: Path) -> list[str]:
     else:
         state |= {'head.fc.weight': torch.randn(CLASSES, 48), 'head.fc.bias': torch.randn(CLASSES)}
     save_file({'state_dict': state, NOTE: {'model': {'backbone': config}}}, folder / f'{name}.pth')
+    return written_lines(folder, name)
+
+
+def written_lines(folder: Path, name: str, **arguments: Any) -> list[str]:
+    """Convert `NAME.pth`; the lines that load it in timm and in Transformers."""
     lines = []
     for to, target in (('timm', folder / f'{name}.safetensors'), ('hf', folder / name)):
-        report = convert_file(folder / f'{name}.pth', target, to)
+        report = convert_file(folder / f'{name}.pth', target, to, **arguments)
         lines += [line.removeprefix('model: ') for line in report.notes if line.startswith('model: ')]
     return lines
+
+
+def swin_classifier() -> Any:
+    """MMPretrain's, for images of 64 px."""
+    arguments = {key: value for key, value in PRETRAIN.items() if key not in ('type', 'stage_cfgs')}
+    backbone = dict(type='mmpretrain.SwinTransformer', **{**arguments, 'img_size': 64, 'window_size': 2})
+    neck = dict(type='mmpretrain.GlobalAveragePooling')
+    head = dict(type='mmpretrain.LinearClsHead', num_classes=CLASSES, in_channels=16)
+    return randomise(mmpretrain_model(dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head)))
 
 
 def test_a_fresh_process_loads_them(tmp_path):
     pytest.importorskip('transformers')
     lines = {name: written(name, tmp_path) for name in MODELS}
+    swin = swin_classifier()
+    save_file({'state_dict': swin.state_dict()}, tmp_path / 'swin.pth')
+    lines['swin'] = written_lines(tmp_path, 'swin', img_size=(64, 64))
     (tmp_path / 'lines.json').write_text(json.dumps(lines))
     images = photos('any')
     torch.save(images, tmp_path / 'images.pt')
@@ -93,6 +113,14 @@ def test_a_fresh_process_loads_them(tmp_path):
             logits = pooled @ state['head.fc.weight'].T + state['head.fc.bias']
             assert_close(output, logits.numpy())
             assert_close(theirs, logits.numpy())
+    features, output, last, theirs, kinds = found['swin']
+    assert kinds == ['SwinTransformer', 'SwinForImageClassification']
+    with torch.no_grad():
+        maps, logits = swin.backbone(images)[0], swin(images).numpy()
+    assert_close(features, maps.mean((2, 3)).numpy())
+    assert_close(last, maps.flatten(2).transpose(1, 2).numpy())
+    assert_close(output, logits)
+    assert_close(theirs, logits)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -139,3 +167,11 @@ def test_published_models_are_named():
         line = timm_line(facts, 'VisionTransformer', '')
         assert line.startswith(f'timm.create_model({name!r}, ') and 'depth' not in line
         assert line.count('=') == 7
+    for size in ('tiny', 'small', 'base', 'large'):
+        with torch.device('meta'):
+            theirs = timm.create_model(name := f'swin_{size}_patch4_window7_224', num_classes=0)
+        facts = swin_files.facts_of(to_ours(theirs.state_dict())[0])
+        assert swin_files.timm_line(facts, '').startswith(f'timm.create_model({name!r}, ') and facts.img_size == (
+            224,
+            224,
+        )

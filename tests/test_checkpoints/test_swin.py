@@ -175,13 +175,6 @@ def test_a_file_goes_there_and_back_bit_for_bit(tmp_path, to):
     assert (masking['model_patch_size'], masking['mask_patch_size']) == (4, 16)
 
 
-def test_other_channels_on_the_way(tmp_path):
-    torch.save({'state_dict': pretrained().state_dict()}, tmp_path / 'ours.pth')
-    report = convert_file(tmp_path / 'ours.pth', tmp_path / 'five.pth', 'timm', in_channels=5)
-    assert 'head.decoder.weight' in report.left_out and 'in_chans=5' in report.notes[-1]
-    assert load_file(tmp_path / 'five.pth')['patch_embed.proj.weight'].shape == (4, 5, 4, 4)
-
-
 def test_load_from_takes_timms_and_names_what_does_not_fit():
     source = randomise(SwinTransformer(**timm_arguments(facts_of(weights(pretrained()), (SIDE, SIDE)))))
     config = backbone_config(facts_of(weights(pretrained()), (64, 64)), False)
@@ -201,6 +194,29 @@ def test_load_from_takes_timms_and_names_what_does_not_fit():
         fit_checkpoint(model, {'state_dict': {'a.weight': torch.zeros(1)}})
 
 
+def test_load_from_takes_the_other_parts_of_a_detector_and_the_decoder_of_mmpretrain():
+    class Detector(torch.nn.Module):
+        def __init__(self, anchors: int = 3) -> None:
+            super().__init__()
+            self.backbone = MODELS.build(backbone_config(facts_of(weights(pretrained()), (SIDE, SIDE)), False))
+            self.neck, self.rpn_head = torch.nn.Linear(16, 8), torch.nn.Conv2d(8, anchors, 1)
+
+    theirs = mmpretrain_config(facts_of(weights(pretrained()), (SIDE, SIDE)))
+    for model in (Detector(), mmpretrain_model(theirs)):
+        state = {name: value.clone() for name, value in randomise(model).state_dict().items()}
+        checkpoint = {'state_dict': dict(state)}
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        fitted = fit_checkpoint(model, checkpoint)
+        assert fitted is not None and not fitted.skipped and not fitted.kept
+        assert_same(checkpoint['state_dict'], state)
+    state = dict(randomise(Detector()).state_dict())
+    fitted = fit_checkpoint(Detector(anchors=6), {'state_dict': {**state, 'extra.weight': torch.zeros(1)}})
+    assert fitted is not None and fitted.kept == ['rpn_head.weight', 'rpn_head.bias']
+    shapes = ['rpn_head.weight of shape (3, 8, 1, 1)', 'rpn_head.bias of shape (3,)']
+    assert fitted.skipped == ['extra.weight', *shapes]
+
+
 @pytest.mark.parametrize('kind', ['official', 'timm', 'hf', 'plugin'])
 def test_what_is_left_over_or_missing_is_named(kind):
     state, _ = from_ours(weights(pretrained()), kind)
@@ -218,6 +234,15 @@ def test_swin_v2_is_refused():
     )
     with pytest.raises(ValueError, match=r'it has .*(logit_scale|q_bias|cpb_mlp).* Swin V2'):
         to_ours(model.state_dict())
+
+
+def test_a_model_with_a_swin_v2_of_mmpretrain_is_left_alone():
+    arch = dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2], extra_norm_every_n_blocks=0)
+    backbone = dict(type='SwinTransformerV2', arch=arch, img_size=32, window_size=[4, 4], out_indices=(1,))
+    model = mmpretrain_model(dict(type='ImageClassifier', backbone=backbone))
+    checkpoint = {'state_dict': dict(randomise(model).state_dict())}
+    assert kind_of(checkpoint['state_dict']) and fit_checkpoint(model, checkpoint) is None
+    assert_same(checkpoint['state_dict'], model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -290,12 +315,13 @@ def test_features_of_a_swin_are_those_of_its_backbone(tmp_path, finetuned):
             assert_close(backbone(images(), mask())[0], model.backbone(images(), mask())[0].numpy())
 
 
-def test_patches_keep_their_size(tmp_path):
-    torch.save({'state_dict': pretrained().state_dict()}, tmp_path / 'ours.pth')
-    with pytest.raises(ValueError, match=r'^--patch-size 8: the patches of a Swin keep their size'):
-        convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', patch_size=8)
-    with pytest.raises(ValueError, match=r"^--num-heads 4: a Swin's bias tables say"):
-        convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'timm', num_heads=4)
+def test_load_from_resizes_a_position_embedding_of_a_square():
+    config = {**backbone_config(facts_of(weights(pretrained()), (SIDE, SIDE)), False), 'use_abs_pos_embed': True}
+    state = MODELS.build(config).state_dict()
+    with pytest.raises(ValueError, match=r'absolute_pos_embed has 288 rows, which no square'):
+        fit_checkpoint(MODELS.build({**config, 'img_size': (SIDE, 96)}), {'state_dict': dict(state)})
+    fitted = fit_checkpoint(MODELS.build({**config, 'img_size': 96}), {'state_dict': dict(state)})
+    assert fitted is not None and fitted.resized == ['absolute_pos_embed 12x12 -> 24x24']
 
 
 def test_no_name_inside_the_arguments_of_a_wrapped_swin_is_built():
