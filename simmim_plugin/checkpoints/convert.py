@@ -12,7 +12,7 @@ from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import inner_state
-from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
+from simmim_plugin.checkpoints.other_projects import Facts, assumptions, check_mean_std, facts_of, note_of
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
@@ -88,9 +88,7 @@ def convert_file(
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
-    if before.heads_assumed:
-        heads = before.arch['num_heads']
-        notes.append(f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads')
+    notes += assumptions(before)
     interpolation = stated.get('table_interpolation', 'geometric')
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
     left_out, notes = left_out + removed, notes + lines

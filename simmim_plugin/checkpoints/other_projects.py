@@ -96,7 +96,7 @@ def facts_of(
     if heads is None:
         raise ValueError(
             f'the weights do not say among how many heads the {embed_dims} channels are divided (a bias table would); '
-            'give --num-heads, in `simmim convert SRC DST --to plugin --num-heads N`'
+            'give --num-heads N'
         )
     if embed_dims % heads:
         raise ValueError(f'{embed_dims} channels cannot be divided among {heads} heads; give --num-heads')
@@ -117,6 +117,13 @@ def facts_of(
         registers=0 if registers is None else registers.shape[1],
         norm_eps=number('norm_eps', norm_eps, 0, ends='(]'),
     )
+
+
+def assumptions(facts: Facts) -> list[str]:
+    """Lines about what neither the weights nor a config said."""
+    heads = facts.arch['num_heads']
+    line = f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads'
+    return [line] if facts.heads_assumed else []
 
 
 def check_mean_std(
