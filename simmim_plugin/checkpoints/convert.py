@@ -74,6 +74,7 @@ def convert_file(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     saved = read(source, objects)
+    saved.check_activation()
     if type_name(saved.part('backbone')) == 'MaskedBackbone':
         inner = inner_state(saved.backbone, saved.state, to)
         save_file({'state_dict': inner}, target)
@@ -88,7 +89,7 @@ def convert_file(
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
-    notes += assumptions(before)
+    notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
     left_out, notes = left_out + removed, notes + lines

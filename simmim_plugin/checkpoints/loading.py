@@ -222,6 +222,7 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
     Bias tables, position embeddings and the norm behind the blocks may be new or left: they are what fine-tuning
     changes. An epsilon that differs is logged.
     """
+    saved.check_activation()
     ours = backbone.blocks[0].attn.num_heads  # type: ignore[union-attr]
     if saved.num_heads not in (None, ours):
         raise ValueError(

@@ -119,11 +119,15 @@ def facts_of(
     )
 
 
-def assumptions(facts: Facts) -> list[str]:
-    """Lines about what neither the weights nor a config said."""
-    heads = facts.arch['num_heads']
-    line = f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads'
-    return [line] if facts.heads_assumed else []
+def assumptions(facts: Facts, kind: str, stated: Mapping[str, Any]) -> list[str]:
+    """Lines about what neither the weights, of a kind of `recognise`, nor the config `stated` of a backbone said."""
+    heads, lines = facts.arch['num_heads'], []
+    if facts.heads_assumed:
+        lines.append(f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads')
+    if kind == 'hf' and 'norm_eps' not in stated:
+        eps = f'{facts.norm_eps:g}'
+        lines.append(f'assumed: an epsilon of {eps} of the norms; config.json, which says it, is not next to the file')
+    return lines
 
 
 def check_mean_std(

@@ -16,6 +16,7 @@ from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.layouts import embeds_patches_only
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.start import read_start
 from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
 
 
@@ -252,6 +253,28 @@ def test_converted_files_are_whole_models(source, tmp_path):
     backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
     assert relative(backbone(images)[0], family.tokens(images)) < 1e-5
     assert backbone.blocks[0].norm1.eps == family.eps
+
+
+@torch.no_grad()
+def test_weights_in_a_folder_of_hugging_face_are_read_with_its_config(tmp_path):
+    """Heads and epsilon are not in the weights; a file without a config says what was assumed."""
+    transformers = pytest.importorskip('transformers')
+    sizes = dict(hidden_size=192, num_hidden_layers=12, num_attention_heads=6, intermediate_size=768, image_size=64)
+    config = transformers.ViTConfig(**sizes, patch_size=16, layer_norm_eps=1e-3)
+    theirs, images = randomise(transformers.ViTModel(config, add_pooling_layer=False)), photos('pretrain')
+    theirs.save_pretrained(tmp_path)
+    weights = tmp_path / 'model.safetensors'
+    report = convert_file(weights, tmp_path / 'ours.pth', 'plugin')
+    assert not any('assumed' in line for line in report.notes)
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    assert relative(backbone(images)[0], theirs(images).last_hidden_state) < 1e-5
+    (tmp_path / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')  # as timm writes it
+    assert read(weights).note == {}
+    (tmp_path / 'config.json').unlink()
+    heads, eps = convert_file(weights, tmp_path / 'bare.pth', 'plugin').notes[:2]
+    assert heads.startswith('assumed: 3 heads, as in published')
+    assert eps == 'assumed: an epsilon of 1e-06 of the norms; config.json, which says it, is not next to the file'
+    assert read_start(str(weights)).assumed == (heads, eps)
 
 
 def test_positions_of_images_that_are_not_square():

@@ -13,8 +13,10 @@ from torch import nn
 from helpers.families import ARCH, FAMILIES, hf_model, mmpretrain_vit, timm_vit
 from helpers.other_projects import mmpretrain_model
 from simmim_plugin import SimMIMViT
+from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.start import read_start
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 
 SMALL: dict[str, Any] = dict(img_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0)
@@ -126,6 +128,7 @@ def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
     model = hf_model('ViTModel', hidden_act='gelu')
     model.save_pretrained(tmp_path)
     noted = read(tmp_path)
+    assert read(tmp_path / 'model.safetensors').note == noted.note
     assert noted.num_heads == 4 and noted.img_size == (64, 64) and noted.part('backbone')['norm_eps'] == 1e-12
     arguments: dict[str, Any] = dict(
         arch=ARCH, img_size=64, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0,
@@ -149,6 +152,10 @@ def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
         ValueError, match=r"hidden_act='quick_gelu' in config\.json, and SimMIMViT has gelu; .*docs/backbones"
     ):
         SimMIMViT(**arguments).init_weights()
+    for path in (tmp_path, tmp_path / 'model.safetensors'):
+        for take in (read_start, lambda path: convert_file(path, tmp_path / 'ours.pth', 'plugin')):
+            with pytest.raises(ValueError, match=r"hidden_act='quick_gelu' in config\.json"):
+                take(str(path))
     save_file(FAMILIES['timm DINOv2']().weights, tmp_path / 'scaled.pth')
     with pytest.raises(
         ValueError, match=r'the checkpoint has blocks\.0\.gamma_1, .* and the model has not; set layer_scale'
