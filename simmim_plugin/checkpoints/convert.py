@@ -83,7 +83,7 @@ def convert_file(
         sizes = (img_size, num_heads, patch_size)
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
+    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid or _grid(saved, img_size))
     _check_given(saved, to, num_heads, (mean, std))
     notes = _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
@@ -155,6 +155,12 @@ def _check_target(source: Path, target: Path, to: str) -> None:
         raise ValueError(
             f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json next to the weights'
         )
+
+
+def _grid(saved: Saved, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """An image size in patches of a source of any family, whose only larger kernel is that of the patches."""
+    patch = max((value.shape[-1] for value in saved.state.values() if value.ndim == 4), default=1)
+    return img_size and (img_size[0] // patch, img_size[1] // patch)
 
 
 def _with_norm(state: dict[str, torch.Tensor]) -> list[str]:
