@@ -12,7 +12,7 @@ from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import inner_state
-from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, facts_of, note_of
+from simmim_plugin.checkpoints.other_projects import Facts, assumptions, check_mean_std, facts_of, note_of
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
@@ -74,29 +74,21 @@ def convert_file(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     saved = read(source, objects)
+    saved.check_activation()
     _check_given(saved, to, num_heads, (mean, std))
     if type_name(saved.part('backbone')) == 'MaskedBackbone':
         options = dict(img_size=img_size, num_heads=num_heads, patch_size=patch_size, in_channels=in_channels)
-        if given := [name for name, value in {**options, 'mean': mean, 'std': std}.items() if value is not None]:
-            flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
-            raise ValueError(
-                f'{flags}: SRC holds a MaskedBackbone, whose weights are written as they are; leave it out'
-            )
-        inner = inner_state(saved.backbone, saved.state, to)
-        save_file({'state_dict': inner}, target)
-        return Report('plugin', len(inner), [], [])
+        return _convert_inner(saved, target, to, **options, mean=mean, std=std)
     if kind_of(saved.state):
         sizes = (img_size, num_heads, patch_size)
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
+    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid or _grid(saved, img_size))
     notes = _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
-    if before.heads_assumed:
-        heads = before.arch['num_heads']
-        notes.append(f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads')
+    notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
     left_out, notes = left_out + removed, notes + lines
@@ -152,6 +144,16 @@ def _write(
     return [f'model = {mmpretrain_config(facts, family)}'] if to == 'mmpretrain' else []
 
 
+def _convert_inner(saved: Saved, target: Path, to: str, **options: Any) -> Report:
+    """`convert_file` for a MaskedBackbone, which takes none of the options."""
+    if given := [name for name, value in options.items() if value is not None]:
+        flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+        raise ValueError(f'{flags}: SRC holds a MaskedBackbone, whose weights are written as they are; leave it out')
+    state = inner_state(saved.backbone, saved.state, to)
+    save_file({'state_dict': state}, target)
+    return Report('plugin', len(state), [], [])
+
+
 def _check_target(source: Path, target: Path, to: str) -> None:
     """Raise ValueError unless a kind can be written there."""
     if source.resolve() == target.resolve():
@@ -162,6 +164,12 @@ def _check_target(source: Path, target: Path, to: str) -> None:
         raise ValueError(
             f'DST {os.fspath(target)!r} must be a folder for --to hf, with config.json next to the weights'
         )
+
+
+def _grid(saved: Saved, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """An image size in patches of a source of any family, whose only larger kernel is that of the patches."""
+    patch = max((value.shape[-1] for value in saved.state.values() if value.ndim == 4), default=1)
+    return img_size and (img_size[0] // patch, img_size[1] // patch)
 
 
 def _with_norm(state: dict[str, torch.Tensor]) -> list[str]:

@@ -96,7 +96,7 @@ def facts_of(
     if heads is None:
         raise ValueError(
             f'the weights do not say among how many heads the {embed_dims} channels are divided (a bias table would); '
-            'give --num-heads, in `simmim convert SRC DST --to plugin --num-heads N`'
+            'give --num-heads N'
         )
     if embed_dims % heads:
         raise ValueError(f'{embed_dims} channels cannot be divided among {heads} heads; give --num-heads')
@@ -117,6 +117,17 @@ def facts_of(
         registers=0 if registers is None else registers.shape[1],
         norm_eps=number('norm_eps', norm_eps, 0, ends='(]'),
     )
+
+
+def assumptions(facts: Facts, kind: str, stated: Mapping[str, Any]) -> list[str]:
+    """Lines about what neither the weights, of a kind of `recognise`, nor the config `stated` of a backbone said."""
+    heads, lines = facts.arch['num_heads'], []
+    if facts.heads_assumed:
+        lines.append(f'assumed: {heads} heads, as in published models of this width and depth; others: --num-heads')
+    if kind == 'hf' and 'norm_eps' not in stated:
+        eps = f'{facts.norm_eps:g}'
+        lines.append(f'assumed: an epsilon of {eps} of the norms; config.json, which says it, is not next to the file')
+    return lines
 
 
 def check_mean_std(

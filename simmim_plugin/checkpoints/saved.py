@@ -95,6 +95,14 @@ class Saved(NamedTuple):
         arch = self.part('backbone').get('arch')
         return (arch if isinstance(arch, dict) else ARCHS.get(str(arch), {})).get('num_heads')
 
+    def check_activation(self) -> None:
+        """Raise ValueError for a model of Hugging Face with another activation function than that of our models."""
+        act = self.part('backbone').get('hidden_act', 'gelu')
+        if act != 'gelu':
+            raise ValueError(
+                f'hidden_act={act!r} in config.json, and SimMIMViT has gelu; it is another model; {ANY_BACKBONE}'
+            )
+
     @property
     def img_size(self) -> tuple[int, int] | None:
         """Image height and width of the backbone in pixels; None if the checkpoint does not say."""
@@ -114,8 +122,8 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
     """Read a checkpoint of any kind that `simmim convert` knows, without running code in it.
 
     Args:
-        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`; or
-            `timm:NAME` or `hf:NAME`, see `hubs.py`.
+        path: The file; or a Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, and `config.json`, or
+            such a file in it; or `timm:NAME` or `hf:NAME`, see `hubs.py`.
         objects: See `load_file`.
 
     Raises:
@@ -130,11 +138,12 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
             state, model = from_timm(name)
             return Saved(os.fspath(path), state, dict(model=model))
     if os.path.isdir(path):
-        weights, model = _hf_folder(path)
-        return read(weights, objects)._replace(note=dict(model=model))
+        return read(_hf_weights(Path(path)), objects)
     content = load_file(path, objects=objects)
     with named(path):
-        return saved_of(os.fspath(path), content)
+        saved = saved_of(os.fspath(path), content)
+        model = _hf_configs(Path(path).parent) if os.path.basename(path) in HF_WEIGHTS and not saved.note else {}
+        return saved._replace(note=dict(model=model)) if model else saved
 
 
 def saved_of(path: str, content: Mapping[str, Any]) -> Saved:
@@ -155,34 +164,40 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
 
 
-def _hf_folder(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """File of the weights in a Hugging Face folder, and what its configs say, as a config of ours.
+def _hf_weights(source: Path) -> Path:
+    """File of the weights in a Hugging Face folder.
 
     Raises:
-        ValueError: It has no weights, or those of several files, or another activation function.
+        ValueError: It has none, or several.
     """
-    source = Path(path)
     weights = next((source / name for name in HF_WEIGHTS if (source / name).is_file()), None)
     if weights is None:
         raise ValueError(
             f'folder {os.fspath(source)!r} has neither {HF_WEIGHTS[0]} nor {HF_WEIGHTS[1]} (weights in several files: '
             'join them by save_pretrained(..., max_shard_size="100GB"))'
         )
+    return weights
+
+
+def _hf_configs(source: Path) -> dict[str, Any]:
+    """What the configs next to weights of Hugging Face say, as a config of ours; {} without."""
     model: dict[str, Any] = {}
-    if (source / 'config.json').is_file():  # it may leave out defaults
-        config = json.loads((source / 'config.json').read_text(encoding='utf-8'))
-        if (act := config.get('hidden_act', 'gelu')) != 'gelu':
-            raise ValueError(
-                f'folder {os.fspath(source)!r}: hidden_act={act!r} in config.json, and SimMIMViT has gelu; it is '
-                f'another model; {ANY_BACKBONE}'
-            )
+    config = _json(source / 'config.json')
+    if 'model_type' in config:  # else it is timm's, or of something else; it may leave out defaults
         eps, patch = HF_DEFAULTS.get(str(config.get('model_type')), (1e-12, 16))
         arch = dict(num_heads=config.get('num_attention_heads', 12))
         sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', patch))
         model['backbone'] = dict(**sizes, arch=arch, norm_eps=config.get('layer_norm_eps', eps))
-    if (source / 'preprocessor_config.json').is_file():
-        config = json.loads((source / 'preprocessor_config.json').read_text(encoding='utf-8'))
-        if 'image_mean' in config and 'image_std' in config:
-            mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
-            model['data_preprocessor'] = dict(mean=mean, std=std)
-    return weights, model
+        if (act := config.get('hidden_act', 'gelu')) != 'gelu':
+            model['backbone']['hidden_act'] = act
+    config = _json(source / 'preprocessor_config.json')
+    if 'image_mean' in config and 'image_std' in config:
+        mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
+        model['data_preprocessor'] = dict(mean=mean, std=std)
+    return model
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; {} if there is none, or it is no object."""
+    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+    return content if isinstance(content, dict) else {}

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simmim_plugin.checkpoints.families import kind_of
 from simmim_plugin.checkpoints.hubs import is_named
-from simmim_plugin.checkpoints.other_projects import backbone_config, facts_of
+from simmim_plugin.checkpoints.other_projects import assumptions, backbone_config, facts_of
 from simmim_plugin.checkpoints.saved import Saved, named, read
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
@@ -31,6 +32,7 @@ class Start(NamedTuple):
     settings: dict[str, Any]  # further arguments of SimMIMViT; img_size is (height, width)
     preprocessor: dict[str, list[float]]  # mean and std; {} if the checkpoint does not state them
     resumed: bool = False  # taken from the config of the training to resume
+    assumed: tuple[str, ...] = ()  # lines about what the checkpoint does not say
 
     def side(self, given: int | None) -> int:
         """Side of the images: the given one, or the checkpoint's if its height and width are the same.
@@ -45,19 +47,30 @@ class Start(NamedTuple):
             )
         return height if given is None else given
 
+    def check_heads(self, given: int | None) -> None:
+        """Raise ValueError if `--num-heads` is another number than the checkpoint's."""
+        if given not in (None, heads := self.arch['num_heads']):
+            raise ValueError(f'--num-heads {given}: {self.source!r} states {heads}; leave it out')
 
-def read_start(checkpoint: str) -> Start:
+
+def read_start(checkpoint: str, num_heads: int | None = None) -> Start:
     """Read the architecture off a checkpoint of any kind that `simmim convert` knows, or of a name in a hub.
+
+    Args:
+        checkpoint: The file, folder or name.
+        num_heads: Number of attention heads, for weights that do not say it; None: see `facts_of`.
 
     Raises:
         FileNotFoundError: There is no such file or model.
-        ValueError: It is of another architecture than SimMIMViT, a value is of another type or out of range, or the
-            images are no RGB images, for which these commands have no recipe.
+        ValueError: It is of another architecture than SimMIMViT, it says another number of heads, a value is of another
+            type or out of range, or the images are no RGB images, for which these commands have no recipe.
     """
     saved = read(checkpoint, objects='known')
-    given = backbone_of(saved)
+    backbone, assumed = backbone_of(saved, num_heads)
     with named(checkpoint):
-        return checked_start(source_of(checkpoint), given, saved.part('data_preprocessor'))
+        start = checked_start(source_of(checkpoint), backbone, saved.part('data_preprocessor'))
+    start.check_heads(num_heads)
+    return start._replace(assumed=tuple(assumed))
 
 
 def source_of(checkpoint: str) -> str:
@@ -92,22 +105,28 @@ def checked_start(source: str, backbone: Mapping[str, Any], preprocessor: Mappin
     return Start(source, arch, settings, _mean_and_std(preprocessor))
 
 
-def backbone_of(saved: Saved) -> Mapping[str, Any]:
-    """Config of the SimMIMViT in a checkpoint: the one noted in it, or, of another project, that of its weights."""
+def backbone_of(saved: Saved, num_heads: int | None = None) -> tuple[Mapping[str, Any], list[str]]:
+    """Config of the SimMIMViT in a checkpoint: the one noted in it, or, of another project, that of its weights.
+
+    The lines say what was assumed.
+    """
     noted = saved.part('backbone')
     if type_name(noted) == 'SimMIMViT':
-        return saved.backbone
+        return saved.backbone, []
     with named(saved.path):
         if 'type' in noted:
             raise ValueError(
                 f'it holds a {type_name(noted)}, for which this command has no recipe; write a config '
                 '(docs/backbones.md)'
             )
+        saved.check_activation()
         state = to_plugin(saved.state, sure=saved.num_heads is not None, like=saved.grid).state
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']
         eps = noted.get('norm_eps', DEFAULTS['norm_eps'])
-        return backbone_config(facts_of(state, saved.img_size, saved.num_heads, eps))
+        heads = num_heads if saved.num_heads is None else saved.num_heads
+        facts = facts_of(state, saved.img_size, heads, eps)
+        return backbone_config(facts), assumptions(facts, kind_of(saved.state), noted)
 
 
 def _mean_and_std(noted: Mapping[str, Any]) -> dict[str, list[float]]:

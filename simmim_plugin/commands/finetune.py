@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='file or folder that `simmim convert` knows, timm:NAME or hf:NAME; the architecture is read from it',
     )
     parser.add_argument('--img-size', type=int, help="side of the crops in pixels (the pretraining's)")
+    parser.add_argument(
+        '--num-heads', type=int, help='attention heads of weights without bias tables (as published ones)'
+    )
     add_recipe(parser, f'100; below {SMALL} px: 20')
 
 
@@ -88,7 +91,9 @@ def run(args: argparse.Namespace) -> None:
                 raise FileNotFoundError(
                     f'DATA {folder!r} has no folder {part}/; it must have train/<class>/ and val/<class>/ with images'
                 )
-    checkpoint = read_start(args.checkpoint)
+    checkpoint = read_start(args.checkpoint, args.num_heads)
+    for line in checkpoint.assumed:
+        print(line)
     arch, size, settings = checkpoint.arch, checkpoint.side(args.img_size), dict(checkpoint.settings)
     patch, settings['img_size'] = settings['patch_size'], size
     settings['use_rel_pos_bias'] = any([settings.pop(name) for name in TABLES])  # one per block

@@ -76,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='with --init: add relative position bias tables, of zeros, to weights that have none',
     )
+    parser.add_argument(
+        '--num-heads', type=int, help='with --init: attention heads of weights without bias tables (as published ones)'
+    )
     add_recipe(parser, f'100; tiny: 60; with --init: 50, below {SMALL} px 30; published: 800')
 
 
@@ -104,8 +107,9 @@ def run(args: argparse.Namespace) -> None:
     if args.init is not None:
         source, size, preprocessor, backbone = _continued(args, out)
         patch, (base, epochs) = backbone['patch_size'], CONTINUED[(args.img_size or size) < SMALL]
-    elif args.rel_pos_bias:
-        raise ValueError('--rel-pos-bias is for --init; a ViT from scratch has the tables')
+    elif args.rel_pos_bias or args.num_heads is not None:
+        option = '--rel-pos-bias' if args.rel_pos_bias else f'--num-heads {args.num_heads}'
+        raise ValueError(f'{option} is for --init; a ViT from scratch has the tables, and the heads of --arch')
     patch = patch if args.patch_size is None else args.patch_size
     size = size if args.img_size is None else args.img_size
     epochs = args.epochs or epochs
@@ -155,7 +159,10 @@ def _continued(args: argparse.Namespace, out: Path) -> tuple[str, int, dict[str,
     from simmim_plugin.config import load_config
     from simmim_plugin.models.layers.architecture import ARCHS
 
-    start = written_start(args, out) or read_start(args.init)
+    start = written_start(args, out) or read_start(args.init, args.num_heads)
+    start.check_heads(args.num_heads)  # of a training to resume
+    for line in start.assumed:
+        print(line)
     if args.arch is not None:
         tiny = load_config(str(CONFIGS / TINY[0])).model.backbone.arch
         found = next((name for name, arch in {'tiny': tiny, **ARCHS}.items() if arch == start.arch), None)

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '`simmim convert` knows, timm:NAME or hf:NAME',
     )
     parser.add_argument(
+        '--num-heads', type=int, help='with --init: attention heads of weights without bias tables (as published ones)'
+    )
+    parser.add_argument(
         '--continue',
         dest='continued',
         default=str(CONFIGS / 'simmim_vit-tiny_continue.py'),
@@ -57,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     from simmim_plugin.utils.arguments import number
 
     out = runs.check_arguments(args)
+    if args.init is None and args.num_heads is not None:
+        raise ValueError(f'--num-heads {args.num_heads} is for --init; leave it out')
     keep_traceback_in(args.out)
     for rate in args.rates:
         number('--rates', rate, 0, ends='()')
@@ -64,9 +69,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'--rates={args.rates} must differ; give each once')
     configs = transfer.label_shares(args.finetune, args.data_root)
     images = Path(args.data_root) / 'train'
+    init = None if args.init is None else read_start(args.init, args.num_heads)
+    for line in init.assumed if init else ():
+        print(line)
     settings = transfer.Settings(
         out, args.data_root, images, args.seeds, args.cfg_options, args.pretrain, configs, args.rates,
-        init=None if args.init is None else read_start(args.init), continued=args.continued,
+        init=init, continued=args.continued,
     )  # fmt: skip
     results = transfer.compare(settings, runs.Stages(args.jobs, args.amp))
     report.write_report(out, results, transfer_tables.table, transfer_tables.plot)

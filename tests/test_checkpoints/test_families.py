@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -16,6 +17,7 @@ from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.layouts import embeds_patches_only
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.start import read_start
 from simmim_plugin.checkpoints.state_dicts import from_plugin, recognise, to_plugin
 
 
@@ -254,9 +256,51 @@ def test_converted_files_are_whole_models(source, tmp_path):
     assert backbone.blocks[0].norm1.eps == family.eps
 
 
-def test_positions_of_images_that_are_not_square():
-    state = dict(timm_vit(img_size=(64, 96)).state_dict())  # 4 x 6 patches and the class token: also 5 x 5 without
-    assert to_plugin(state).state['backbone.pos_embed'].shape[1] == 25
+@torch.no_grad()
+def test_weights_in_a_folder_of_hugging_face_are_read_with_its_config(tmp_path):
+    """Heads and epsilon are not in the weights; a file without a config says what was assumed."""
+    transformers = pytest.importorskip('transformers')
+    sizes = dict(hidden_size=192, num_hidden_layers=12, num_attention_heads=6, intermediate_size=768, image_size=64)
+    config = transformers.ViTConfig(**sizes, patch_size=16, layer_norm_eps=1e-3)
+    theirs, images = randomise(transformers.ViTModel(config, add_pooling_layer=False)), photos('pretrain')
+    theirs.save_pretrained(tmp_path)
+    weights = tmp_path / 'model.safetensors'
+    report = convert_file(weights, tmp_path / 'ours.pth', 'plugin')
+    assert not any('assumed' in line for line in report.notes)
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    assert relative(backbone(images)[0], theirs(images).last_hidden_state) < 1e-5
+    (tmp_path / 'config.json').write_text('{"architecture": "vit_tiny_patch16_224"}')  # as timm writes it
+    assert read(weights).note == {}
+    (tmp_path / 'config.json').unlink()
+    heads, eps = convert_file(weights, tmp_path / 'bare.pth', 'plugin').notes[:2]
+    assert heads.startswith('assumed: 3 heads, as in published')
+    assert eps == 'assumed: an epsilon of 1e-06 of the norms; config.json, which says it, is not next to the file'
+    assert read_start(str(weights)).assumed == (heads, eps)
+
+
+@torch.no_grad()
+def test_a_class_token_without_position_and_layer_scale(tmp_path):
+    """FlexiViT of timm."""
+    sizes: dict[str, Any] = dict(embed_dim=64, depth=2, num_heads=4, img_size=48, num_classes=0)
+    model: Any = randomise(timm.create_model('flexivit_small', **sizes))
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    convert_file(tmp_path / 'weights.pth', tmp_path / 'ours.pth', 'plugin', num_heads=4)
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    images = nn.functional.interpolate(photos('pretrain'), (48, 48))
+    assert relative(backbone(images)[0], model.forward_features(images)) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_of_images_that_are_not_square(tmp_path):
+    model: Any = timm_vit(img_size=(64, 96))  # 4 x 6 patches and the class token: also 5 x 5 without
+    state = dict(model.state_dict())
+    assert to_plugin(state).state['backbone.pos_embed'].shape[1] == 26
+    assert to_plugin(state, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
+    torch.save(state, tmp_path / 'weights.pth')
+    convert_file(tmp_path / 'weights.pth', tmp_path / 'ours.pth', 'plugin', img_size=(64, 96), num_heads=4)
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    images = nn.functional.interpolate(photos('pretrain'), (64, 96))
+    assert relative(backbone(images)[0], model.forward_features(images)) < 1e-5
     scaled = dict(timm_vit(img_size=(64, 96), init_values=0.1).state_dict())
     assert to_plugin(scaled, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
     alone = dict(timm_vit(img_size=(64, 96), init_values=0.1, no_embed_class=True).state_dict())

@@ -90,12 +90,15 @@ def test_a_classifier_of_timm_and_a_folder_of_transformers(tmp_path):
     assert torch.equal(model.eval()(images)[0], expected)
 
     config = {k: v for k, v in BACKBONES['hf-vit']['model'].items() if k not in ('type', 'model_type')}
+    config['hidden_act'] = 'relu'  # which a SimMIMViT does not have
     theirs = randomise(ViTForImageClassification(AutoConfig.for_model('vit', num_labels=7, **config)))
     theirs.save_pretrained(tmp_path / 'hf')
-    model = MaskedBackbone(BACKBONES['hf-vit']['model'], init_cfg=dict(type='Pretrained', checkpoint=tmp_path / 'hf'))
-    model.init_weights()
-    expected = theirs.vit(images).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
-    assert torch.equal(model.eval()(images)[0], expected)
+    for path in (tmp_path / 'hf', tmp_path / 'hf/model.safetensors'):
+        init_cfg = dict(type='Pretrained', checkpoint=path)
+        model = MaskedBackbone({**BACKBONES['hf-vit']['model'], 'hidden_act': 'relu'}, init_cfg=init_cfg)
+        model.init_weights()
+        expected = theirs.vit(images).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+        assert torch.equal(model.eval()(images)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from torch import nn
 from helpers.families import ARCH, FAMILIES, hf_model, mmpretrain_vit, timm_vit
 from helpers.other_projects import mmpretrain_model
 from simmim_plugin import SimMIMViT
+from simmim_plugin.checkpoints.convert import convert_file
 from simmim_plugin.checkpoints.files import save_file
 from simmim_plugin.checkpoints.saved import read
+from simmim_plugin.checkpoints.start import read_start
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 
 SMALL: dict[str, Any] = dict(img_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0)
@@ -105,6 +107,11 @@ def test_half_a_model_and_names_too_many_are_refused():
     for gone in ('blocks.1.mlp.fc2.bias', 'blocks.0.norm1.bias', 'patch_embed.proj.bias', 'norm.weight'):
         with pytest.raises(ValueError, match=f'the backbone lacks {gone},.* half a model is not loaded'):
             to_plugin({name: value for name, value in state.items() if name != gone})
+    own = {**to_plugin(state).state, 'backbone.mask_token': torch.zeros(1, 1, 64)}
+    gone = ['patch_embed.proj.bias', 'norm.weight', 'norm.bias', 'blocks.1.attn.q_bias', 'blocks.0.mlp.fc1.weight']
+    for name in gone:  # of our own files, too
+        with pytest.raises(ValueError, match=f'the backbone lacks {name},.* half a model is not loaded'):
+            to_plugin({key: value for key, value in own.items() if key != f'backbone.{name}'}, sure=True)
     with pytest.raises(ValueError, match=r'the backbone lacks blocks\.0\.norm2\.weight, blocks\.0\.norm2\.bias, '):
         to_plugin({name: value for name, value in state.items() if not name.startswith('blocks.0.norm2')})
     with pytest.raises(ValueError, match=r'SimMIMViT has no place for blocks\.1\.strange of the backbone, without'):
@@ -116,7 +123,7 @@ def test_half_a_model_and_names_too_many_are_refused():
             to_plugin({**state, name: torch.ones(shape)})
     names = [f'layer{i}' for i in range(12)]
     with pytest.raises(
-        ValueError, match=r'the families known are .*torchvision .*It starts with layer0, .* layer9 \.\.\. \(12'
+        ValueError, match=r'the families known are .*torchvision .*Swin .*It starts with layer0, .* layer9 \.\.\. \(12'
     ):
         to_plugin({name: torch.ones(1) for name in names})
 
@@ -126,6 +133,7 @@ def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
     model = hf_model('ViTModel', hidden_act='gelu')
     model.save_pretrained(tmp_path)
     noted = read(tmp_path)
+    assert read(tmp_path / 'model.safetensors').note == noted.note
     assert noted.num_heads == 4 and noted.img_size == (64, 64) and noted.part('backbone')['norm_eps'] == 1e-12
     arguments: dict[str, Any] = dict(
         arch=ARCH, img_size=64, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0,
@@ -136,7 +144,7 @@ def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
         (dict(arch={**ARCH, 'num_heads': 8}), 'the checkpoint has 4 attention heads and the model 8'),
         (
             dict(layer_scale_init_value=0.1),
-            r'the model has blocks\.0\.gamma_1, .* and the checkpoint has not; set layer',
+            r'the model has blocks\.0\.gamma_1, .* the checkpoint has not; set layer_scale_init_value \(0: none\) of S',
         ),
         (dict(num_registers=2), r'the model has reg_token and the checkpoint has not; set num_registers'),
         (dict(use_abs_pos_embed=False), r'position embedding \(pos_embed\) that the model has no place for'),
@@ -149,6 +157,10 @@ def test_what_differs_from_the_model_is_an_error_not_half_loaded(tmp_path):
         ValueError, match=r"hidden_act='quick_gelu' in config\.json, and SimMIMViT has gelu; .*docs/backbones"
     ):
         SimMIMViT(**arguments).init_weights()
+    for path in (tmp_path, tmp_path / 'model.safetensors'):
+        for take in (read_start, lambda path: convert_file(path, tmp_path / 'ours.pth', 'plugin')):
+            with pytest.raises(ValueError, match=r"hidden_act='quick_gelu' in config\.json"):
+                take(str(path))
     save_file(FAMILIES['timm DINOv2']().weights, tmp_path / 'scaled.pth')
     with pytest.raises(
         ValueError, match=r'the checkpoint has blocks\.0\.gamma_1, .* and the model has not; set layer_scale'

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import BeitConfig, BeitModel
 
@@ -119,6 +120,37 @@ def test_another_size_and_tables_of_zeros(image_folder, tmp_path):
     assert torch.allclose(resized, torch.cat((old[:, :1], expected), dim=1), atol=1e-6)
 
 
+def test_heads_that_the_weights_do_not_tell(image_folder, tmp_path, capsys):
+    """As in MoCo v3's ViT-S: more heads than in the published models of that width, which is said, and can be said."""
+    sizes = dict(img_size=64, patch_size=16, embed_dim=192, depth=12, num_heads=12, num_classes=0)
+    theirs: Any = randomise(VisionTransformer(**sizes))
+    path, images = tmp_path / 'weights.pth', photos('pretrain')
+    torch.save(theirs.state_dict(), path)
+    line = 'assumed: 3 heads, as in published models of this width and depth; others: --num-heads'
+    for part in ('train', 'val'):
+        (tmp_path / 'data').mkdir(exist_ok=True)
+        (tmp_path / 'data' / part).symlink_to(image_folder)
+    finetune = ['finetune', tmp_path / 'data', '--checkpoint', path, '--batch-size', 4, '--dry-run', '--out']
+    written(image_folder, tmp_path / 'out', '--init', path)
+    assert line in capsys.readouterr().out
+    cli.main([*map(str, (*finetune, tmp_path / 'tuned'))])
+    assert line in capsys.readouterr().out
+    cfg = written(image_folder, tmp_path / 'out', '--init', path, '--num-heads', 12)
+    with torch.no_grad():
+        (ours,), expected = loaded(cfg)[0](images), theirs.forward_features(images)[:, 1:]
+    assert torch.allclose(ours.flatten(2).transpose(1, 2), expected, rtol=0, atol=1e-5 * expected.abs().max())
+    cli.main([*map(str, (*finetune, tmp_path / 'tuned', '--num-heads', 12))])
+    assert load_config(str(tmp_path / 'tuned/config.py')).model.backbone.arch.num_heads == 12
+    out = pretrain_in_python(image_folder, init=path, num_heads=12, batch_size=4, dry_run=True, out=tmp_path / 'python')
+    assert load_config(str(out / 'config.py')).model.backbone.arch.num_heads == 12
+    assert 'assumed' not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r'--num-heads 6: .*weights.pth.* states 12; leave it out'):
+        written(image_folder, tmp_path / 'out', '--init', path, '--num-heads', 6, '--resume')
+    for words in (('pretrain', image_folder), ('transfer', '--data-root', tmp_path / 'data')):
+        with pytest.raises(SystemExit, match='--num-heads 6 is for --init'):
+            cli.main([*map(str, (*words, '--num-heads', 6, '--out', tmp_path / 'none'))])
+
+
 def test_a_decoder_of_the_same_shape_is_taken(image_folder, tmp_path):
     path = tmp_path / 'ours.pth'
     theirs = pretrained(path, patch_size=16)
@@ -134,6 +166,7 @@ def test_a_decoder_of_the_same_shape_is_taken(image_folder, tmp_path):
     [
         (['--arch', 'base'], r'--arch base: .* is of another size \(embed_dims=48, .*\); leave --arch out'),
         (['--patch-size', '8'], '--patch-size 8: .* has patches of 16 px; leave it out, or convert the weights first'),
+        (['--num-heads', '6'], '--num-heads 6: the bias tables have 4 heads|--num-heads 6: .* states 4; leave it out'),
         (['--img-size', '72'], '--img-size=72 must be a positive multiple of 16, e.g. '),
         (['--rel-pos-bias'], '--rel-pos-bias: .* has relative position bias tables; leave it out'),
     ],
@@ -150,7 +183,7 @@ def test_what_is_no_checkpoint_of_a_vit_is_refused(image_folder, tmp_path):
     with pytest.raises(SystemExit, match='does not exist'):
         written(image_folder, tmp_path / 'out', '--init', tmp_path / 'x.pth')
     torch.save(timm.create_model('test_vit').state_dict(), tmp_path / 'vit.pth')
-    with pytest.raises(SystemExit, match=r'among how many heads .* `simmim convert SRC DST --to plugin --num-heads N'):
+    with pytest.raises(SystemExit, match=r'among how many heads .*; give --num-heads N'):
         written(image_folder, tmp_path / 'out', '--init', tmp_path / 'vit.pth')
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'x.pth')
     with pytest.raises(SystemExit, match=r"checkpoint '.*x.pth': "):
