@@ -23,6 +23,8 @@ SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 OBJECTS = ('refuse', 'known', 'ignore')
 DEPTH, ENTRIES = 64, 10**6  # of dicts and lists in a file; real ones have some 10 and 10^4
 NESTS = ('state_dict', 'model', 'teacher')  # keys of the state dict in a checkpoint
+# What a weight is called, by the end of its name; other tensors, buffers, may be of whole numbers.
+WEIGHT = re.compile(r'(weight|bias|tokens?|pos_embed(ding)?|position_embeddings|table|gamma(_\d)?|lambda_?\d)$')
 # Classes in checkpoints of other projects: harmless and not needed here. They are neither imported nor built.
 KNOWN_OBJECTS = frozenset(
     (
@@ -193,7 +195,8 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
         checkpoint: What `load_file` returns, or a state dict.
 
     Raises:
-        ValueError: It has no named tensors, or a name has control characters.
+        ValueError: It has no named tensors, a name has control characters, a tensor has no values or they are not dense,
+            or a weight is not of floating-point numbers.
     """
     state = checkpoint
     for _ in range(DEPTH):
@@ -217,12 +220,30 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
             'pickled model, load it where you trust it and save its weights: torch.save(model.state_dict(), PATH)'
         )
     for name, value in tensors.items():
+        if what := _no_weight(name, value):
+            raise ValueError(
+                f'{name} is {what}; the weights of a model are dense tensors of floating-point numbers: save them so'
+            )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f'{name} has more values than the file holds: {tuple(value.shape)}')
     for prefix in ('module.', '_orig_mod.'):  # DistributedDataParallel, torch.compile
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _no_weight(name: str, value: Tensor) -> str:
+    """What a tensor is that could not be copied into a model, or not without another meaning; '' if it can be."""
+    if value.is_nested:
+        return 'a nested tensor'
+    if value.layout is not torch.strided:
+        return f'a sparse tensor ({value.layout})'
+    if value.is_quantized:
+        return f'a quantised tensor ({value.dtype})'
+    if value.is_meta:
+        return "a tensor on the device 'meta', without values"
+    whole = not value.is_floating_point() and WEIGHT.search(name)
+    return f'of {value.dtype}' if value.is_complex() or whole else ''
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
