@@ -105,7 +105,7 @@ def refuse_deit3(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Non
 
 
 def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
-    """Raise ValueError unless a backbone of another project is whole; see `refuse_other_models`.
+    """Raise ValueError unless a backbone is whole; see `refuse_other_models`.
 
     A Beit may come without the norm behind its blocks, from a segmenter of Hugging Face.
     """
@@ -114,14 +114,15 @@ def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
     block = (*BLOCK, *SCALES) if scaled else BLOCK
     wanted = ['cls_token', PATCHES, 'patch_embed.proj.bias']
     wanted += [f'blocks.{i}.{name}' for i in range(count) for name in block]
-    norm = 'fc_norm' if 'fc_norm.weight' in state or 'fc_norm.bias' in state else 'norm'
-    wanted += [f'{norm}.{kind}' for kind in ('weight', 'bias') if ordinary or f'{norm}.weight' in state]
+    pairs = {norm: [f'{norm}.weight', f'{norm}.bias'] for norm in ('norm', 'fc_norm')}
+    norms = [norm for norm, pair in pairs.items() if set(pair) & state.keys()] or ['norm'] * ordinary
+    wanted += [name for norm in norms for name in pairs[norm]]
     if missing := [name for name in wanted if name not in state]:
         raise ValueError(
             f'the backbone lacks {listed(missing)}, which every SimMIMViT has: half a model is not loaded; if its '
             f'author built it so (a bias left out, say), it is another model; {ANY_BACKBONE}'
         )
-    if 'norm.weight' in state and 'fc_norm.weight' in state:
+    if len(norms) > 1:
         raise ValueError(
             'the backbone has two norms behind its blocks, norm (of all tokens) and fc_norm (of their mean), one after '
             'the other; SimMIMViT has either'

@@ -133,8 +133,7 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
     refuse_other_models(kind, backbone, sure, ordinary)
     if kind == 'mmpretrain':
         refuse_deit3(found, backbone)
-    if kind != 'plugin':  # what a model takes of our own files, loading.py says
-        refuse_parts(backbone, ordinary)
+    refuse_parts(backbone, ordinary)
     heads = _heads(kind, {name: tensors[name] for name in others}, backbone)
     result = {BACKBONE + name: value for name, value in backbone.items()}
     for ours, name in heads.items():

@@ -107,6 +107,11 @@ def test_half_a_model_and_names_too_many_are_refused():
     for gone in ('blocks.1.mlp.fc2.bias', 'blocks.0.norm1.bias', 'patch_embed.proj.bias', 'norm.weight'):
         with pytest.raises(ValueError, match=f'the backbone lacks {gone},.* half a model is not loaded'):
             to_plugin({name: value for name, value in state.items() if name != gone})
+    own = {**to_plugin(state).state, 'backbone.mask_token': torch.zeros(1, 1, 64)}
+    gone = ['patch_embed.proj.bias', 'norm.weight', 'norm.bias', 'blocks.1.attn.q_bias', 'blocks.0.mlp.fc1.weight']
+    for name in gone:  # of our own files, too
+        with pytest.raises(ValueError, match=f'the backbone lacks {name},.* half a model is not loaded'):
+            to_plugin({key: value for key, value in own.items() if key != f'backbone.{name}'}, sure=True)
     with pytest.raises(ValueError, match=r'the backbone lacks blocks\.0\.norm2\.weight, blocks\.0\.norm2\.bias, '):
         to_plugin({name: value for name, value in state.items() if not name.startswith('blocks.0.norm2')})
     with pytest.raises(ValueError, match=r'SimMIMViT has no place for blocks\.1\.strange of the backbone, without'):
