@@ -195,8 +195,8 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
         checkpoint: What `load_file` returns, or a state dict.
 
     Raises:
-        ValueError: It has no named tensors, a name has control characters, a tensor has no values or they are not dense,
-            or a weight is not of floating-point numbers.
+        ValueError: It has no named tensors, a name has control characters, or a weight is no dense tensor of
+            floating-point numbers.
     """
     state = checkpoint
     for _ in range(DEPTH):
