@@ -214,11 +214,7 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
     if odd := next((name for name in tensors if printable(name) != name), None):
         raise ValueError(f'a tensor is called {odd!r}; names with control characters are refused')
     if not tensors:
-        what = type(state).__qualname__.split('.')[-1]
-        raise ValueError(
-            f'the checkpoint holds no state dict (named tensors), but an object of type {what}. If it is a whole '
-            'pickled model, load it where you trust it and save its weights: torch.save(model.state_dict(), PATH)'
-        )
+        raise ValueError(_without_tensors(state))
     for name, value in tensors.items():
         if what := _no_weight(name, value):
             raise ValueError(
@@ -230,6 +226,26 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _without_tensors(state: Any) -> str:
+    """What a checkpoint is that has no state dict where one is looked for."""
+    parts = state if isinstance(state, Mapping) else {}
+    inside = [
+        key
+        for key, value in parts.items()
+        if isinstance(value, Mapping) and any(isinstance(x, Tensor) for x in value.values())
+    ]
+    if inside:
+        return (
+            f'the checkpoint holds no state dict as {", ".join(NESTS)}, but named tensors as '
+            f'{", ".join(map(repr, inside))}; write a file of them: torch.save(torch.load(SRC)[{inside[0]!r}], NEW)'
+        )
+    what = type(state).__qualname__.split('.')[-1]
+    return (
+        f'the checkpoint holds no state dict (named tensors), but an object of type {what}. If it is a whole pickled '
+        'model, load it where you trust it and save its weights: torch.save(model.state_dict(), PATH)'
+    )
 
 
 def _no_weight(name: str, value: Tensor) -> str:

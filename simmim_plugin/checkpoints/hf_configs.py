@@ -54,9 +54,9 @@ def _normalisation(config: Mapping[str, Any], channels: Any, place: str) -> dict
         return dict(mean=[0.0] * channels, std=[scale] * channels)
     if 'image_mean' not in config or 'image_std' not in config:
         return {}
-    values = {}
-    for key, ends in (('image_mean', {}), ('image_std', dict(low=0, ends='(]'))):
+    for key in ('image_mean', 'image_std'):
         if not isinstance(config[key], list):
             raise ValueError(f'{place}{key}={config[key]!r} must be a list of numbers, one per channel')
-        values[key] = [scale * number(f'{place}{key}[{i}]', value, **ends) for i, value in enumerate(config[key])]
-    return dict(mean=values['image_mean'], std=values['image_std'])
+    mean = [scale * number(f'{place}image_mean[{i}]', value) for i, value in enumerate(config['image_mean'])]
+    std = [scale * number(f'{place}image_std[{i}]', value, 0, ends='(]') for i, value in enumerate(config['image_std'])]
+    return dict(mean=mean, std=std)

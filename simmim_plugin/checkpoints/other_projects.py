@@ -140,7 +140,7 @@ def check_mean_std(
     """
     if mean is None and std is None and channels == 3:
         return list(IMAGENET[0]), list(IMAGENET[1])
-    if not all(isinstance(given, list | tuple) and len(given) == channels for given in (mean, std)):
+    if mean is None or std is None or not all(isinstance(x, list | tuple) and len(x) == channels for x in (mean, std)):
         raise ValueError(
             f'--mean {mean} and --std {std}: {channels} values of each are needed, one per channel, in the units of '
             'the stored images (`simmim statistics` prints them)'

@@ -143,7 +143,7 @@ def test_configs_of_hugging_face_are_checked(case, tmp_path):
     ],
 )
 def test_mean_and_std_are_those_that_hugging_face_applies(changes, mean, std, tmp_path):
-    """Its processors multiply by rescale_factor, then normalise: by hand."""
+    """It multiplies by rescale_factor, then normalises: by hand."""
     saved = read(hf_folder(tmp_path, CONFIG, {**IMAGES, **changes}))
     assert saved.part('data_preprocessor') == dict(mean=[mean] * 3, std=[std] * 3)
 
@@ -164,3 +164,22 @@ def test_options_are_finite_and_fit_into_memory(options, message, state, tmp_pat
     with pytest.raises(ValueError, match=message):
         convert_file(tmp_path / 'a.pth', tmp_path / 'out.pth', 'plugin', **options)
     assert not (tmp_path / 'out.pth').exists()
+
+
+def test_weights_in_another_place_are_found_and_named(tmp_path):
+    weights = FAMILIES['timm']().weights
+    path = str(tmp_path / 'a.pth')
+    for prefix in ('model.', 'student.backbone.'):
+        torch.save({'state_dict': {prefix + name: x for name, x in weights.items()} | {'loss.w': torch.ones(1)}}, path)
+        with pytest.raises(ValueError, match=f"a.pth': the names of its weights start with '{prefix}', .*; save them "):
+            read_start(path)
+    torch.save({'epoch': 3, 'model_ema': weights}, path)
+    with pytest.raises(ValueError, match=r"but named tensors as 'model_ema'; .*torch\.load\(SRC\)\['model_ema'\], NEW"):
+        read_start(path)
+
+
+def test_a_masked_backbone_is_called_that(state, tmp_path):
+    note = dict(model=dict(type='SimMIM', backbone=dict(type='simmim_plugin.MaskedBackbone', model=dict(type='timm'))))
+    torch.save({'state_dict': state, 'simmim_plugin': note}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r"a\.pth': it holds a MaskedBackbone, for which this command has no recipe"):
+        read_start(str(tmp_path / 'a.pth'))
