@@ -93,7 +93,7 @@ def convert_file(
         sizes = (img_size, num_heads, patch_size)
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
+    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid or _grid(saved, img_size))
     _check_given(saved, to, num_heads, (mean, std))
     notes = _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
@@ -174,6 +174,12 @@ def _check_built(state: dict[str, torch.Tensor], facts: Facts) -> None:
         own = build_part(backbone_config(facts)).state_dict()
     theirs = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     check_fits(own, {'mask_token': own['mask_token'], **theirs})
+
+
+def _grid(saved: Saved, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """An image size in patches of a source of any family, whose only larger kernel is that of the patches."""
+    patch = max([1, *(value.shape[-1] for value in saved.state.values() if value.ndim == 4)])
+    return img_size and (img_size[0] // patch, img_size[1] // patch)
 
 
 def _with_norm(state: dict[str, torch.Tensor]) -> list[str]:

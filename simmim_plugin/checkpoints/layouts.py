@@ -22,7 +22,7 @@ def has_key_bias(state: Mapping[str, Tensor]) -> bool:
     return any(name.endswith(('.attn.qkv.bias', '.attn.k_bias')) for name in state)
 
 
-def to_ours(state: Mapping[str, Tensor], like: Grid | None = None) -> dict[str, Tensor]:
+def to_ours(state: Mapping[str, Tensor], like: Grid | None = None, free: bool = False) -> dict[str, Tensor]:
     """A backbone as SimMIMViT has it, from the names and parts that the tables of `names.py` lead to.
 
     The bias of the keys is dropped: it adds the same number to all scores of a query, and softmax ignores that.
@@ -30,6 +30,7 @@ def to_ours(state: Mapping[str, Tensor], like: Grid | None = None) -> dict[str, 
     Args:
         state: Parameters by our names, with `attn.qkv.bias`, `attn.q.weight` ..., `attn.k_bias` or `dist_token`.
         like: Height and width in patches that the position embedding may be of; see `_embedded_tokens`.
+        free: The class token may have no position even without LayerScale or registers.
 
     Raises:
         ValueError: It does not determine which tokens the position embedding is of.
@@ -48,18 +49,18 @@ def to_ours(state: Mapping[str, Tensor], like: Grid | None = None) -> dict[str, 
     if 'mask_token' in ours and ours['mask_token'].ndim == 2:  # DINOv2's
         ours['mask_token'] = ours['mask_token'][None]
     if has_key_bias(state) and 'cls_token' in ours and 'pos_embed' in ours:
-        _place_tokens(ours, like)
+        _place_tokens(ours, like, free)
     return ours
 
 
-def _place_tokens(state: dict[str, Tensor], like: Grid | None) -> None:
+def _place_tokens(state: dict[str, Tensor], like: Grid | None, free: bool) -> None:
     """Make `pos_embed` that of class token and patches, and a distillation token a register, in place."""
     distilled = 'dist_token' in state
     registers = state.pop('dist_token') if distilled else state.get('reg_token')
     extra = 0 if registers is None else registers.shape[1]
-    scaled = 'blocks.0.gamma_1' in state
-    # DeiT embeds all tokens; timm's others all or (`no_embed_class`: DeiT III, registers) none; DINOv2 the class token.
-    options = (1 + extra,) if distilled else (1, 0, 1 + extra) if extra else (1, 0) if scaled else (1,)
+    free |= 'blocks.0.gamma_1' in state
+    # DeiT embeds all tokens; timm's others all or (`no_embed_class`: DeiT III, FlexiViT) none; DINOv2 the class token.
+    options = (1 + extra,) if distilled else (1, 0, 1 + extra) if extra else (1, 0) if free else (1,)
     positions = state['pos_embed']
     tokens = _embedded_tokens(positions.shape[1], options, like)
     state['pos_embed'] = torch.cat((positions[:, :1], positions[:, tokens:]), dim=1) if tokens > 1 else positions

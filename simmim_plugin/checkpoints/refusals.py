@@ -55,7 +55,7 @@ def refuse_shapes(state: Mapping[str, Tensor]) -> None:
     for name, value in state.items():
         last = name.rpartition('.attn.')[2]
         axes = AXES.get(name, 2 if MATRIX.search(name) else 1)
-        right = value.ndim == axes or name == 'mask_token'
+        right = value.numel() > 0 and (value.ndim == axes or name == 'mask_token')
         right &= last not in QKV or value.shape == (width, width)
         if not right or (last == 'qkv.bias' and value.shape != (3 * width,)):
             raise ValueError(f'{name} is of shape {tuple(value.shape)}, which that of no ViT with {width} channels is')

@@ -129,7 +129,7 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
             found[ours] = tensors[name]
     refuse_names(kind, plain, others)
     refuse_shapes(found)
-    backbone, ordinary = to_ours(found, like), has_key_bias(found)
+    backbone, ordinary = to_ours(found, like, free=kind == 'timm'), has_key_bias(found)
     refuse_other_models(kind, backbone, sure, ordinary)
     if kind == 'mmpretrain':
         refuse_deit3(found, backbone)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -277,9 +278,29 @@ def test_weights_in_a_folder_of_hugging_face_are_read_with_its_config(tmp_path):
     assert read_start(str(weights)).assumed == (heads, eps)
 
 
-def test_positions_of_images_that_are_not_square():
-    state = dict(timm_vit(img_size=(64, 96)).state_dict())  # 4 x 6 patches and the class token: also 5 x 5 without
-    assert to_plugin(state).state['backbone.pos_embed'].shape[1] == 25
+@torch.no_grad()
+def test_a_class_token_without_position_and_layer_scale(tmp_path):
+    """FlexiViT of timm."""
+    sizes: dict[str, Any] = dict(embed_dim=64, depth=2, num_heads=4, img_size=48, num_classes=0)
+    model: Any = randomise(timm.create_model('flexivit_small', **sizes))
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    convert_file(tmp_path / 'weights.pth', tmp_path / 'ours.pth', 'plugin', num_heads=4)
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    images = nn.functional.interpolate(photos('pretrain'), (48, 48))
+    assert relative(backbone(images)[0], model.forward_features(images)) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_of_images_that_are_not_square(tmp_path):
+    model: Any = timm_vit(img_size=(64, 96))  # 4 x 6 patches and the class token: also 5 x 5 without
+    state = dict(model.state_dict())
+    assert to_plugin(state).state['backbone.pos_embed'].shape[1] == 26
+    assert to_plugin(state, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
+    torch.save(state, tmp_path / 'weights.pth')
+    convert_file(tmp_path / 'weights.pth', tmp_path / 'ours.pth', 'plugin', img_size=(64, 96), num_heads=4)
+    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
+    images = nn.functional.interpolate(photos('pretrain'), (64, 96))
+    assert relative(backbone(images)[0], model.forward_features(images)) < 1e-5
     scaled = dict(timm_vit(img_size=(64, 96), init_values=0.1).state_dict())
     assert to_plugin(scaled, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
     alone = dict(timm_vit(img_size=(64, 96), init_values=0.1, no_embed_class=True).state_dict())

@@ -69,6 +69,7 @@ SHAPES: dict[str, tuple[dict[str, Tensor | None], str]] = {
     'far away': ({'backbone.blocks.3000000.norm1.weight': torch.ones(48)}, '4 blocks, .* blocks.3000000: '),
     'incomplete': ({BLOCK + 'attn.qkv.weight': None}, r'the backbone lacks blocks\.1\.attn\.qkv\.weight, '),
     'a number': ({BLOCK + 'mlp.fc1.weight': torch.tensor(1.0)}, r'mlp\.fc1\.weight is of shape \(\), which '),
+    'nothing': ({'backbone.patch_embed.proj.weight': torch.ones(48, 3, 0, 0)}, r'of shape \(48, 3, 0, 0\)'),
 }  # fmt: skip
 
 
