@@ -12,14 +12,24 @@ from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import inner_state
-from simmim_plugin.checkpoints.other_projects import Facts, assumptions, check_mean_std, facts_of, note_of
+from simmim_plugin.checkpoints.other_projects import (
+    Facts,
+    assumptions,
+    backbone_config,
+    check_mean_std,
+    facts_of,
+    note_of,
+)
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
-from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.state_dicts import BACKBONE, TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
+from simmim_plugin.models.fit import check_fits
+from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import choice
 from simmim_plugin.utils.configs import type_name
+from simmim_plugin.utils.meta import on_meta
 
 MASK_TOKEN = 'backbone.mask_token'
 
@@ -88,6 +98,7 @@ def convert_file(
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
+    _check_built(state, before)
     notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
@@ -166,9 +177,17 @@ def _check_target(source: Path, target: Path, to: str) -> None:
         )
 
 
+def _check_built(state: dict[str, torch.Tensor], facts: Facts) -> None:
+    """Raise ValueError unless the weights are those of the model that their facts describe."""
+    with on_meta():
+        own = build_part(backbone_config(facts)).state_dict()
+    theirs = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
+    check_fits(own, {'mask_token': own['mask_token'], **theirs})
+
+
 def _grid(saved: Saved, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
     """An image size in patches of a source of any family, whose only larger kernel is that of the patches."""
-    patch = max((value.shape[-1] for value in saved.state.values() if value.ndim == 4), default=1)
+    patch = max([1, *(value.shape[-1] for value in saved.state.values() if value.ndim == 4)])
     return img_size and (img_size[0] // patch, img_size[1] // patch)
 
 

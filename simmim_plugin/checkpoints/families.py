@@ -46,6 +46,7 @@ SIGNATURES = {
     'torchvision': {'conv_proj.weight', 'class_token', 'encoder.layers.encoder_layer_0.ln_1.weight'},
     'timm': {'blocks.0.norm1.weight', 'patch_embed.proj.weight'},
 }
+PATCH_NAMES = ('patch_embed.proj.weight', 'patch_embed.projection.weight', 'conv_proj.weight')
 
 # What other backbones have, by their names: the first that is found is named.
 DIFFERENT = tuple(
@@ -89,9 +90,25 @@ def kind_of(names: Collection[str]) -> str:
     for kind, wanted in SIGNATURES.items():
         if wanted <= bare:
             return kind if kind != 'timm' else _with_names_of_timm(names, bare)
+    if prefix := _wrapper(names):
+        raise ValueError(
+            f'the names of its weights start with {prefix!r}, as in a model that wraps another (of Lightning, say); '
+            f'save them without: {{k.removeprefix({prefix!r}): v for k, v in state_dict.items() if '
+            f'k.startswith({prefix!r})}}'
+        )
     part = different_part(names)
     what = f'it has {part}; {ANY_BACKBONE}' if part else f'the families known are {FAMILIES}'
     raise ValueError(f'this is no state dict of a ViT that is known here: {what}. It starts with {listed(names)}')
+
+
+def _wrapper(names: Collection[str]) -> str:
+    """What stands before the names of a family in all of its names; '' if it is none."""
+    patches = [name for name in names if name.endswith(PATCH_NAMES)]
+    for prefix in dict.fromkeys(name[: dot + 1] for name in patches for dot, sign in enumerate(name) if sign == '.'):
+        bare = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        if any(wanted <= bare for wanted in SIGNATURES.values()):
+            return prefix
+    return ''
 
 
 def _with_names_of_timm(names: Collection[str], bare: set[str]) -> str:

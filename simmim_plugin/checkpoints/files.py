@@ -23,6 +23,8 @@ SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 OBJECTS = ('refuse', 'known', 'ignore')
 DEPTH, ENTRIES = 64, 10**6  # of dicts and lists in a file; real ones have some 10 and 10^4
 NESTS = ('state_dict', 'model', 'teacher')  # keys of the state dict in a checkpoint
+# What a weight is called, by the end of its name; other tensors, buffers, may be of whole numbers.
+WEIGHT = re.compile(r'(weight|bias|tokens?|pos_embed(ding)?|position_embeddings|table|gamma(_\d)?|lambda_?\d)$')
 # Classes in checkpoints of other projects: harmless and not needed here. They are neither imported nor built.
 KNOWN_OBJECTS = frozenset(
     (
@@ -193,7 +195,8 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
         checkpoint: What `load_file` returns, or a state dict.
 
     Raises:
-        ValueError: It has no named tensors, or a name has control characters.
+        ValueError: It has no named tensors, a name has control characters, or a weight is no dense tensor of
+            floating-point numbers.
     """
     state = checkpoint
     for _ in range(DEPTH):
@@ -211,18 +214,52 @@ def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
     if odd := next((name for name in tensors if printable(name) != name), None):
         raise ValueError(f'a tensor is called {odd!r}; names with control characters are refused')
     if not tensors:
-        what = type(state).__qualname__.split('.')[-1]
-        raise ValueError(
-            f'the checkpoint holds no state dict (named tensors), but an object of type {what}. If it is a whole '
-            'pickled model, load it where you trust it and save its weights: torch.save(model.state_dict(), PATH)'
-        )
+        raise ValueError(_without_tensors(state))
     for name, value in tensors.items():
+        if what := _no_weight(name, value):
+            raise ValueError(
+                f'{name} is {what}; the weights of a model are dense tensors of floating-point numbers: save them so'
+            )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f'{name} has more values than the file holds: {tuple(value.shape)}')
     for prefix in ('module.', '_orig_mod.'):  # DistributedDataParallel, torch.compile
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _without_tensors(state: Any) -> str:
+    """What a checkpoint is that has no state dict where one is looked for."""
+    parts = state if isinstance(state, Mapping) else {}
+    inside = [
+        key
+        for key, value in parts.items()
+        if isinstance(value, Mapping) and any(isinstance(x, Tensor) for x in value.values())
+    ]
+    if inside:
+        return (
+            f'the checkpoint holds no state dict as {", ".join(NESTS)}, but named tensors as '
+            f'{", ".join(map(repr, inside))}; write a file of them: torch.save(torch.load(SRC)[{inside[0]!r}], NEW)'
+        )
+    what = type(state).__qualname__.split('.')[-1]
+    return (
+        f'the checkpoint holds no state dict (named tensors), but an object of type {what}. If it is a whole pickled '
+        'model, load it where you trust it and save its weights: torch.save(model.state_dict(), PATH)'
+    )
+
+
+def _no_weight(name: str, value: Tensor) -> str:
+    """What a tensor is that could not be copied into a model, or not without another meaning; '' if it can be."""
+    if value.is_nested:
+        return 'a nested tensor'
+    if value.layout is not torch.strided:
+        return f'a sparse tensor ({value.layout})'
+    if value.is_quantized:
+        return f'a quantised tensor ({value.dtype})'
+    if value.is_meta:
+        return "a tensor on the device 'meta', without values"
+    whole = not value.is_floating_point() and WEIGHT.search(name)
+    return f'of {value.dtype}' if value.is_complex() or whole else ''
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:

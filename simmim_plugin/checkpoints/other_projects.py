@@ -89,7 +89,7 @@ def facts_of(
     columns = tables[0].shape[1] if tables else None
     if num_heads is not None and columns not in (None, num_heads):
         raise ValueError(f'--num-heads {num_heads}: the bias tables have {columns} heads')
-    depth = 1 + max(int(name.split('.')[2]) for name in state if name.startswith('backbone.blocks.'))
+    depth = len({name.split('.')[2] for name in state if name.startswith('backbone.blocks.')})
     hidden = state['backbone.blocks.0.mlp.fc1.weight'].shape[0]
     assumed = columns is None and num_heads is None
     heads = columns or num_heads or HEADS.get((embed_dims, depth, hidden))
@@ -136,16 +136,16 @@ def check_mean_std(
     """Check mean and std against the number of channels; ImageNet's for three channels if none are given.
 
     Raises:
-        ValueError: One of them is missing or has another length.
+        ValueError: One of them is missing or has another length, a value is not finite, or one of std not positive.
     """
     if mean is None and std is None and channels == 3:
         return list(IMAGENET[0]), list(IMAGENET[1])
-    if mean is None or std is None or len(mean) != channels or len(std) != channels:
+    if mean is None or std is None or not all(isinstance(x, list | tuple) and len(x) == channels for x in (mean, std)):
         raise ValueError(
             f'--mean {mean} and --std {std}: {channels} values of each are needed, one per channel, in the units of '
             'the stored images (`simmim statistics` prints them)'
         )
-    return list(mean), list(std)
+    return [number('--mean', value) for value in mean], [number('--std', value, 0, ends='(]') for value in std]
 
 
 def backbone_config(facts: Facts) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Refuse a backbone that SimMIMViT does not represent exactly, or that is not whole, with the names that say so."""
 
+import re
 from collections.abc import Mapping
+from itertools import product
 
 from torch import Tensor
 
@@ -17,6 +19,7 @@ BLOCK = (
 )
 QKV = ('q.weight', 'k.weight', 'v.weight')
 AXES = {'cls_token': 3, 'pos_embed': 3, 'reg_token': 3, 'dist_token': 3, PATCHES: 4}  # numbers of dimensions
+MATRIX = re.compile(rf'(attn\.|mlp\.)[\w.]*weight$|{TABLE}$')
 SCALES = ('gamma_1', 'gamma_2')
 
 
@@ -51,7 +54,8 @@ def refuse_shapes(state: Mapping[str, Tensor]) -> None:
     width = state['cls_token'].shape[-1] if state['cls_token'].ndim else 0
     for name, value in state.items():
         last = name.rpartition('.attn.')[2]
-        right = name not in AXES or value.ndim == AXES[name]
+        axes = AXES.get(name, 2 if MATRIX.search(name) else 1)
+        right = value.numel() > 0 and (value.ndim == axes or name == 'mask_token')
         right &= last not in QKV or value.shape == (width, width)
         if not right or (last == 'qkv.bias' and value.shape != (3 * width,)):
             raise ValueError(f'{name} is of shape {tuple(value.shape)}, which that of no ViT with {width} channels is')
@@ -105,15 +109,19 @@ def refuse_deit3(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Non
 
 
 def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
-    """Raise ValueError unless a backbone is whole; see `refuse_other_models`.
+    """Raise ValueError unless a backbone is whole, and its blocks are alike; see `refuse_other_models`.
 
     A Beit may come without the norm behind its blocks, from a segmenter of Hugging Face.
     """
-    count = 1 + max((int(name.split('.')[1]) for name in state if name.startswith('blocks.')), default=0)
-    scaled = any(name.endswith(SCALES) for name in state)
-    block = (*BLOCK, *SCALES) if scaled else BLOCK
+    numbers = dict.fromkeys(name.split('.')[1] for name in state if name.startswith('blocks.'))
+    counted = [str(i) for i in range(len(numbers))]
+    if odd := [number for number in numbers if number not in counted]:
+        raise ValueError(f'it has {len(numbers)} blocks, and among them blocks.{odd[0]}: numbers are those from 0 on')
+    names = dict.fromkeys(name.split('.', 2)[2] for name in state if name.startswith('blocks.'))  # in any block
+    scaled = any(name.endswith(SCALES) for name in names)
+    block = dict.fromkeys((*BLOCK, *SCALES, *names) if scaled else (*BLOCK, *names))
     wanted = ['cls_token', PATCHES, 'patch_embed.proj.bias']
-    wanted += [f'blocks.{i}.{name}' for i in range(count) for name in block]
+    wanted += [f'blocks.{i}.{name}' for i in counted or '0' for name in block]
     pairs = {norm: [f'{norm}.weight', f'{norm}.bias'] for norm in ('norm', 'fc_norm')}
     norms = [norm for norm, pair in pairs.items() if set(pair) & state.keys()] or ['norm'] * ordinary
     wanted += [name for norm in norms for name in pairs[norm]]
@@ -122,6 +130,10 @@ def refuse_parts(state: Mapping[str, Tensor], ordinary: bool) -> None:
             f'the backbone lacks {listed(missing)}, which every SimMIMViT has: half a model is not loaded; if its '
             f'author built it so (a bias left out, say), it is another model; {ANY_BACKBONE}'
         )
+    for i, name in product(counted, block):
+        ours, first = state[f'blocks.{i}.{name}'].shape, state[f'blocks.0.{name}'].shape
+        if ours != first:
+            raise ValueError(f'blocks.{i}.{name} is of shape {tuple(ours)}, and that of the first block {tuple(first)}')
     if len(norms) > 1:
         raise ValueError(
             'the backbone has two norms behind its blocks, norm (of all tokens) and fc_norm (of their mean), one after '

@@ -9,6 +9,7 @@ from simmim_plugin.models.fit import ON_GRID, PATCHES, adapt_channels, resize_to
 from simmim_plugin.utils.arguments import grid_of, sides, whole
 
 KERNEL = f'backbone.{PATCHES}'
+LARGEST = 2**28  # values in a tensor: 1 GiB in float32
 
 
 def source_size(saved: Saved, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -28,6 +29,13 @@ def source_size(saved: Saved, state: dict[str, Tensor], img_size: tuple[int, int
     grid = (img_size[0] // patch, img_size[1] // patch)
     fits = [value.shape[-2] == rows_of(name, grid) for name, value in state.items() if name.endswith(ON_GRID)]
     return img_size if all(fits) else None
+
+
+def check_sizes(**values: int) -> None:
+    """Raise ValueError for options, by name, that ask for a tensor with more values than can be meant."""
+    for options, count in values.items():
+        if count > LARGEST:
+            raise ValueError(f'{options} ask for {count} values in one tensor; at most {LARGEST} are written')
 
 
 def change(
@@ -63,6 +71,11 @@ def change(
     patch = facts.patch_size if patch_size is None else whole('--patch-size', patch_size, 1)
     number = facts.in_channels if in_channels is None else whole('--in-channels', in_channels, 1)
     grid = grid_of('--img-size', size, patch, '' if patch_size is None else '--patch-size and --img-size go together')
+    width, patches = facts.arch['embed_dims'], grid[0] * grid[1]
+    pairs = patches if facts.shared_table or facts.block_tables else 0  # tables have an index for each pair
+    check_sizes(**{
+        '--in-channels and --patch-size': width * number * patch**2, '--img-size': patches * max(width, pairs),
+    })  # fmt: skip
     lines = []
     if number != facts.in_channels:
         state[KERNEL] = adapt_channels(state[KERNEL], number, channels)

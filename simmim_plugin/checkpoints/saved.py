@@ -1,6 +1,5 @@
 """What a checkpoint file holds: weights, and the config saved with them."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from simmim_plugin.checkpoints.families import ANY_BACKBONE
 from simmim_plugin.checkpoints.files import NOTE, load_file, tensors_of
+from simmim_plugin.checkpoints.hf_configs import hf_configs
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS, from_hf, from_timm, is_named
 from simmim_plugin.checkpoints.noted_config import buildable, plain_copy
 from simmim_plugin.checkpoints.swin_names import SWINS, masked_config
@@ -21,8 +21,6 @@ from simmim_plugin.utils.arguments import sides, whole
 from simmim_plugin.utils.configs import type_name
 
 BACKBONES = ('SimMIMViT', 'MaskedBackbone')  # that are built from a file
-# Defaults of Hugging Face's classes, which config.json may leave out: epsilon of the norms, side of a patch.
-HF_DEFAULTS = {'dinov2': (1e-6, 14), 'dinov2_with_registers': (1e-6, 16), 'vit_msn': (1e-6, 16)}
 
 
 class Saved(NamedTuple):
@@ -142,7 +140,7 @@ def read(path: str | os.PathLike[str], objects: str = 'refuse') -> Saved:
     content = load_file(path, objects=objects)
     with named(path):
         saved = saved_of(os.fspath(path), content)
-        model = _hf_configs(Path(path).parent) if os.path.basename(path) in HF_WEIGHTS and not saved.note else {}
+        model = hf_configs(Path(path).parent) if os.path.basename(path) in HF_WEIGHTS and not saved.note else {}
         return saved._replace(note=dict(model=model)) if model else saved
 
 
@@ -177,27 +175,3 @@ def _hf_weights(source: Path) -> Path:
             'join them by save_pretrained(..., max_shard_size="100GB"))'
         )
     return weights
-
-
-def _hf_configs(source: Path) -> dict[str, Any]:
-    """What the configs next to weights of Hugging Face say, as a config of ours; {} without."""
-    model: dict[str, Any] = {}
-    config = _json(source / 'config.json')
-    if 'model_type' in config:  # else it is timm's, or of something else; it may leave out defaults
-        eps, patch = HF_DEFAULTS.get(str(config.get('model_type')), (1e-12, 16))
-        arch = dict(num_heads=config.get('num_attention_heads', 12))
-        sizes = dict(img_size=config.get('image_size', 224), patch_size=config.get('patch_size', patch))
-        model['backbone'] = dict(**sizes, arch=arch, norm_eps=config.get('layer_norm_eps', eps))
-        if (act := config.get('hidden_act', 'gelu')) != 'gelu':
-            model['backbone']['hidden_act'] = act
-    config = _json(source / 'preprocessor_config.json')
-    if 'image_mean' in config and 'image_std' in config:
-        mean, std = ([255 * value for value in config[f'image_{name}']] for name in ('mean', 'std'))
-        model['data_preprocessor'] = dict(mean=mean, std=std)
-    return model
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file; {} if there is none, or it is no object."""
-    content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
-    return content if isinstance(content, dict) else {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from simmim_plugin.checkpoints.files import NOTE, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.other_projects import check_mean_std, with_input
-from simmim_plugin.checkpoints.resizing import take_decoder
+from simmim_plugin.checkpoints.resizing import check_sizes, take_decoder
 from simmim_plugin.checkpoints.saved import Saved
 from simmim_plugin.checkpoints.swin import from_ours, kind_of, side_of, to_ours, window_of
 from simmim_plugin.checkpoints.swin_names import PATCHES, POSITIONS, depths_of
@@ -119,6 +119,7 @@ def convert(
     state, left_out = to_ours(saved.state)
     weight = state[f'backbone.{PATCHES}']
     if in_channels is not None and whole('--in-channels', in_channels, 1) != weight.shape[1]:
+        check_sizes(**{'--in-channels': weight[:, 0].numel() * in_channels})
         state[f'backbone.{PATCHES}'] = adapt_channels(weight, in_channels, channels)
         left_out += take_decoder(state)  # predicts pixels of the old channels
     facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size))
