@@ -12,13 +12,20 @@ from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
 from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import inner_state
-from simmim_plugin.checkpoints.other_projects import Facts, assumptions, check_mean_std, facts_of, note_of
+from simmim_plugin.checkpoints.other_projects import (
+    Facts,
+    assumptions,
+    check_mean_std,
+    check_stated_heads,
+    facts_of,
+    note_of,
+)
 from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, read
 from simmim_plugin.checkpoints.state_dicts import TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, sides
 from simmim_plugin.utils.configs import type_name
 
 MASK_TOKEN = 'backbone.mask_token'
@@ -83,11 +90,14 @@ def convert_file(
         sizes = (img_size, num_heads, patch_size)
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid)
+    notes: list[str] = []
+    size = img_size and sides('--img-size', img_size)
+    state, left_out = to_plugin(saved.state, num_heads is not None, saved.grid, size, notes)
+    check_stated_heads(saved.num_heads, state)
     _check_given(saved, to, num_heads, (mean, std))
-    notes = _with_norm(state) if kind == 'hf' else []
+    notes += _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
-    size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
+    size, eps = source_size(saved, state, size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
     notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
@@ -105,7 +115,9 @@ def convert_file(
         notes += _with_scales(state)
         facts = facts._replace(layer_scale=True)
     converted = from_plugin(state, to, facts.grid)
-    same = kind == 'plugin' and facts == before  # else the pipeline of SRC reads other images
+    same = (
+        kind == 'plugin' and facts == before and saved.img_size in (None, facts.img_size)
+    )  # else the pipeline of SRC reads other images
     notes += _write(target, to, converted.state, facts, family, saved if same else None, given)
     return Report(kind, len(converted.state), left_out + converted.left_out, notes)
 
