@@ -6,7 +6,7 @@ from collections.abc import Collection
 FAMILIES = (
     'this package, SimMIM (ViT), timm (Beit, VisionTransformer: augreg, DeiT ...), torchvision (vit_*), MAE and DINOv2 '
     '(original files), Hugging Face (Beit, ViT, ViTMAE, ViTMSN, DeiT, Dinov2, with registers), MMPretrain (BEiTViT, '
-    'VisionTransformer, DeiT, MAE)'
+    'VisionTransformer, DeiT, MAE); and Swin of the official code, timm, Hugging Face, MMPretrain and MMDetection'
 )
 ANY_BACKBONE = 'docs/backbones.md says how to use it as it is'
 FIRST = 10  # names in a message about an unknown checkpoint

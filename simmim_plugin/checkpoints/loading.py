@@ -233,9 +233,12 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
         )
     for names, where, other in ((fitted.skipped, 'checkpoint', 'model'), (fitted.kept, 'model', 'checkpoint')):
         if odd := [name for name in names if name == 'reg_token' or PART.fullmatch(name)]:
-            advice = 'num_registers' if odd == ['reg_token'] else 'layer_scale_init_value (0: none) and num_registers'
-            raise ValueError(f'the {where} has {names_of(odd)} and the {other} has not; set {advice} of SimMIMViT')
-    eps = saved.part('backbone').get('norm_eps')
+            scaled = any(name.endswith(('gamma_1', 'gamma_2')) for name in odd)
+            wanted = ['layer_scale_init_value (0: none)'] * scaled + ['num_registers'] * ('reg_token' in odd)
+            advice = f'set {" and ".join(wanted)} of SimMIMViT' if wanted else 'it is another model'
+            raise ValueError(f'the {where} has {names_of(odd)} and the {other} has not; {advice}')
+    noted = saved.part('backbone')
+    eps = noted.get('norm_eps', 1e-6 if type_name(noted) == 'SimMIMViT' else None)  # our default is not noted
     if eps is not None and eps != (mine := backbone.blocks[0].norm1.eps):  # type: ignore[union-attr]
         print_log(f'The checkpoint was trained with norm_eps={eps}, the model has {mine}: see SimMIMViT', 'current')
 

@@ -1,4 +1,4 @@
-"""Convert checkpoints of ViTs between this package, the official code, timm, Hugging Face and MMPretrain.
+"""Convert checkpoints of ViTs and Swins between this package, the official code, timm, Hugging Face and MMPretrain.
 
 The format of the source is detected. No code in it is run: only tensors and plain values are read.
 """
@@ -13,11 +13,13 @@ EXAMPLE = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument('source', metavar='SRC', help='.pth or .safetensors file, or a Hugging Face folder')
+    parser.add_argument(
+        'source', metavar='SRC', help='.pth or .safetensors file, Hugging Face folder, timm:NAME or hf:NAME'
+    )
     parser.add_argument('target', metavar='DST', help='.pth or .safetensors file; a folder for --to hf')
     kinds = ('plugin', 'official', 'timm', 'hf', 'mmpretrain', 'backbone')
     parser.add_argument(
-        '--to', required=True, choices=kinds, help='backbone: the bare SimMIMViT, for MMDetection and MMSegmentation'
+        '--to', required=True, choices=kinds, help='backbone: the bare weights, for MMDetection and MMSegmentation'
     )
     parser.add_argument(
         '--ignore-objects',

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from helpers.models import TINY
 from simmim_plugin import SimMIM
+from simmim_plugin.checkpoints import loading
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.checkpoints.loading import build_backbone, load_pretrained
 from simmim_plugin.checkpoints.saved import read
@@ -73,6 +74,19 @@ def test_a_backbone_is_rebuilt_with_changes_and_nothing_left_out(tmp_path):
     torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r"a.pth': .* blocks.0.gamma_1 is not in the model \(and 5 more\)"):
         build_backbone(read(tmp_path / 'a.pth'))
+
+
+def test_another_epsilon_is_logged_also_where_the_file_has_our_default(tmp_path, monkeypatch):
+    """A config in a checkpoint notes norm_eps only where it is not 1e-6, SimMIMViT's default."""
+    lines: list[str] = []
+    monkeypatch.setattr(loading, 'print_log', lambda text, *_: lines.append(text))
+    model = SimMIM(backbone=TINY)
+    note = dict(model=dict(type='SimMIM', backbone=TINY), pipeline=[])
+    for eps, logged in ((1e-3, True), (1e-6, False)):
+        content = {'state_dict': model.state_dict(), 'simmim_plugin': note}
+        loading.fit_checkpoint(SimMIM(backbone={**TINY, 'norm_eps': eps}), content)
+        assert ('The checkpoint was trained with norm_eps=1e-06, the model has 0.001: see SimMIMViT' in lines) == logged
+        lines.clear()
 
 
 def test_differences_are_in_words():
