@@ -169,12 +169,6 @@ def _check_target(source: Path, target: Path, to: str) -> None:
         )
 
 
-def _grid(saved: Saved, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """An image size in patches of a source of any family, whose only larger kernel is that of the patches."""
-    patch = max((value.shape[-1] for value in saved.state.values() if value.ndim == 4), default=1)
-    return img_size and (img_size[0] // patch, img_size[1] // patch)
-
-
 def _with_norm(state: dict[str, torch.Tensor]) -> list[str]:
     """Add a norm behind the last block to a segmenter's backbone, which has none; lines about it."""
     if {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():

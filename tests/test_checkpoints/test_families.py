@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
