@@ -17,6 +17,7 @@ from simmim_plugin.checkpoints.other_projects import (
     assumptions,
     backbone_config,
     check_mean_std,
+    check_stated_heads,
     facts_of,
     note_of,
 )
@@ -27,7 +28,7 @@ from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import build_part
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, sides
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
@@ -93,10 +94,13 @@ def convert_file(
         sizes = (img_size, num_heads, patch_size)
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
-    state, left_out = to_plugin(saved.state, sure=num_heads is not None, like=saved.grid or _grid(saved, img_size))
-    notes = _with_norm(state) if kind == 'hf' else []
+    notes: list[str] = []
+    size = img_size and sides('--img-size', img_size)
+    state, left_out = to_plugin(saved.state, num_heads is not None, saved.grid, size, notes)
+    check_stated_heads(saved.num_heads, state)
+    notes += _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
-    size, eps = source_size(saved, state, img_size), stated.get('norm_eps', 1e-6)
+    size, eps = source_size(saved, state, size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
     _check_built(state, before)
     notes += assumptions(before, kind, stated)
@@ -115,7 +119,9 @@ def convert_file(
         notes += _with_scales(state)
         facts = facts._replace(layer_scale=True)
     converted = from_plugin(state, to, facts.grid)
-    same = kind == 'plugin' and facts == before  # else the pipeline of SRC reads other images
+    same = (
+        kind == 'plugin' and facts == before and saved.img_size in (None, facts.img_size)
+    )  # else the pipeline of SRC reads other images
     notes += _write(target, to, converted.state, facts, family, saved if same else None, given)
     return Report(kind, len(converted.state), left_out + converted.left_out, notes)
 
@@ -183,12 +189,6 @@ def _check_built(state: dict[str, torch.Tensor], facts: Facts) -> None:
         own = build_part(backbone_config(facts)).state_dict()
     theirs = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     check_fits(own, {'mask_token': own['mask_token'], **theirs})
-
-
-def _grid(saved: Saved, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """An image size in patches of a source of any family, whose only larger kernel is that of the patches."""
-    patch = max([1, *(value.shape[-1] for value in saved.state.values() if value.ndim == 4)])
-    return img_size and (img_size[0] // patch, img_size[1] // patch)
 
 
 def _with_norm(state: dict[str, torch.Tensor]) -> list[str]:

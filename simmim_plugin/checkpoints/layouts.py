@@ -9,6 +9,16 @@ from torch import Tensor
 from simmim_plugin.models.layers.relative_position import TABLE, Grid
 
 WEIGHTS = ('q', 'k', 'v')
+RATIO = 4  # of the sides of images that are thought of where no size is stated
+ADVICE = '`simmim convert SRC DST --to plugin --img-size HEIGHT WIDTH`'
+# Models of timm with positions of the patches alone (`no_embed_class`) by width, number of blocks, whether they have
+# LayerScale, and registers -> patches: FlexiViT (240 px), DeiT III (224 and 384 px), DINOv2 with registers (518 px).
+PATCHES_ALONE = {
+    (384, 12, False, 0): (225,), (768, 12, False, 0): (225,), (1024, 24, False, 0): (225,),
+    (384, 12, True, 0): (196, 576), (512, 12, True, 0): (196,), (768, 12, True, 0): (196, 576),
+    (1024, 24, True, 0): (196, 576), (1280, 32, True, 0): (256,),
+    (384, 12, True, 4): (1369,), (768, 12, True, 4): (1369,), (1024, 24, True, 4): (1369,),
+}  # fmt: skip
 
 
 def is_ordinary(state: Mapping[str, Tensor]) -> bool:
@@ -22,18 +32,19 @@ def has_key_bias(state: Mapping[str, Tensor]) -> bool:
     return any(name.endswith(('.attn.qkv.bias', '.attn.k_bias')) for name in state)
 
 
-def to_ours(state: Mapping[str, Tensor], like: Grid | None = None, free: bool = False) -> dict[str, Tensor]:
+def to_ours(state: Mapping[str, Tensor], kind: str, like: Grid | None, assumed: list[str]) -> dict[str, Tensor]:
     """A backbone as SimMIMViT has it, from the names and parts that the tables of `names.py` lead to.
 
     The bias of the keys is dropped: it adds the same number to all scores of a query, and softmax ignores that.
 
     Args:
         state: Parameters by our names, with `attn.qkv.bias`, `attn.q.weight` ..., `attn.k_bias` or `dist_token`.
+        kind: What they are from, see `state_dicts.recognise`.
         like: Height and width in patches that the position embedding may be of; see `_embedded_tokens`.
-        free: The class token may have no position even without LayerScale or registers.
+        assumed: Gets lines about what neither says.
 
     Raises:
-        ValueError: It does not determine which tokens the position embedding is of.
+        ValueError: It is not determined which tokens the position embedding is of.
     """
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -49,20 +60,25 @@ def to_ours(state: Mapping[str, Tensor], like: Grid | None = None, free: bool = 
     if 'mask_token' in ours and ours['mask_token'].ndim == 2:  # DINOv2's
         ours['mask_token'] = ours['mask_token'][None]
     if has_key_bias(state) and 'cls_token' in ours and 'pos_embed' in ours:
-        _place_tokens(ours, like, free)
+        _place_tokens(ours, kind, like, assumed)
     return ours
 
 
-def _place_tokens(state: dict[str, Tensor], like: Grid | None, free: bool) -> None:
+def _place_tokens(state: dict[str, Tensor], kind: str, like: Grid | None, assumed: list[str]) -> None:
     """Make `pos_embed` that of class token and patches, and a distillation token a register, in place."""
     distilled = 'dist_token' in state
     registers = state.pop('dist_token') if distilled else state.get('reg_token')
     extra = 0 if registers is None else registers.shape[1]
-    free |= 'blocks.0.gamma_1' in state
-    # DeiT embeds all tokens; timm's others all or (`no_embed_class`: DeiT III, FlexiViT) none; DINOv2 the class token.
-    options = (1 + extra,) if distilled else (1, 0, 1 + extra) if extra else (1, 0) if free else (1,)
+    # timm embeds all tokens or, with `no_embed_class` (MMPretrain: DeiT3), the patches alone; DINOv2 no registers.
+    everything = 1 + extra if distilled or kind == 'timm' else 1
+    options = (everything, 0) if kind in ('timm', 'mmpretrain') else (everything,)
     positions = state['pos_embed']
-    tokens = _embedded_tokens(positions.shape[1], options, like)
+    rows, width = positions.shape[1:]
+    depth = sum(name.startswith('blocks.') and name.endswith('.norm1.weight') for name in state)
+    alone = rows in PATCHES_ALONE.get((width, depth, 'blocks.0.gamma_1' in state, extra), ())
+    usual = {0} if alone else {everything} if distilled or not extra else set()
+    tokens, line = _embedded_tokens(rows, options, usual, like)
+    assumed += [line] if line else []
     state['pos_embed'] = torch.cat((positions[:, :1], positions[:, tokens:]), dim=1) if tokens > 1 else positions
     if tokens == 0:
         state['pos_embed'] = torch.cat((torch.zeros_like(positions[:, :1]), positions), dim=1)
@@ -70,25 +86,63 @@ def _place_tokens(state: dict[str, Tensor], like: Grid | None, free: bool) -> No
         state['reg_token'] = registers + positions[:, 1:tokens] if tokens > 1 else registers
 
 
-def _embedded_tokens(rows: int, options: Sequence[int], like: Grid | None) -> int:
-    """How many rows of a position embedding are not of patches: the option that leaves a grid `like`, or a square.
+def _embedded_tokens(rows: int, options: Sequence[int], usual: set[int], like: Grid | None) -> tuple[int, str]:
+    """How many rows of a position embedding are not of patches.
+
+    Args:
+        rows: Of the position embedding.
+        options: Numbers that are possible.
+        usual: Those with which published models like this one are made, for square images.
+        like: The grid of patches that is stated or wanted, which decides; None: square.
+
+    Returns:
+        The number, and a line about what was assumed, or ''.
 
     Raises:
-        ValueError: None does, and there is more than one.
+        ValueError: None fits, or several do.
     """
-    grids = [rows - tokens for tokens in options]
-    for tokens, patches in zip(options, grids):
-        if like is not None and patches == like[0] * like[1]:
-            return tokens
-    for tokens, patches in zip(options, grids):
-        if patches > 0 and math.isqrt(patches) ** 2 == patches:
-            return tokens
+    fits = [(tokens, like) for tokens in options if like is not None and rows - tokens == like[0] * like[1]]
+    squares = [(tokens, grid) for tokens in options if (grid := _grid_of(rows - tokens, 1)) is not None]
+    others = [(tokens, grid) for tokens in options if (grid := _grid_of(rows - tokens, RATIO)) is not None]
+    what = f'pos_embed has {rows} rows'
+    if fits:
+        rivals = [each for each in squares if each != fits[0]]
+        for tokens, (side, _) in rivals:
+            if tokens in usual - {fits[0][0]}:
+                raise ValueError(
+                    f'{what}, which is ambiguous: {_words(fits[0])}, the size that is asked for, or '
+                    f'{_words((tokens, (side, side)))}, as in published models, which alone is read; convert it first '
+                    f'for its own size, {side} times the patch: {ADVICE}'
+                )
+        line = f'assumed: pos_embed is of {_words(fits[0])}, as the size that is asked for' if rivals else ''
+        return fits[0][0], line and f'{line}, not {" or ".join(map(_words, rivals))}'
+    if len(squares) == 1:
+        rivals = [each for each in others if each[0] != squares[0][0]]
+        if not rivals or squares[0][0] in usual:
+            line = f'assumed: pos_embed is of {_words(squares[0])}, as in published models' if rivals else ''
+            return squares[0][0], line and f'{line}, not {" or ".join(map(_words, rivals))}: --img-size'
+    if squares:
+        raise ValueError(
+            f'{what}, of {" or of ".join(map(_words, others))}; give the size it was trained with: {ADVICE}'
+        )
     if len(options) == 1:
-        return options[0]
+        return options[0], ''
     raise ValueError(
-        f'pos_embed has {rows} rows, which is no square of patches with {" or ".join(map(str, sorted(options)))} other '
-        'tokens; for other images, load it by init_cfg into a SimMIMViT with their img_size'
+        f'{what}, which is no square of patches with {" or ".join(map(str, sorted(options)))} other tokens; give the '
+        f'size it was trained with: {ADVICE}'
     )
+
+
+def _grid_of(patches: int, ratio: int) -> Grid | None:
+    """The grid of so many patches that is closest to a square; None if a side of it is over `ratio` times the other."""
+    side = next((side for side in range(math.isqrt(max(patches, 0)), 0, -1) if patches % side == 0), None)
+    return None if side is None or patches > ratio * side**2 else (side, patches // side)
+
+
+def _words(reading: tuple[int, Grid]) -> str:
+    tokens, (height, width) = reading
+    first = ('', 'the class token and ')[tokens] if tokens < 2 else f'the class token, {tokens - 1} more and '
+    return f'{first}{height} x {width} patches{"" if tokens else " alone"}'
 
 
 def to_theirs(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:

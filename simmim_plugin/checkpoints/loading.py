@@ -199,17 +199,20 @@ def _fit(
     own = _without_prefix(saved.state, source)
     others: dict[str, Tensor] = {}
     left: list[str] = []
+    assumed: list[str] = []
     if isinstance(backbone, MaskedBackbone):
         fitted, others = fit_inner(backbone, saved.state, channels)
     else:
         if FIRST_BLOCK in own:
-            state, left = to_plugin(own, like=saved.grid or backbone.grid)
+            state, left = to_plugin(own, like=saved.grid or backbone.grid, assumed=assumed)
             others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
         else:  # names of another project, or another prefix
-            state, left = to_plugin(saved.state, like=saved.grid or backbone.grid)
+            state, left = to_plugin(saved.state, like=saved.grid or backbone.grid, assumed=assumed)
         others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
         fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
         _check_same(backbone, saved, fitted)
+        for line in assumed:
+            print_log(line, 'current')
     return _with_others(fitted, others, left, target, outside)
 
 

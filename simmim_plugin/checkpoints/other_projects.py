@@ -119,6 +119,16 @@ def facts_of(
     )
 
 
+def check_stated_heads(stated: int | None, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if weights, as `to_plugin` returns them, have no place for the heads that a config states."""
+    patch = state.get('backbone.patch_embed.proj.weight')
+    if stated is not None and patch is not None and len(patch) % whole('num_heads', stated, 1):
+        raise ValueError(
+            f'its config (config.json of Hugging Face) is wrong: it states {stated} attention heads, among which '
+            f'{len(patch)} channels cannot be divided; correct it'
+        )
+
+
 def assumptions(facts: Facts, kind: str, stated: Mapping[str, Any]) -> list[str]:
     """Lines about what neither the weights, of a kind of `recognise`, nor the config `stated` of a backbone said."""
     heads, lines = facts.arch['num_heads'], []

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from simmim_plugin.checkpoints.other_projects import Facts
 from simmim_plugin.checkpoints.saved import Saved
+from simmim_plugin.checkpoints.state_dicts import grid_like
 from simmim_plugin.models.fit import ON_GRID, PATCHES, adapt_channels, resize_to_grid, rows_of
 from simmim_plugin.utils.arguments import grid_of, sides, whole
 
@@ -21,14 +22,15 @@ def source_size(saved: Saved, state: dict[str, Tensor], img_size: tuple[int, int
         img_size: The size wanted.
 
     Returns:
-        The size; None if neither says it, so that it is inferred, see `facts_of`.
+        The size; what the file says if neither fits; None if it says nothing, so that it is inferred, see `facts_of`.
     """
-    if saved.img_size is not None or img_size is None:
-        return saved.img_size
     patch = state[KERNEL].shape[-1] if KERNEL in state else 1
-    grid = (img_size[0] // patch, img_size[1] // patch)
-    fits = [value.shape[-2] == rows_of(name, grid) for name, value in state.items() if name.endswith(ON_GRID)]
-    return img_size if all(fits) else None
+    on_grid = {name: value.shape[-2] for name, value in state.items() if name.endswith(ON_GRID)}
+    for size in (saved.img_size, img_size):
+        grid = size and grid_like(size, patch)
+        if grid and all(rows == rows_of(name, grid) for name, rows in on_grid.items()):
+            return size
+    return saved.img_size
 
 
 def check_sizes(**values: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from simmim_plugin.checkpoints.families import kind_of
 from simmim_plugin.checkpoints.hubs import is_named
-from simmim_plugin.checkpoints.other_projects import assumptions, backbone_config, facts_of
+from simmim_plugin.checkpoints.other_projects import assumptions, backbone_config, check_stated_heads, facts_of
 from simmim_plugin.checkpoints.saved import Saved, named, read
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
@@ -120,13 +120,15 @@ def backbone_of(saved: Saved, num_heads: int | None = None) -> tuple[Mapping[str
                 '(docs/backbones.md)'
             )
         saved.check_activation()
-        state = to_plugin(saved.state, sure=saved.num_heads is not None, like=saved.grid).state
+        assumed: list[str] = []
+        state = to_plugin(saved.state, saved.num_heads is not None, saved.grid, assumed=assumed).state
+        check_stated_heads(saved.num_heads, state)
         if not {'backbone.norm.weight', 'backbone.fc_norm.weight'} & state.keys():  # without heads; then it is new
             state['backbone.norm.weight'] = state['backbone.cls_token']
         eps = noted.get('norm_eps', DEFAULTS['norm_eps'])
         heads = num_heads if saved.num_heads is None else saved.num_heads
         facts = facts_of(state, saved.img_size, heads, eps)
-        return backbone_config(facts), assumptions(facts, kind_of(saved.state), noted)
+        return backbone_config(facts), assumed + assumptions(facts, kind_of(saved.state), noted)
 
 
 def _mean_and_std(noted: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -94,7 +94,13 @@ def recognise(state: Mapping[str, Any]) -> str:
     return kind_of(tensors_of(state))
 
 
-def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = None) -> Converted:
+def to_plugin(
+    state: Mapping[str, Any],
+    sure: bool = False,
+    like: Grid | None = None,
+    img_size: tuple[int, int] | None = None,
+    assumed: list[str] | None = None,
+) -> Converted:
     """Convert a state dict of any known kind to the names of our models, with the prefix `backbone.`.
 
     Args:
@@ -103,6 +109,8 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
         sure: Accept names that other models have, too: without bias tables, those of timm's `Beit` and of EVA are the
             same.
         like: Height and width in patches of the model that it is for, if known: see `layouts.to_ours`.
+        img_size: The same in pixels, where `like` is None.
+        assumed: Gets lines about what neither the weights nor these say.
 
     Returns:
         The state dict, with `head.decoder.*` or `head.fc.*` if there is one, and the names left out, without buffers
@@ -129,7 +137,9 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
             found[ours] = tensors[name]
     refuse_names(kind, plain, others)
     refuse_shapes(found)
-    backbone, ordinary = to_ours(found, like, free=kind == 'timm'), has_key_bias(found)
+    if like is None and img_size is not None and PATCHES in found:
+        like = grid_like(img_size, found[PATCHES].shape[-1])
+    backbone, ordinary = to_ours(found, kind, like, [] if assumed is None else assumed), has_key_bias(found)
     refuse_other_models(kind, backbone, sure, ordinary)
     if kind == 'mmpretrain':
         refuse_deit3(found, backbone)
@@ -139,6 +149,11 @@ def to_plugin(state: Mapping[str, Any], sure: bool = False, like: Grid | None = 
     for ours, name in heads.items():
         result[ours] = tensors[name].flatten(1) if ours == 'head.decoder.weight' else tensors[name]
     return Converted(result, [name for name in others if name not in heads.values()])
+
+
+def grid_like(img_size: tuple[int, int], patch: int) -> Grid | None:
+    """Height and width in patches; None if the sides are no multiples of the patch."""
+    return None if any(side % patch for side in img_size) else (img_size[0] // patch, img_size[1] // patch)
 
 
 def _heads(kind: str, others: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from simmim_plugin.checkpoints.state_dicts import to_plugin
 
 os.environ['HF_HUB_OFFLINE'] = '1'
 SIZE, PATCH, WIDTH, DEPTH, HEADS, HIDDEN, CLASSES = 64, 16, 64, 2, 4, 128, 7
+GRID = (SIZE // PATCH, SIZE // PATCH)  # which rows of a position embedding do not always tell
 ARCH = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=HIDDEN)
 
 
@@ -182,7 +183,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 
 def simmim_vit(state: dict[str, Tensor], eps: float = 1e-6, **changes: Any) -> SimMIMViT:
     """Our model with the weights of an ordinary ViT of any family, all of them and no others."""
-    converted = to_plugin(state).state
+    converted = to_plugin(state, like=GRID).state
     own = {name.removeprefix('backbone.'): value for name, value in converted.items() if name.startswith('backbone.')}
     arguments: dict[str, Any] = dict(
         arch=ARCH, img_size=SIZE, patch_size=PATCH, use_shared_rel_pos_bias=False, use_abs_pos_embed=True, norm_eps=eps,

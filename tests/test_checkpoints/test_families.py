@@ -3,13 +3,12 @@
 from typing import Any
 
 import pytest
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from helpers.families import ARCH, FAMILIES, Family, hf_model, mmpretrain_vit, simmim_vit, timm_vit
+from helpers.families import ARCH, FAMILIES, GRID, Family, hf_model, mmpretrain_vit, simmim_vit, timm_vit
 from helpers.other_projects import assert_same, mmpretrain_model, photos, randomise
 from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.apis import train
@@ -39,10 +38,10 @@ def test_features_are_those_of_the_library(family):
     expected = family.tokens(images)
     actual = simmim_vit(state, family.eps)(images)[0]
     assert expected.std() > 0.1 and relative(actual, expected) < 1e-5
-    left_out = {name.partition('.')[0] for name in to_plugin(state).left_out}
+    left_out = {name.partition('.')[0] for name in to_plugin(state, like=GRID).left_out}
     assert left_out == set(family.left_out)
     wrapped = {f'module.{name}': value for name, value in state.items()}
-    assert_same(to_plugin({'model': wrapped}).state, to_plugin(state).state)
+    assert_same(to_plugin({'model': wrapped}, like=GRID).state, to_plugin(state, like=GRID).state)
 
 
 @pytest.mark.parametrize('name', [name for name in FAMILIES if name.startswith('timm')] + ['torchvision'])
@@ -61,7 +60,7 @@ CLASSIFIERS = ('timm', 'torchvision', 'ViTForImageClassification', 'MMPretrain',
 @torch.no_grad()
 def test_classifiers_are_read(name):
     family, images = FAMILIES[name](), photos('pretrain')
-    state = to_plugin(family.weights).state
+    state = to_plugin(family.weights, like=GRID).state
     features = simmim_vit(family.weights, family.eps, out_type='cls_token')(images)[0]
     logits = features @ state['head.fc.weight'].T + state['head.fc.bias']
     if name == 'MMPretrain':
@@ -123,11 +122,11 @@ def test_what_comes_back_is_what_went_in(name):
     if BACK[name] == 'hf':
         pytest.importorskip('transformers')
     state = FAMILIES[name]().weights
-    ours = to_plugin(state).state
+    ours = to_plugin(state, like=GRID).state
     theirs, left_out = from_plugin(ours, BACK[name])
     assert not left_out
     assert_same(theirs, without_key_bias({k: v for k, v in state.items() if not k.startswith('pooler.')}))
-    assert_same(to_plugin(theirs).state, ours)
+    assert_same(to_plugin(theirs, like=GRID).state, ours)
 
 
 @pytest.mark.parametrize('to', ['timm', 'hf', 'mmpretrain', 'official', 'backbone'])
@@ -156,7 +155,7 @@ def test_ours_go_and_come_back(to, registers, scale, out_type):
         expected = vit.forward_features(photos('pretrain'))
         if out_type == 'cls_token':
             assert relative(model['backbone'](photos('pretrain'))[0], expected[:, 0]) < 1e-5
-    back, nothing = to_plugin(theirs, sure=True)
+    back, nothing = to_plugin(theirs, sure=True, like=GRID)
     assert not nothing and back.keys() == state.keys() - set(left_out)
     scaled = {name for name in back if 'gamma' in name}
     assert_same(back, {name: value for name, value in state.items() if name not in left_out})
@@ -276,36 +275,3 @@ def test_weights_in_a_folder_of_hugging_face_are_read_with_its_config(tmp_path):
     assert heads.startswith('assumed: 3 heads, as in published')
     assert eps == 'assumed: an epsilon of 1e-06 of the norms; config.json, which says it, is not next to the file'
     assert read_start(str(weights)).assumed == (heads, eps)
-
-
-@torch.no_grad()
-def test_a_class_token_without_position_and_layer_scale(tmp_path):
-    """FlexiViT of timm."""
-    sizes: dict[str, Any] = dict(embed_dim=64, depth=2, num_heads=4, img_size=48, num_classes=0)
-    model: Any = randomise(timm.create_model('flexivit_small', **sizes))
-    torch.save(model.state_dict(), tmp_path / 'weights.pth')
-    convert_file(tmp_path / 'weights.pth', tmp_path / 'ours.pth', 'plugin', num_heads=4)
-    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
-    images = nn.functional.interpolate(photos('pretrain'), (48, 48))
-    assert relative(backbone(images)[0], model.forward_features(images)) < 1e-5
-
-
-@torch.no_grad()
-def test_positions_of_images_that_are_not_square(tmp_path):
-    model: Any = timm_vit(img_size=(64, 96))  # 4 x 6 patches and the class token: also 5 x 5 without
-    state = dict(model.state_dict())
-    assert to_plugin(state).state['backbone.pos_embed'].shape[1] == 26
-    assert to_plugin(state, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
-    torch.save(state, tmp_path / 'weights.pth')
-    convert_file(tmp_path / 'weights.pth', tmp_path / 'ours.pth', 'plugin', img_size=(64, 96), num_heads=4)
-    backbone: Any = build_backbone(read(tmp_path / 'ours.pth'), out_type='raw')
-    images = nn.functional.interpolate(photos('pretrain'), (64, 96))
-    assert relative(backbone(images)[0], model.forward_features(images)) < 1e-5
-    scaled = dict(timm_vit(img_size=(64, 96), init_values=0.1).state_dict())
-    assert to_plugin(scaled, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
-    alone = dict(timm_vit(img_size=(64, 96), init_values=0.1, no_embed_class=True).state_dict())
-    assert to_plugin(alone, like=(4, 6)).state['backbone.pos_embed'].shape[1] == 25
-    with pytest.raises(
-        ValueError, match=r'pos_embed has 24 rows, which is no square of patches with 0 or 1 other tokens'
-    ):
-        to_plugin(alone)

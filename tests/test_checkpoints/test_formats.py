@@ -129,8 +129,8 @@ def test_they_come_back(name, tmp_path):
     written(name, tmp_path)
     arguments = MODELS[name][0]
     for source in (f'{name}.safetensors', name):
-        heads = None if source == name else 4
-        convert_file(tmp_path / source, tmp_path / 'back.pth', 'plugin', num_heads=heads)
+        size, heads = (None, None) if source == name else ((64, 64), 4)  # 18 rows are also those of 3 x 6 patches
+        convert_file(tmp_path / source, tmp_path / 'back.pth', 'plugin', size, heads)
         config = read(tmp_path / 'back.pth').backbone
         assert config['arch'] == TINY['arch'] and config['num_registers'] == arguments.get('num_registers', 0)
         if source == name:
