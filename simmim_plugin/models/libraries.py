@@ -170,13 +170,21 @@ class _HFReader:
     def __init__(self, model: Any) -> None:
         self.patch: Any = getattr(model.config, 'patch_size', None)
         self.has_class_token = hasattr(getattr(model, 'embeddings', None), 'cls_token')
-        resizes = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
-        self.options = dict(interpolate_pos_encoding=True) if resizes else {}
+        embed = getattr(getattr(model, 'embeddings', None), 'patch_embeddings', None)
+        self.size = tuple(getattr(embed, 'image_size', ()))  # that its position embeddings are for; (): any
+        self.resizes = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
         self.count = 0  # layers; known once all were read
 
     def __call__(self, model: Any, x: Tensor, layers: Layers) -> list[Layer]:
         only_last = layers is not None and tuple(layers) == (self.count - 1,)
-        output = model(x, output_hidden_states=not only_last, **self.options)
+        other = bool(self.size) and tuple(x.shape[2:]) != self.size
+        if other and self.size[0] != self.size[1]:  # Transformers takes their grid for a square one
+            raise ValueError(
+                f'images of {x.shape[2]} x {x.shape[3]} px do not fit model.image_size={list(self.size)}: Transformers '
+                'interpolates position embeddings of square images only; give images of that size'
+            )
+        options = dict(interpolate_pos_encoding=True) if other and self.resizes else {}
+        output = model(x, output_hidden_states=not only_last, **options)
         states = [output.last_hidden_state]
         if not only_last:
             states = [*output.hidden_states[1:-1], output.last_hidden_state]  # the first is the embedding
