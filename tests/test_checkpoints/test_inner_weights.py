@@ -1,5 +1,6 @@
 """Weights of the model in a MaskedBackbone: by its library's names, from our checkpoints, from a stranger's file."""
 
+import resource
 import time
 from typing import Any
 
@@ -149,7 +150,8 @@ def test_nothing_half_loaded(change, message, tmp_path):
             "model='attn_implementation' is unkno",
         ),
         (dict(VIT['model'], depth=10**7), r'model.depth=10000000 must be at most 1024'),
-        (dict(VIT['model'], embed_dim=12288), 'describes a far larger model than its weights are of'),
+        (dict(VIT['model'], embed_dim=12288), 'of another architecture'),
+        (dict(VIT['model'], depth=1024), 'describes a far larger model than its weights are of'),
         (dict(VIT['model'], depth=3), 'of another architecture'),
     ],
 )
@@ -159,6 +161,27 @@ def test_the_config_of_a_stranger(model, message, tmp_path):
     for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
         with pytest.raises(ValueError, match=message):
             use()
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(VIT['model'], reg_tokens=1 << 16),
+        dict(
+            type='transformers', model_type='vit', image_size=1536, patch_size=1, hidden_size=256, num_hidden_layers=1,
+            num_attention_heads=1,
+        ),
+    ],
+)  # fmt: skip
+def test_weights_are_compared_before_the_model_takes_memory_or_runs(model, tmp_path, monkeypatch):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=model)
+    monkeypatch.setattr('simmim_plugin.checkpoints.loading.build_part', lambda config: pytest.fail('it is built'))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
+        with pytest.raises(ValueError, match='of another architecture'):
+            use()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
     assert time.monotonic() - start < 30
 
 
