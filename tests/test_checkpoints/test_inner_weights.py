@@ -153,6 +153,17 @@ def test_nothing_half_loaded(change, message, tmp_path):
         (dict(VIT['model'], embed_dim=12288), 'of another architecture'),
         (dict(VIT['model'], depth=1024), 'describes a far larger model than its weights are of'),
         (dict(VIT['model'], depth=3), 'of another architecture'),
+        ({}, r"model=.* must be a dict with a 'type'"),
+        (dict(type='timm', model_name='resnet18'), r'model.name=None is no model of timm'),
+        (dict(VIT['model'], norm_layer='x'), r"timm refuses it \(KeyError: 'x'\)"),
+        (
+            dict(VIT['model'], embed_dim=-48),
+            r'timm refuses it \(RuntimeError: Trying to create tensor with negative dim',
+        ),
+        (dict(VIT['model'], embed_dim=0), r'timm refuses it \(ZeroDivisionError'),
+        (dict(VIT['model'], foo=1), r"timm refuses it \(TypeError: .* unexpected keyword argument 'foo'"),
+        (dict(type='mmpretrain.ConvNeXt', arch='zzz'), r'mmpretrain.ConvNeXt refuses it \(AssertionError: Unavailable'),
+        (dict(type='mmpretrain.ResNet', depth=18, foo=1), r'mmpretrain.ResNet refuses it \(TypeError'),
     ],
 )
 def test_the_config_of_a_stranger(model, message, tmp_path):
@@ -183,6 +194,13 @@ def test_weights_are_compared_before_the_model_takes_memory_or_runs(model, tmp_p
             use()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
     assert time.monotonic() - start < 30
+
+
+def test_unknown_arguments_in_a_file(tmp_path):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), foo=1)
+    for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
+        with pytest.raises(ValueError, match='config has model.backbone.foo, which MaskedBackbone does not take'):
+            use()
 
 
 def test_nothing_is_downloaded_for_a_file(tmp_path, monkeypatch):

@@ -219,6 +219,24 @@ def test_layers_of_transformers_and_models_without():
         (dict(type='transformers', model_type='vit', num_hidden_layers=10**9), 'num_hidden_layers=1000000000 must be'),
         (dict(type='timm', name='vit_tiny_patch16_224', embed_dim=10**9), 'embed_dim=1000000000 must be at most'),
         (dict(name='resnet18'), "must be a dict with a 'type'"),
+        (
+            dict(type='timm', name='pit_ti_224'),
+            r'^model=.*pit_ti_224.*: it gives no maps of images of 224 x 224 px \(Run',
+        ),
+        (dict(type='timm', name='crossvit_tiny_240'), r'gives no maps of images of 240 x 240 px \(AttributeError'),
+        (
+            dict(type='timm', name='vit_tiny_patch16_224.nope'),
+            r'timm refuses it \(RuntimeError: Invalid pretrained tag',
+        ),
+        (
+            dict(type='transformers', model_type='vit', hidden_act='foo'),
+            r"Transformers refuses it \(KeyError: 'foo'\)$",
+        ),
+        (
+            dict(type='transformers', model_type='vit', patch_size=[16, 16]),
+            r'patch_size=\[16, 16\] must be a whole num',
+        ),
+        (dict(type='transformers', model_type='dinov2', image_size=[28, 42]), r'no maps of images of 28 x 42 px'),
         (dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=32), "set its out_type to 'featmap'"),
     ],
 )
