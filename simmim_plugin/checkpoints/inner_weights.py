@@ -13,7 +13,19 @@ from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
 # First parts of names that belong to a task rather than to features.
-TASKS = ('classif', 'classifier', 'decoder', 'fc', 'head', 'head_dist', 'heads', 'last_linear', 'lm_head', 'pooler')
+TASKS = (
+    'aux_head',
+    'classif',
+    'classifier',
+    'decoder',
+    'fc',
+    'head',
+    'head_dist',
+    'heads',
+    'last_linear',
+    'lm_head',
+    'pooler',
+)
 DERIVED = ('attn_mask', 'num_batches_tracked', 'relative_coords_table', 'relative_position_index')  # buffers
 SPARE = 1000  # weights
 

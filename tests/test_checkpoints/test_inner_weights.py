@@ -99,6 +99,16 @@ def test_a_classifier_of_timm_and_a_folder_of_transformers(tmp_path):
     assert torch.equal(model.eval()(images)[0], expected)
 
 
+def test_an_auxiliary_head_of_timm(tmp_path):
+    theirs: Any = timm.create_model('volo_d1_224', num_classes=5)
+    torch.save(theirs.state_dict(), tmp_path / 'a.pth')
+    assert 'aux_head.weight' in theirs.state_dict()
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    model: Any = MaskedBackbone(dict(type='timm', name='volo_d1_224'), init_cfg=init_cfg)
+    model.init_weights()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in model.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -199,7 +209,7 @@ def test_weights_are_compared_before_the_model_takes_memory_or_runs(model, tmp_p
 def test_unknown_arguments_in_a_file(tmp_path):
     write(tmp_path / 'a.pth', backbone_of('timm-vit'), foo=1)
     for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
-        with pytest.raises(ValueError, match='config has model.backbone.foo, which MaskedBackbone does not take'):
+        with pytest.raises(ValueError, match=r'config has model.backbone.foo, which MaskedBackbone does not take'):
             use()
 
 
