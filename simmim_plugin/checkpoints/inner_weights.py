@@ -2,20 +2,32 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from simmim_plugin.models.fit import Fitted, names_of
-from simmim_plugin.models.libraries import inside_of
+from simmim_plugin.models.fit import Fitted, check_fits, names_of
+from simmim_plugin.models.libraries import build_inner, inside_of
 from simmim_plugin.utils.configs import type_name
+from simmim_plugin.utils.meta import on_meta
 
 # First parts of names that belong to a task rather than to features.
-TASKS = ('classif', 'classifier', 'decoder', 'fc', 'head', 'head_dist', 'heads', 'last_linear', 'lm_head', 'pooler')
+TASKS = (
+    'aux_head',
+    'classif',
+    'classifier',
+    'decoder',
+    'fc',
+    'head',
+    'head_dist',
+    'heads',
+    'last_linear',
+    'lm_head',
+    'pooler',
+)
 DERIVED = ('attn_mask', 'num_batches_tracked', 'relative_coords_table', 'relative_position_index')  # buffers
-SPARE = 64 * 2**20  # bytes
+SPARE = 1000  # weights
 
 
 def fit_inner(
@@ -107,24 +119,31 @@ def _may_differ(name: str) -> bool:
     return name.split('.', maxsplit=1)[0] in TASKS or name.endswith((*DERIVED, 'mask_token'))
 
 
-@contextmanager
-def no_larger_than(state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Raise a ValueError when a model built here has many more weights than a file.
+def check_inner(config: Mapping[str, Any], state: Mapping[str, Tensor], start: str) -> None:
+    """Compare names and shapes of the model in a `MaskedBackbone` with a file, before memory is taken for any of it.
+
+    Args:
+        config: Config of the MaskedBackbone, from the file.
+        state: Weights in the file.
+        start: What stands before the names of the MaskedBackbone in the file.
 
     Raises:
-        ValueError: Its parameters take more than twice the bytes of `state`.
+        ValueError: The config is of another model than the weights, or `build_inner` refuses it.
     """
-    allowed = 2 * sum(value.nbytes for value in state.values()) + SPARE
+    allowed = 4 * len(state) + SPARE
     built = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal built
-        built += 0 if parameter is None else parameter.nbytes
+        built += parameter is not None
         if built > allowed:
             raise ValueError('its config describes a far larger model than its weights are of')
 
     hook = torch_module.register_module_parameter_registration_hook(count)
     try:
-        yield
+        with on_meta():
+            own = build_inner(config.get('model') or {}, config.get('in_channels', 3)).model.state_dict()
     finally:
         hook.remove()
+    theirs = {name: value for name, value in state.items() if name.startswith(f'{start}model.')}
+    check_fits({f'{start}model.{name}': value for name, value in own.items()}, theirs)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints import swin
-from simmim_plugin.checkpoints.inner_weights import fit_inner, no_larger_than
+from simmim_plugin.checkpoints.inner_weights import check_inner, fit_inner
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
@@ -128,9 +128,11 @@ def _built(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn
     """
     with named(path):
         swin.check_depths(config.get('backbone') or {}, state)
+        for part, start in ((config, ''), (config.get('backbone') or {}, 'backbone.')):
+            if type_name(part) == 'MaskedBackbone':
+                check_inner(part, state, start)
         if 'MaskedBackbone' in (type_name(config), type_name(config.get('backbone') or {})):
-            with no_larger_than(state):  # other libraries do not build on the device 'meta'
-                model = build_part(config)
+            model = build_part(config)  # other libraries do not run on the device 'meta'
         else:
             with on_meta():
                 model = build_part(config)

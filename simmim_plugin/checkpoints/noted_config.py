@@ -4,6 +4,7 @@ MMEngine's registries import and call whatever a `type` names by its full path, 
 `_scope_` names. So a config from a file may name only what is on a closed list.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -93,6 +94,9 @@ def buildable(config: Any, place: str, registry: Registry) -> Any:
         )
     kept = {key: value for key, value in config.items() if key != 'init_cfg'}
     if config.get('type') in ('MaskedBackbone', f'{SCOPE}.MaskedBackbone'):
+        known = inspect.signature(registry.get('MaskedBackbone')).parameters
+        if odd := [key for key in kept if key not in ('type', *known)]:
+            raise ValueError(f'its config has {place}.{odd[0]}, which MaskedBackbone does not take')
         inner = _inner(kept.pop('model', None), f'{place}.model', INNER)
         return {'model': inner, **{key: buildable(value, f'{place}.{key}', registry) for key, value in kept.items()}}
     if config.get('type') in FOREIGN and (names := list(_texts(kept, place))):
@@ -111,7 +115,7 @@ def _inner(config: Any, place: str, types: tuple[str, ...] = LAYERS) -> Any:
             f'its config has {place}.type={config["type"]!r}, which is not built from a file: only {", ".join(types)}'
         )
     kept = {key: value for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
-    if types is INNER and str(config['type']).startswith('mmpretrain.'):
+    if types is INNER and str(config.get('type')).startswith('mmpretrain.'):
         given = {key: value for key, value in kept.items() if key not in TEXTS or not isinstance(value, str)}
         for text in _texts(given, place):
             raise ValueError(f'its config has {text}, a name, of which nothing is built from a file')

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from simmim_plugin.registry import build_part
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, whole
 
 # Model types of Transformers that give a map, or tokens of square patches in rows.
 HF_TYPES = (
@@ -96,7 +97,7 @@ def timm_name(name: Any) -> str:
 def _timm(arguments: dict[str, Any], in_channels: int) -> Inner:
     name = timm_name(arguments.pop('name', None))
     _refuse(arguments, REFUSED)
-    with _weights(name, arguments.get('pretrained')):
+    with refusals(arguments, 'timm refuses it', name, arguments.get('pretrained')):
         model = timm.create_model(name, in_chans=in_channels, num_classes=0, **arguments)
     return _of_timm(model)
 
@@ -153,12 +154,14 @@ def _hf(arguments: dict[str, Any], in_channels: int) -> Inner:
     known = set(inspect.signature(type(config).__init__).parameters) - {'self', 'kwargs', 'num_channels'}
     for key in arguments:
         choice('an argument of model', key, sorted(known), f'{type(config).__name__} of Transformers has these')
-    config = AutoConfig.for_model(kind, num_channels=in_channels, **arguments)
-    if pretrained:
-        with _weights(pretrained, pretrained):
+    if 'patch_size' in arguments:
+        whole('model.patch_size', arguments['patch_size'], 1, LARGEST, 'one side: patches are square')
+    with refusals(arguments, 'Transformers refuses it', pretrained, pretrained):
+        config = AutoConfig.for_model(kind, num_channels=in_channels, **arguments)
+        if pretrained:
             model = AutoModel.from_pretrained(pretrained, config=config, trust_remote_code=False)
-    else:
-        model = AutoModel.from_config(config)
+        else:
+            model = AutoModel.from_config(config)
     model.is_init = True
     embed = getattr(getattr(model, 'embeddings', None), 'patch_embeddings', None)
     return Inner(model, _HFReader(model), getattr(config, 'image_size', 224), embed)
@@ -170,13 +173,21 @@ class _HFReader:
     def __init__(self, model: Any) -> None:
         self.patch: Any = getattr(model.config, 'patch_size', None)
         self.has_class_token = hasattr(getattr(model, 'embeddings', None), 'cls_token')
-        resizes = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
-        self.options = dict(interpolate_pos_encoding=True) if resizes else {}
+        embed = getattr(getattr(model, 'embeddings', None), 'patch_embeddings', None)
+        self.size = tuple(getattr(embed, 'image_size', ()))  # that its position embeddings are for; (): any
+        self.resizes = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
         self.count = 0  # layers; known once all were read
 
     def __call__(self, model: Any, x: Tensor, layers: Layers) -> list[Layer]:
         only_last = layers is not None and tuple(layers) == (self.count - 1,)
-        output = model(x, output_hidden_states=not only_last, **self.options)
+        other = bool(self.size) and tuple(x.shape[2:]) != self.size
+        if other and self.size[0] != self.size[1]:  # Transformers takes their grid for a square one
+            raise ValueError(
+                f'images of {x.shape[2]} x {x.shape[3]} px do not fit model.image_size={list(self.size)}: Transformers '
+                'interpolates position embeddings of square images only; give images of that size'
+            )
+        options = dict(interpolate_pos_encoding=True) if other and self.resizes else {}
+        output = model(x, output_hidden_states=not only_last, **options)
         states = [output.last_hidden_state]
         if not only_last:
             states = [*output.hidden_states[1:-1], output.last_hidden_state]  # the first is the embedding
@@ -195,7 +206,7 @@ def _openmmlab(config: Mapping[str, Any], in_channels: int) -> Inner:
         arguments['in_channels'] = in_channels
     elif in_channels != 3:
         arguments.setdefault('in_channels', in_channels)
-    with _weights(config.get('model_name'), config.get('pretrained')):
+    with refusals(config, f'{config["type"]} refuses it', config.get('model_name'), config.get('pretrained')):
         model = build_part(arguments)
     inner, _ = inside_of(model)
     size = getattr(model, 'img_size', None) or config.get('img_size')
@@ -225,14 +236,16 @@ def _as_map(features: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 @contextmanager
-def _weights(name: Any, pretrained: Any) -> Iterator[None]:
-    """Turn the error of a failed download into one line."""
+def refusals(config: Mapping[str, Any], what: str, name: Any = None, pretrained: Any = None) -> Iterator[None]:
+    """Turn whatever a library raises for a config, or a failed download, into one line."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = ': '.join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+        if not pretrained or not isinstance(error, OSError | RuntimeError):
+            raise ValueError(f'model={str(dict(config))[:300]}: {what} ({reason})') from error
         raise ValueError(
             f'model.pretrained={pretrained!r}: the weights of {name!r} cannot be downloaded here ({reason}); where '
             f'there is no network, leave it out and give {WEIGHTS}'

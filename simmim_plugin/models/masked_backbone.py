@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simmim_plugin.models.interface import with_our_loader
 from simmim_plugin.models.layers.architecture import rising_blocks
-from simmim_plugin.models.libraries import Layer, Layers, build_inner, inside_of
+from simmim_plugin.models.libraries import Layer, Layers, build_inner, inside_of, refusals
 from simmim_plugin.models.masks import pixel_mask
 from simmim_plugin.registry import MODELS
 from simmim_plugin.utils.arguments import choice, parts, sides, whole
@@ -81,7 +81,8 @@ class MaskedBackbone(BaseModule):
         self.mask_token = nn.Parameter(torch.zeros((1, 1, width) if mask_at == 'tokens' else (1, width, 1, 1)))
         if mask_at == 'tokens':
             nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.04, b=0.04)
-        found = self._try()
+        with refusals(model, f'it gives no maps of images of {self.img_size[0]} x {self.img_size[1]} px'):
+            found = self._try()
         self.layer_shapes = [self._shape(each) for each, _ in found]
         self.has_class_token = found[-1][1] is not None
         self.num_layers = len(found)

@@ -1,5 +1,6 @@
 """Weights of the model in a MaskedBackbone: by its library's names, from our checkpoints, from a stranger's file."""
 
+import resource
 import time
 from typing import Any
 
@@ -101,6 +102,16 @@ def test_a_classifier_of_timm_and_a_folder_of_transformers(tmp_path):
         assert torch.equal(model.eval()(images)[0], expected)
 
 
+def test_an_auxiliary_head_of_timm(tmp_path):
+    theirs: Any = timm.create_model('volo_d1_224', num_classes=5)
+    torch.save(theirs.state_dict(), tmp_path / 'a.pth')
+    assert 'aux_head.weight' in theirs.state_dict()
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    model: Any = MaskedBackbone(dict(type='timm', name='volo_d1_224'), init_cfg=init_cfg)
+    model.init_weights()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in model.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -152,8 +163,20 @@ def test_nothing_half_loaded(change, message, tmp_path):
             "model='attn_implementation' is unkno",
         ),
         (dict(VIT['model'], depth=10**7), r'model.depth=10000000 must be at most 1024'),
-        (dict(VIT['model'], embed_dim=12288), 'describes a far larger model than its weights are of'),
+        (dict(VIT['model'], embed_dim=12288), 'of another architecture'),
+        (dict(VIT['model'], depth=1024), 'describes a far larger model than its weights are of'),
         (dict(VIT['model'], depth=3), 'of another architecture'),
+        ({}, r"model=.* must be a dict with a 'type'"),
+        (dict(type='timm', model_name='resnet18'), r'model.name=None is no model of timm'),
+        (dict(VIT['model'], norm_layer='x'), r"timm refuses it \(KeyError: 'x'\)"),
+        (
+            dict(VIT['model'], embed_dim=-48),
+            r'timm refuses it \(RuntimeError: Trying to create tensor with negative dim',
+        ),
+        (dict(VIT['model'], embed_dim=0), r'timm refuses it \(ZeroDivisionError'),
+        (dict(VIT['model'], foo=1), r"timm refuses it \(TypeError: .* unexpected keyword argument 'foo'"),
+        (dict(type='mmpretrain.ConvNeXt', arch='zzz'), r'mmpretrain.ConvNeXt refuses it \(AssertionError: Unavailable'),
+        (dict(type='mmpretrain.ResNet', depth=18, foo=1), r'mmpretrain.ResNet refuses it \(TypeError'),
     ],
 )
 def test_the_config_of_a_stranger(model, message, tmp_path):
@@ -163,6 +186,34 @@ def test_the_config_of_a_stranger(model, message, tmp_path):
         with pytest.raises(ValueError, match=message):
             use()
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(VIT['model'], reg_tokens=1 << 16),
+        dict(
+            type='transformers', model_type='vit', image_size=1536, patch_size=1, hidden_size=256, num_hidden_layers=1,
+            num_attention_heads=1,
+        ),
+    ],
+)  # fmt: skip
+def test_weights_are_compared_before_the_model_takes_memory_or_runs(model, tmp_path, monkeypatch):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=model)
+    monkeypatch.setattr('simmim_plugin.checkpoints.loading.build_part', lambda config: pytest.fail('it is built'))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
+        with pytest.raises(ValueError, match='of another architecture'):
+            use()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+    assert time.monotonic() - start < 30
+
+
+def test_unknown_arguments_in_a_file(tmp_path):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), foo=1)
+    for use in (lambda: load_pretrained(tmp_path / 'a.pth'), lambda: build_backbone(read(tmp_path / 'a.pth'))):
+        with pytest.raises(ValueError, match=r'config has model.backbone.foo, which MaskedBackbone does not take'):
+            use()
 
 
 def test_nothing_is_downloaded_for_a_file(tmp_path, monkeypatch):

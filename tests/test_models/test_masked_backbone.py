@@ -48,6 +48,30 @@ def test_maps_are_those_of_the_library(name):
     assert (every(images)[-1] == found).all()
 
 
+@pytest.mark.parametrize('kind', ['vit', 'deit', 'ijepa', 'vit_msn'])
+@pytest.mark.parametrize('size', [[32, 128], [32, 48], [64, 64]])
+@torch.no_grad()
+def test_transformers_with_images_that_are_no_squares(kind, size):
+    """At their own size, position embeddings are taken as they are; those of squares alone are interpolated."""
+    from transformers import AutoConfig, AutoModel
+
+    config: dict[str, Any] = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
+    ours = MaskedBackbone(dict(type='transformers', model_type=kind, image_size=size, **config))
+    theirs = AutoModel.from_config(AutoConfig.for_model(kind, image_size=size, **config)).eval()
+    theirs.load_state_dict(randomise(ours).model.state_dict())
+    photo, other = photos('any')[..., :64, :64].repeat(1, 1, 1, 2), photos('any')[..., :48, :64]
+    tokens = theirs(photo[..., : size[0], : size[1]]).last_hidden_state
+    (found,) = ours(photo[..., : size[0], : size[1]])
+    expected = tokens[:, -found[0, 0].numel() :].transpose(1, 2).unflatten(2, found.shape[2:])
+    assert_close(found, expected.numpy(), 1e-6)
+    if size[0] == size[1]:
+        tokens = theirs(other, interpolate_pos_encoding=True).last_hidden_state
+        assert_close(ours(other)[0], tokens[:, -12:].transpose(1, 2).unflatten(2, (3, 4)).numpy(), 1e-6)
+    else:
+        with pytest.raises(ValueError, match=r'images of 48 x 64 px do not fit model.image_size=\[32, '):
+            ours(other)
+
+
 @pytest.mark.parametrize('name', ['timm-convnext', 'timm-vit'])
 @torch.no_grad()
 def test_a_learned_pixel_in_units_of_any_size(name):
@@ -195,6 +219,24 @@ def test_layers_of_transformers_and_models_without():
         (dict(type='transformers', model_type='vit', num_hidden_layers=10**9), 'num_hidden_layers=1000000000 must be'),
         (dict(type='timm', name='vit_tiny_patch16_224', embed_dim=10**9), 'embed_dim=1000000000 must be at most'),
         (dict(name='resnet18'), "must be a dict with a 'type'"),
+        (
+            dict(type='timm', name='pit_ti_224'),
+            r'^model=.*pit_ti_224.*: it gives no maps of images of 224 x 224 px \(Run',
+        ),
+        (dict(type='timm', name='crossvit_tiny_240'), r'gives no maps of images of 240 x 240 px \(AttributeError'),
+        (
+            dict(type='timm', name='vit_tiny_patch16_224.nope'),
+            r'timm refuses it \(RuntimeError: Invalid pretrained tag',
+        ),
+        (
+            dict(type='transformers', model_type='vit', hidden_act='foo'),
+            r"Transformers refuses it \(KeyError: 'foo'\)$",
+        ),
+        (
+            dict(type='transformers', model_type='vit', patch_size=[16, 16]),
+            r'patch_size=\[16, 16\] must be a whole num',
+        ),
+        (dict(type='transformers', model_type='dinov2', image_size=[28, 42]), r'no maps of images of 28 x 42 px'),
         (dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=32), "set its out_type to 'featmap'"),
     ],
 )
