@@ -86,11 +86,11 @@ def convert_file(
     _check_target(source, target, to)
     saved = read(source, objects)
     saved.check_activation()
-    _check_given(saved, to, num_heads, (mean, std))
     if type_name(saved.part('backbone')) == 'MaskedBackbone':
         options = dict(img_size=img_size, num_heads=num_heads, patch_size=patch_size, in_channels=in_channels)
         return _convert_inner(saved, target, to, **options, mean=mean, std=std)
     if kind_of(saved.state):
+        _check_given(saved, to, num_heads, (mean, std))
         sizes = (img_size, num_heads, patch_size)
         return Report(*swin_files.convert(saved, target, to, *sizes, mean, std, in_channels, channels))
     kind = recognise(saved.state)
@@ -98,6 +98,7 @@ def convert_file(
     size = img_size and sides('--img-size', img_size)
     state, left_out = to_plugin(saved.state, num_heads is not None, saved.grid, size, notes)
     check_stated_heads(saved.num_heads, state)
+    _check_given(saved, to, num_heads, (mean, std))
     notes += _with_norm(state) if kind == 'hf' else []
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, size), stated.get('norm_eps', 1e-6)
