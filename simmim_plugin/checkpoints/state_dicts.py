@@ -5,11 +5,9 @@
 (microsoft/SimMIM, ViT). A model with a position embedding and without bias tables is an ordinary ViT, all others are
 Beits; so the classes of a target are:
 
-| target | Beit | ordinary ViT |
-|---|---|---|
-| `timm` | `Beit` | `VisionTransformer` |
-| `hf` | `Beit*` | `ViT*`; with LayerScale or registers `Dinov2Model`, `Dinov2WithRegistersModel`; see `family_of` |
-| `mmpretrain` | `BEiTViT` | `VisionTransformer` |
+- `timm`: `Beit`, `VisionTransformer`;
+- `hf`: `Beit*`, `ViT*`, and with LayerScale or registers `Dinov2Model` and `Dinov2WithRegistersModel` (`family_of`);
+- `mmpretrain`: `BEiTViT`, `VisionTransformer`.
 
 `families.py` recognises what a state dict is from, `names.py` has the names, `layouts.py` splits and joins tensors.
 """
