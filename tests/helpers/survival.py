@@ -79,8 +79,12 @@ def start(path: str, work_dir: str, processes: int, pipe: int) -> list[int]:
     address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), GLOO_SOCKET_IFNAME='lo', WORLD_SIZE=str(processes))
     ranks = []
     for rank in range(processes):
+        # A signal that comes before `one_line_errors` waits for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
         ranks.append(os.fork())
-        if ranks[-1] == 0:
+        if ranks[-1] > 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        else:
             code: object = 1
             try:
                 os.setsid()
@@ -91,6 +95,7 @@ def start(path: str, work_dir: str, processes: int, pipe: int) -> list[int]:
                 os.dup2(log, 2)
                 os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
                 with one_line_errors():
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
                     train(path, work_dir, 'none' if processes == 1 else 'pytorch', pipe)
                 code = 0
             except SystemExit as error:
