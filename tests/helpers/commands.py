@@ -23,10 +23,7 @@ from simmim_plugin.cli import main
 SIMMIM = (sys.executable, '-c', 'from simmim_plugin.cli import main; main()')
 TOOLS = ROOT / 'tools'
 
-SMALL = [
-    'model.backbone.arch.embed_dims=32',
-    'model.backbone.arch.num_layers=2',
-    'model.backbone.arch.num_heads=2',
+RUN = [
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
     'train_dataloader.persistent_workers=False',
@@ -36,6 +33,12 @@ SMALL = [
     'custom_hooks.0.interval=1',
     'custom_hooks.0.num_images=2',
     'custom_hooks.0.num_measured=4',
+]
+SMALL = [
+    'model.backbone.arch.embed_dims=32',
+    'model.backbone.arch.num_layers=2',
+    'model.backbone.arch.num_heads=2',
+    *RUN,
 ]
 TIMEOUT = 500  # seconds
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from helpers.commands import RUN
+
 ARCH: dict[str, Any] = dict(embed_dims=4, depths=[2, 2, 2], num_heads=[1, 2, 4])
 PRETRAIN: dict[str, Any] = dict(
     type='mmpretrain.SimMIMSwinTransformer',
@@ -23,13 +25,5 @@ SMALL = [
     'model.head.in_channels=64',
     'crop.size=64',
     'mask.mask_patch_size=16',
-    'train_dataloader.batch_size=4',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'auto_scale_lr.base_batch_size=4',
-    'default_hooks.logger.interval=1',
-    'default_hooks.checkpoint.interval=1',
-    'custom_hooks.0.interval=1',
-    'custom_hooks.0.num_images=2',
-    'custom_hooks.0.num_measured=4',
+    *RUN,
 ]
