@@ -335,9 +335,9 @@ def test_two_trainings_of_two_processes_in_one_work_dir(image_folder, tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def kill(launcher: subprocess.Popen) -> None:
+    def send(launcher: subprocess.Popen, signal_: signal.Signals) -> None:
         for process in (*children_of(launcher.pid), launcher.pid):
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, signal_)
 
     started = []
     try:
@@ -347,17 +347,18 @@ def test_two_trainings_of_two_processes_in_one_work_dir(image_folder, tmp_path):
             while {path.name for path in work.glob('*.pth')} <= before:
                 assert started[-1].poll() is None, started[-1].communicate()[0][-3000:]
                 time.sleep(0.05)
+            send(started[-1], signal.SIGSTOP)  # it holds the lock still, and leaves the processors to the second
             second = start('--resume')
             output, _ = second.communicate(timeout=120)
             assert second.returncode == 1 and 'is in use by another training (process ' in output, output[-3000:]
             assert started[-1].poll() is None
-            kill(started[-1])
+            send(started[-1], signal.SIGKILL)
             output, _ = started[-1].communicate(timeout=60)
         assert 'resumed epoch: ' in output
     finally:
         for process in started:
             if process.poll() is None:
-                kill(process)
+                send(process, signal.SIGKILL)
 
 
 def test_pretrain_does_not_touch_a_folder_in_use(image_folder, tmp_path):
