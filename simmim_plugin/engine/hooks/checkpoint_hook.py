@@ -15,6 +15,7 @@ from mmengine.logging import HistoryBuffer
 
 from simmim_plugin.checkpoints.files import NOTE, tensors_of
 from simmim_plugin.checkpoints.loading import fit_checkpoint
+from simmim_plugin.engine.moving_statistics import moving_statistics
 from simmim_plugin.engine.runners.accumulation import count_from_the_epoch, gradients_are_pending
 from simmim_plugin.engine.runners.longer_run import continue_schedules
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
@@ -238,7 +239,8 @@ class SimMIMCheckpointHook(CheckpointHook):
 
 
 def _check_finite(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:
-    weights = [name for name, _ in bare_model(runner).named_parameters()]
+    model = bare_model(runner)
+    weights = [*dict(model.named_parameters()), *moving_statistics(model)]
     average = checkpoint.get('ema_state_dict', {})  # holds the raw weights: `state_dict` has the average then
     states = [checkpoint['state_dict'], {name.removeprefix('module.'): value for name, value in average.items()}]
     bad = dict.fromkeys(name for state in states for name in weights if name in state and not _is_finite(state[name]))

@@ -155,7 +155,7 @@ class InterruptHook(Hook):
             if runner.world_size == 1 and runner.iter and not gradients_are_pending(runner):
                 self._stop(runner, runner.iter, self.received)
             print_log('Stopped without a checkpoint; --resume continues from the last one', 'current')
-            raise SystemExit(exit_code(self.received))
+            raise SystemExit(128 + self.received)
         finally:
             kill_workers()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
+from simmim_plugin.engine.moving_statistics import moving_statistics
 from simmim_plugin.engine.runners.mmengine_internals import skips_steps_itself
 from simmim_plugin.engine.step_records import SKIPPED, StepRecords
 from simmim_plugin.registry import OPTIM_WRAPPERS
@@ -24,7 +25,8 @@ class AutocastOptimWrapper(OptimWrapper):
     """Autocast in the forward pass, and skip steps whose loss or gradient is not finite.
 
     There is no gradient scaler (bfloat16 has the range of float32); parameters stay float32. All ranks skip the same
-    steps. With a fused optimiser this needs no device synchronisation. `FaultHook` counts the skipped steps.
+    steps, and running statistics (batch norm) go back to those before them. With a fused optimiser this needs no device
+    synchronisation. `FaultHook` counts the skipped steps.
 
     MMEngine's `AmpOptimWrapper` refuses to run without an accelerator and scales gradients by default.
 
@@ -52,6 +54,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.parts = None if parts is None else names('AutocastOptimWrapper.parts', parts, "e.g. ['backbone', 'neck']")
         self.skip_nonfinite = flag('AutocastOptimWrapper.skip_nonfinite', skip_nonfinite)
         self.records: StepRecords | None = None  # SimMIMRuntimeInfoHook's
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # running ones, and as they were before the step
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         """As in MMEngine, without its warning about lost gradients, which supposes steps counted over the run."""
@@ -75,6 +78,8 @@ class AutocastOptimWrapper(OptimWrapper):
         skipped = 1 - norm.isfinite().float()
         if self.records is not None:
             self.records.values[SKIPPED] = skipped
+        for now, before in self._statistics:
+            now.copy_(torch.where(skipped.bool(), before, now))
         if skips_steps_itself(self.optimizer):
             self.optimizer.found_inf = skipped
             try:
@@ -104,6 +109,8 @@ class AutocastOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Gradient accumulation as in MMEngine, and autocast."""
+        if self.skip_nonfinite and self._inner_count % self._accumulative_counts == 0:
+            self._statistics = [(now, now.clone()) for now in moving_statistics(model).values()]
         device = next(model.parameters()).device.type
         enabled = device != 'cpu' or self.on_cpu
         with super().optim_context(model), autocast(model, self.parts) if enabled else nullcontext():

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, default_collate
 
 from helpers.models import TINY
+from helpers.runners import runner
 from simmim_plugin import SimMIM
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.engine.hooks.checkpoint_hook import SimMIMCheckpointHook
@@ -41,7 +42,7 @@ def samples(bad: dict[int, float], count: int = 8) -> list[dict]:
 def train(work_dir: Path, data: list[dict], on_cpu: bool = False, fused: bool = True, **faults: object) -> Runner:
     """An iteration per sample."""
     torch.manual_seed(1)
-    runner = Runner(
+    training = Runner(
         model=SimMIM(backbone={**TINY, 'drop_path_rate': 0.0}, data_preprocessor=PLAIN), work_dir=str(work_dir),
         train_dataloader=DataLoader(data, batch_size=1, collate_fn=default_collate),
         train_cfg=dict(by_epoch=True, max_epochs=1), experiment_name=str(time.time_ns()), log_level='ERROR',
@@ -51,8 +52,8 @@ def train(work_dir: Path, data: list[dict], on_cpu: bool = False, fused: bool = 
                            checkpoint=dict(type='simmim_plugin.SimMIMCheckpointHook', interval=1)),
         custom_hooks=[dict(type='simmim_plugin.FaultHook', **faults)],
     )  # fmt: skip
-    runner.train()
-    return runner
+    training.train()
+    return training
 
 
 @pytest.mark.parametrize('on_cpu', [False, True], ids=['float32', 'bfloat16'])
@@ -69,6 +70,33 @@ def test_a_bad_step_leaves_no_trace(value, fused, on_cpu, tmp_path, caplog):
     assert [path.name for path in lists] == ['skipped_iter_3_rank0.txt', 'skipped_iter_6_rank0.txt']
     assert lists[0].read_text().splitlines()[1:] == ['/data/2.png']
     assert not list((tmp_path / 'good').glob('skipped_iter_*.txt'))
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_running_statistics_go_back_to_those_before_a_skipped_step(fused):
+    """Of two steps of two forward passes each; they are those of a batch norm that has seen the good ones alone."""
+    torch.manual_seed(0)
+    batches = torch.randn(6, 4, 2)
+    batches[2, 0, 0] = float('nan')  # the first half of the second step
+    model, alone = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1)), torch.nn.BatchNorm1d(2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    wrapper = AutocastOptimWrapper(optimizer=optimizer, accumulative_counts=2)
+    for number, batch in enumerate(batches):
+        with wrapper.optim_context(model):
+            loss = model(batch).square().sum()
+        wrapper.update_params(loss)
+        if number not in (2, 3):
+            alone(batch)
+    for name, buffer in alone.named_buffers():
+        assert torch.equal(model[0].get_buffer(name), buffer), name
+
+
+def test_statistics_that_are_not_finite_are_not_saved(tmp_path):
+    training = runner(tmp_path, 1)
+    training.model.norm = torch.nn.BatchNorm1d(2)
+    training.model.norm.running_var[1] = float('nan')
+    with pytest.raises(ValueError, match=r'^norm\.running_var are not finite at iteration 2, so no checkpoint'):
+        training.train()
 
 
 def test_an_infinite_loss_alone_would_not_show_in_the_gradient():
@@ -102,8 +130,8 @@ def test_accumulating_iterations_are_no_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(
         'simmim_plugin.engine.optimizers.autocast_optim_wrapper.AutocastOptimWrapper.__init__', _accumulating
     )
-    runner = train(tmp_path, samples(dict.fromkeys((2, 4), float('nan'))), max_in_a_row=2)
-    assert runner.message_hub.get_info('skipped_steps') == 2
+    training = train(tmp_path, samples(dict.fromkeys((2, 4), float('nan'))), max_in_a_row=2)
+    assert training.message_hub.get_info('skipped_steps') == 2
 
 
 def test_a_checkpoint_between_two_reports_has_the_count(tmp_path, monkeypatch):
