@@ -49,7 +49,13 @@ RULES: dict[str, Check] = {
 
 
 def check_settings(cfg: Config) -> None:
-    """Raise ValueError for a setting as in `RULES`, and for NaN or infinity, which train nothing or end in NaN."""
+    """Raise ValueError for a setting as in `RULES`, and for NaN or infinity, which train nothing or end in NaN.
+
+    Also for an EMAHook with sharded weights, which it cannot copy.
+    """
+    hooks = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or () if isinstance(hook, Mapping)]
+    if str((cfg.get('strategy') or {}).get('type')).endswith('ShardedStrategy') and 'EMAHook' in hooks:
+        raise ValueError('EMAHook cannot be combined with ShardedStrategy; leave one of them out')
     for place, value in (found for part in PARTS for found in _nodes(cfg.get(part), part)):
         checks = [check for pattern, check in RULES.items() if fnmatchcase(place, pattern)]
         for check in checks:

@@ -23,7 +23,7 @@ from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state,
 from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, text
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
@@ -307,7 +307,7 @@ class PretrainedViT:
         if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
             raise ValueError(f'init_cfg: checkpoint={checkpoint!r} must be the path of a checkpoint file')
         self.checkpoint = os.fspath(checkpoint)
-        self.prefix = prefix
+        self.prefix = None if prefix is None else text('init_cfg: prefix', prefix, "e.g. 'backbone.'")
         self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
 
     def __call__(self, module: SimMIMViT | MaskedBackbone) -> None:

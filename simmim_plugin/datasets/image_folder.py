@@ -16,7 +16,7 @@ from simmim_plugin.datasets.sampling import NumberedIndex
 from simmim_plugin.datasets.transforms.crop import RandomResizedCrop
 from simmim_plugin.datasets.transforms.loading import LoadImage
 from simmim_plugin.registry import DATASETS
-from simmim_plugin.utils.arguments import folders, keys, names, number
+from simmim_plugin.utils.arguments import folders, keys, names, number, text
 from simmim_plugin.utils.files import is_hidden, printable
 from simmim_plugin.utils.random_state import seed_everything
 
@@ -77,7 +77,15 @@ class ImageFolder(BaseDataset):
         prefix: Any = data_prefix
         if isinstance(data_prefix, Mapping):
             prefix = keys('data_prefix', data_prefix, (), ('img_path',)).get('img_path', '')
+        if ann_file is not None:
+            text('ann_file', ann_file, 'the list of the images, below data_root')
+        if prefix is not None:
+            text('data_prefix', prefix, 'the folder of the images, below data_root')
+        listed = isinstance(pipeline, Sequence) and not isinstance(pipeline, str)
+        if not listed or not all(isinstance(transform, Mapping) or callable(transform) for transform in pipeline):
+            raise ValueError(f'pipeline={pipeline!r} must be a list of transforms, or of dicts with a type')
         roots = folders('data_root', data_root)
+        self.prefix = prefix or ''
         self.folders = [os.path.join(root, prefix) if prefix else root for root in roots]
         self.lists = [os.path.join(root, ann_file) for root in roots] if ann_file else []
         self.suffixes = tuple(suffix.lower() for suffix in names('suffixes', suffixes, "e.g. ['.jpg']"))
@@ -112,8 +120,9 @@ class ImageFolder(BaseDataset):
     def _check_folders(self) -> None:
         for folder in self.folders:
             if not os.path.isdir(folder):
+                named = f'data_prefix={self.prefix!r}: {folder!r}' if self.prefix else f'data_root={folder!r}'
                 raise FileNotFoundError(
-                    f'data_root={folder!r} is not a folder (from {os.getcwd()}); set data_root in the config, or on '
+                    f'{named} is not a folder (from {os.getcwd()}); set data_root in the config, or on '
                     'the command line: --cfg-options data_root=/path/to/images'
                 )
 

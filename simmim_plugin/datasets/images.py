@@ -81,7 +81,7 @@ def read_with_missing(
     try:
         with open(path, 'rb', opener=open_regular) if data is None else io.BytesIO(data) as source:
             if suffix in ARRAY_SUFFIXES:
-                _check_size(_length(source), max_bytes)  # not compressed, so no array is larger
+                check_size(length_of(source), max_bytes)  # not compressed, so no array is larger
                 array = _channels_first(np.load(source, allow_pickle=False), channels)
             elif suffix in TIFF_SUFFIXES and (found := read_tiff(source, max_bytes)) is not None:
                 array = _channels_first(found[0], channels)
@@ -89,7 +89,7 @@ def read_with_missing(
             else:
                 array = _read_photo(source, channels, max_bytes)
         array = _fit_channels(array, channels)
-        _check_size(array.size * RESULT_BYTES[dtype], max_bytes)
+        check_size(array.size * RESULT_BYTES[dtype], max_bytes)
         return _fitted(array, dtype, printable(path), nodata)
     # Decoders raise exceptions of many types for damaged files; all become one type that names the file.
     except Exception as error:
@@ -107,14 +107,15 @@ def reason_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _check_size(size: int, max_bytes: int) -> None:
+def check_size(size: int, max_bytes: int) -> None:
+    """Raise a ValueError if an image of `size` bytes is larger than allowed."""
     if size > max_bytes:
         raise ValueError(f'it takes {size:,} bytes, more than max_bytes={max_bytes:,} of LoadImage; cut it into '
                          'smaller images, or raise that')  # fmt: skip
 
 
-def _length(source: BinaryIO) -> int:
-    """Bytes of an open file."""
+def length_of(source: BinaryIO) -> int:
+    """Bytes of an open file, which is then at its start."""
     length = source.seek(0, os.SEEK_END)
     source.seek(0)
     return length
@@ -191,7 +192,7 @@ def read_tiff(source: Source, max_bytes: int = MAX_BYTES) -> tuple[np.ndarray, f
     """Values of a TIFF as stored, and its nodata value; None if its colours need a conversion (CMYK, palette ...)."""
     with tifffile.TiffFile(source) as file:
         first, images = file.pages.first, file.series[0]
-        _check_size(math.prod(images.shape) * images.dtype.itemsize, max_bytes)
+        check_size(math.prod(images.shape) * images.dtype.itemsize, max_bytes)
         if not any(first.databytecounts):
             raise ValueError('it holds no pixels')
         if first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
@@ -202,14 +203,20 @@ def read_tiff(source: Source, max_bytes: int = MAX_BYTES) -> tuple[np.ndarray, f
 
 def _read_photo(source: BinaryIO, channels: int, max_bytes: int) -> np.ndarray:
     """Read a file by PIL: (C, H, W)."""
+    length = length_of(source)
     with Image.open(source) as opened:
         image: Image.Image = opened
-        pixels = image.width * image.height
-        _check_size(pixels * max(len(image.getbands()) * (4 if has_many_bits(image) else 1), channels), max_bytes)
-        if image.format == 'JPEG' and pixels > PIXELS_PER_BYTE * (length := _length(source)):
-            raise ValueError(f'{length:,} bytes cannot hold the {image.width} x {image.height} px that it claims')
+        check_photo(image, length, max_bytes, channels)
         ImageOps.exif_transpose(image, in_place=True)
         return _photo_values(image, channels)
+
+
+def check_photo(image: Image.Image, length: int, max_bytes: int, channels: int = 1) -> None:
+    """Raise a ValueError if a photo of so many bytes, not decoded yet, is too large, or larger than it can be."""
+    pixels = image.width * image.height
+    check_size(pixels * max(len(image.getbands()) * (4 if has_many_bits(image) else 1), channels), max_bytes)
+    if image.format == 'JPEG' and pixels > PIXELS_PER_BYTE * length:
+        raise ValueError(f'{length:,} bytes cannot hold the {image.width} x {image.height} px that it claims')
 
 
 def _photo_values(image: Image.Image, channels: int) -> np.ndarray:

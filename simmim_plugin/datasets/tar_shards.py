@@ -8,7 +8,7 @@ import random
 import sys
 import tarfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
@@ -86,7 +86,7 @@ class TarShards(ImageFolder):
         return [
             dict(img_path=f'{shard}/{member.name}', shard=str(shard), offset=member.offset_data, size=member.size)
             for member in members
-            if member.name.lower().endswith(self.suffixes)
+            if member.name.lower().endswith(self.suffixes) and not any(map(is_hidden, PurePosixPath(member.name).parts))
         ]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
@@ -145,8 +145,8 @@ def write_shards(folder: str | os.PathLike[str], target: str | os.PathLike[str],
         The content of `shards.json`.
 
     Raises:
-        ValueError: `megabytes` is not positive, `folder` holds no image, or `target` holds shards of other images or of
-            another size.
+        ValueError: `megabytes` is not positive, `folder` holds no image, or one that is too large, or `target` holds
+            shards of other images or of another size.
         OSError: `target` cannot be written.
     """
     number('megabytes', megabytes, 0, hint='256 is usual', ends='(]')
@@ -197,6 +197,8 @@ def _write(file: Path, samples: Iterable[tuple[int, str, str]]) -> None:
 
 def _read(path: str) -> bytes:
     with open(path, 'rb', opener=open_regular) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise ValueError(f'{printable(path)}: a file of {size:,} bytes, more than {MAX_BYTES:,}; remove it')
         return file.read()
 
 

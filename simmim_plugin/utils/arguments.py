@@ -55,6 +55,13 @@ def flags(**values: Any) -> None:
         flag(name, value)
 
 
+def text(name: str, value: Any, hint: str = '') -> Any:
+    """A string."""
+    if not isinstance(value, str):
+        raise ValueError(f'{name}={value!r} must be a string{_more(hint)}')
+    return value
+
+
 def parts(name: str, value: Any) -> Any:
     """Config of a part, a dict with a type, or a list of such; None."""
     listed = value if isinstance(value, list | tuple) else [] if value is None else [value]

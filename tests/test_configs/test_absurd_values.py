@@ -2,24 +2,35 @@
 
 import argparse
 import copy
+import inspect
 import math
 import shutil
 from typing import Any
 
 import pytest
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, Registry, init_default_scope
 from torch import nn
 from torch.optim import SGD
 
 from helpers.paths import ROOT
+from simmim_plugin import registry as registries
 from simmim_plugin.apis.settings import check_settings
 from simmim_plugin.commands.options import add_cfg_options
 from simmim_plugin.config import apply_options, load_config
 from simmim_plugin.datasets.tar_shards import write_shards
-from simmim_plugin.registry import DATASETS, build_part
+from simmim_plugin.registry import (
+    DATASETS,
+    HOOKS,
+    LOG_PROCESSORS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    WEIGHT_INITIALIZERS,
+    build_part,
+)
 
 VALUES = ('nan', 'inf', '-1', '0', '1.5', '512.', 'abc', 'None', 'True', '(16,16)', '[1,abc]', '{1:1}', '')
 NUMBERS = {'0', '1.5', '512.'}  # of at least 0
+WORDS = {'abc', '{1:1}', ''}
 # Setting -> those of the values that are right.
 BACKBONE = {
     'arch': set(), 'arch.embed_dims': set(), 'arch.num_layers': set(), 'arch.num_heads': set(),
@@ -27,7 +38,8 @@ BACKBONE = {
     'drop_path_rate': {'0'}, 'layer_scale_init_value': NUMBERS, 'use_shared_rel_pos_bias': {'True'},
     'use_rel_pos_bias': set(), 'use_abs_pos_embed': {'True'}, 'out_type': set(), 'out_indices': {'-1', '0'},
     'frozen_stages': {'-1', '0'}, 'window_size': {'0'}, 'global_blocks': set(), 'dynamic_img_pad': {'True'},
-    'with_cp': {'True'}, 'init_cut': {'1.5', '512.'}, 'init_cfg': {'None'},
+    'with_cp': {'True'}, 'init_cut': {'1.5', '512.'}, 'init_cfg': {'None'}, 'num_registers': {'0'},
+    'norm_eps': {'1.5', '512.'}, 'table_interpolation': set(),
 }  # fmt: skip
 HEAD = {
     'num_layers': set(), 'normalize_target': {'True'}, 'loss': {'None'}, 'init_cfg': {'None'},
@@ -40,11 +52,14 @@ OTHERS = {
     'model.data_preprocessor.mean': set(), 'model.data_preprocessor.std': set(),
     'model.data_preprocessor.non_blocking': {'True'},
     'load.channels': set(), 'load.dtype': set(), 'load.keep': {'0'}, 'load.defer': {'True'},
+    'load.max_bytes': set(), 'load.nodata': {*NUMBERS, '-1', 'nan', 'None'}, 'load.array_order': set(),
     'crop.size': {'(16,16)'}, 'crop.scale': set(), 'crop.ratio': {'(16,16)'}, 'crop.interpolation': set(),
     'flip.p': {'0'}, 'mask.mask_ratio': {'0', 'None'}, 'mask.mask_patch_size': {'None'},
     'mask.model_patch_size': set(), 'mask.input_size': {'None', '(16,16)'}, 'mask.adapt': {'None'},
     'mask.local': {'None'}, 'mask.global_': {'None'},
     'train_dataloader.dataset.max_bad_ratio': {'0'}, 'train_dataloader.dataset.suffixes': set(),
+    'train_dataloader.dataset.ann_file': {'None', ''}, 'train_dataloader.dataset.data_prefix': {'None', ''},
+    'train_dataloader.dataset.pipeline': set(),
     'optim_wrapper.on_cpu': {'True'}, 'optim_wrapper.parts': {'None'}, 'optim_wrapper.skip_nonfinite': {'True'},
     'custom_hooks.0.interval': set(), 'custom_hooks.0.num_images': set(), 'custom_hooks.0.num_measured': set(),
     'custom_hooks.0.seed': {'0'}, 'custom_hooks.0.by_epoch': {'True'},
@@ -72,6 +87,9 @@ PARTS: dict[str, dict[str, Any]] = {
     'MaskRatioHook': dict(start=0.5),
     'ProbeHook': dict(data_root='{images}'),
     'WarmupCosineLR': dict(warmup=1, end=6, convert_to_iter_based=True),
+    'CompileHook': {},
+    'PretrainedViT': dict(checkpoint='a.pth'),
+    'SimMIMLogProcessor': {},
 }
 PARTS_GRID = {
     'FewLabels.fraction': set(), 'FewLabels.seed': {'0'}, 'FewLabels.rest': {'True'}, 'FewLabels.dataset': set(),
@@ -82,7 +100,10 @@ PARTS_GRID = {
     'ProbeHook.k': set(), 'ProbeHook.temperature': {'1.5', '512.'}, 'ProbeHook.fraction': set(),
     'ProbeHook.workers': {'0'}, 'ProbeHook.data_root': set(),
     'WarmupCosineLR.warmup': {'0', '1.5'}, 'WarmupCosineLR.end': {'1.5', '512.'},
-    'WarmupCosineLR.floor_ratio': {'0'},
+    'WarmupCosineLR.floor_ratio': {'0'}, 'WarmupCosineLR.start_ratio': {'0', 'None'},
+    'CompileHook.mode': {'None', *WORDS}, 'CompileHook.backend': WORDS, 'CompileHook.fullgraph': {'None', 'True'},
+    'PretrainedViT.checkpoint': {'abc', '{1:1}'}, 'PretrainedViT.prefix': {'None', *WORDS},
+    'PretrainedViT.adapt_channels': {'None'}, 'SimMIMLogProcessor.mean_pattern': WORDS,
 }  # fmt: skip
 GRID = {
     **{f'model.backbone.{key}': right for key, right in BACKBONE.items()},
@@ -137,7 +158,8 @@ def build_alone(part, images):
         optimizer = SGD(nn.Linear(1, 1).parameters(), lr=1)
         PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=optimizer, epoch_length=3))
     else:
-        (HOOKS if part['type'].endswith('Hook') else DATASETS).build(part)
+        next(registry for registry in (HOOKS, DATASETS, WEIGHT_INITIALIZERS, LOG_PROCESSORS)
+             if part['type'] in registry).build(part)  # fmt: skip
 
 
 @pytest.fixture
@@ -150,9 +172,9 @@ def folder(image_folder, tmp_path):
 
 
 def shown(value):
-    """How a message may show a value: as a whole, or the wrong one of a list."""
+    """How a message may show a value: as a whole, the wrong one of a list, or the end of a path."""
     items = list(value) if isinstance(value, list | tuple) else list(value.items()) if isinstance(value, dict) else []
-    return [repr(value), *map(repr, items)]
+    return [repr(value), *map(repr, items), *([f'/{value}'] if value and isinstance(value, str) else [])]
 
 
 @pytest.mark.parametrize('key', GRID)
@@ -179,3 +201,29 @@ def test_it_is_refused_by_name(key, config, folder, monkeypatch):
 def test_the_values_are_parsed_as_they_look():
     assert parsed('a=512.') == {'a': 512.0} and parsed('a=(16,16)') == {'a': (16, 16)} and parsed('a=') == {'a': ''}
     assert math.isnan(parsed('a=nan')['a']) and parsed('a=[1,abc]') == {'a': [1, 'abc']} and parsed('a=0')['a'] == 0
+
+
+# Arguments that are no settings, or that have tests of their own.
+ELSEWHERE = {
+    'ClassFolders.extensions', 'HeldOutLoss.collect_device',
+    'HeldOutLoss.collect_dir', 'MLflowVisBackend.exp_name', 'MLflowVisBackend.save_dir',
+    'MLflowVisBackend.tracking_uri', 'MaskedBackbone.mask_at', 'MaskedBackbone.model',
+    'ResumableTrainLoop.dataloader', 'ResumableTrainLoop.dynamic_intervals', 'ResumableTrainLoop.runner',
+    'ResumableTrainLoop.val_begin', 'ShardedStrategy.layers',
+    'SimMIMOptimWrapperConstructor.optim_wrapper_cfg', 'SimMIMOptimWrapperConstructor.paramwise_cfg',
+    'SimpleFeaturePyramid.num_outs', 'SimpleFeaturePyramid.start_level', 'WarmupCosineLR.optimizer',
+}  # fmt: skip
+
+
+def test_every_setting_is_in_the_grid():
+    settings = {key.rpartition('.')[2] for key in GRID}
+    left = set()
+    for registry in vars(registries).values():
+        if not isinstance(registry, Registry):
+            continue
+        registry.import_from_location()
+        for kind in registry.module_dict.values():
+            if inspect.isclass(kind) and kind.__module__.startswith('simmim_plugin'):
+                _, *names = inspect.signature(kind.__init__).parameters
+                left |= {f'{kind.__name__}.{name}' for name in names if name not in {*settings, 'args', 'kwargs'}}
+    assert left == ELSEWHERE

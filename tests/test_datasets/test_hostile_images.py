@@ -211,6 +211,32 @@ def test_the_limit_counts_the_bytes_of_the_decoded_array(name, tmp_path):
         assert peak_in_child(lambda load=load: load({'img_path': str(tmp_path / name)})) <= 300  # MiB
 
 
+def test_copies_are_prepared_within_the_limit(tmp_path):
+    """TIFF, .npy and photos: what `LoadImage` refuses is unreadable, and is not decoded to find that out."""
+    source = tmp_path / 'source'
+    source.mkdir()
+    for name, make in TOO_LARGE.items():
+        make(source / name)
+    np.lib.format.open_memmap(source / 'array.npy', 'w+', np.uint16, (20000, 20000))  # 800 MB that take no disk
+    assert peak_in_child(lambda: _refused(prepare_folder(str(source), str(tmp_path / 'copies'), workers=1))) <= 300
+    reasons = (tmp_path / 'copies/unreadable.txt').read_text().splitlines()
+    words = {
+        'array.npy': 'it takes 800,000,128 bytes, more than max_bytes=536', 'deep.tif': 'it takes 5,070,000,000 bytes',
+        'grey.jpg': 'bytes cannot hold the 13000 x 13000 px', 'grey.png': 'exceeds limit of 178956970 pixels',
+        'pages.tif': 'it takes 629,145,600 bytes',
+    }  # fmt: skip
+    for name, expected in words.items():
+        assert [expected in reason for reason in reasons if name in reason] == [True], reasons
+    Image.fromarray(np.zeros((300, 500, 4), np.uint8)).save(source / 'alpha.png')
+    assert prepare_folder(str(source), str(tmp_path / 'more'), workers=1)['shrunk'] == 1
+    assert prepare_folder(str(source), str(tmp_path / 'less'), workers=1, max_bytes=599_999)['unreadable'] == 6
+
+
+def _refused(counts):
+    if counts['unreadable'] == 5:
+        raise ImageReadError('all of them')  # what `peak_in_child` expects
+
+
 def test_the_limit_is_stated_and_can_be_set(tmp_path):
     """100 x 50 px of 3 bytes are 15,000 bytes, of 3 floats 60,000."""
     for name, content in (('a.png', encoded('PNG', np.zeros((50, 100, 3), np.uint8))),

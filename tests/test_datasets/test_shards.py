@@ -57,6 +57,13 @@ def test_bad_arguments_are_named(image_folder, tmp_path):
         write_shards(tmp_path / 'empty', tmp_path / 'shards', 1)
 
 
+def test_a_file_larger_than_any_image_is_named(image_folder, tmp_path):
+    with open(image_folder / 'huge.jpg', 'wb') as file:
+        file.truncate(2**40)  # takes no disk
+    with pytest.raises(ValueError, match=r'huge.jpg: a file of 1,099,511,627,776 bytes, more than 536,870,912'):
+        write_shards(image_folder, tmp_path / 'shards', 1)
+
+
 def test_tool(image_folder, tmp_path):
     output = run(
         sys.executable, ROOT / 'tools/prepare_dataset.py', image_folder, tmp_path / 'small', '--short-side', '32',

@@ -111,6 +111,15 @@ def test_a_damaged_tar_without_an_index_is_named_and_counted(plain):
             TarShards(str(path.parent))
 
 
+def test_hidden_members_are_not_listed(tmp_path):
+    names = ('./a/0.jpg', 'b..c/1.jpg', '__MACOSX/._a.jpg', 'a/.thumbs/2.jpg', './@eaDir/3.jpg', '._4.jpg')
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    found = [info['img_path'] for info in TarShards(str(tmp_path)).load_data_list()]
+    assert found == [f'{tmp_path}/a.tar/{name}' for name in names[:2]]
+
+
 def test_a_sparse_member_is_named(plain):
     path, *_ = plain
     header = tarfile.TarInfo('0.jpg')

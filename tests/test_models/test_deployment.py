@@ -35,8 +35,9 @@ def assert_same(run, model, sizes=SIZES, tolerance=1e-5):
 
 
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
-def test_one_compiled_graph_without_gradients_at_three_sizes(mode):
-    model = Last()
+@pytest.mark.parametrize('kind', WINDOWS)
+def test_one_compiled_graph_without_gradients_at_three_sizes(kind, mode):
+    model = Last(**WINDOWS[kind])
     torch._dynamo.reset()
     compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
     with mode():

@@ -11,7 +11,9 @@ _base_ = '../../_base_/reliability.py'
 
 default_scope = 'mmseg'
 env_cfg = dict(
-    cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl', timeout=1800),  # seconds
 )
 sync_bn = 'torch'  # batch-norm statistics over all ranks
 visualizer = dict(

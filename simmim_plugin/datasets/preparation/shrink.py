@@ -19,8 +19,11 @@ from simmim_plugin.datasets.images import (
     ARRAY_SUFFIXES,
     MODES,
     PHOTO_SUFFIXES,
+    check_photo,
+    check_size,
     convert_mode,
     has_many_bits,
+    length_of,
     read_tiff,
     reason_of,
 )
@@ -67,7 +70,7 @@ def prepare_folder(
         target: Created if it does not exist. `unreadable.txt` in it lists unreadable images, with reasons.
         settings: See `Settings`.
         workers: Number of threads.
-        max_bytes: See `read_image`; for TIFF. Photos have Pillow's limit.
+        max_bytes: See `read_image`.
 
     Returns:
         Numbers of images that were 'shrunk', 'copied', 'done before' and 'unreadable', and the total 'bytes before' and
@@ -114,12 +117,13 @@ def prepare_folder(
     return counts
 
 
-def shrink(path: Path, settings: Settings) -> bytes | None:
+def shrink(path: Path, settings: Settings, max_bytes: int) -> bytes | None:
     """Encode a photo as a small JPEG.
 
     Args:
         path: A file that PIL reads.
         settings: See `Settings`.
+        max_bytes: See `read_image`.
 
     Returns:
         The bytes of the JPEG; None if the file should be copied unchanged.
@@ -127,8 +131,10 @@ def shrink(path: Path, settings: Settings) -> bytes | None:
     Raises:
         Exception: Of the decoder, for a damaged file.
     """
+    length = os.path.getsize(path)
     with open(path, 'rb', opener=open_regular) as source, Image.open(source) as opened:
         image: Image.Image = opened
+        check_photo(image, length, max_bytes)
         if has_many_bits(image):
             image.load()
             return None
@@ -162,10 +168,13 @@ def check_values(path: Path, max_bytes: int) -> None:
         Exception: Of the decoder, for a damaged file.
     """
     with open(path, 'rb', opener=open_regular) as source:
+        length = length_of(source)
         if path.name.lower().endswith(ARRAY_SUFFIXES):
+            check_size(length, max_bytes)
             np.load(source, allow_pickle=False)
         elif read_tiff(source, max_bytes) is None:
             with Image.open(source) as image:
+                check_photo(image, length, max_bytes)
                 image.load()
 
 
@@ -179,7 +188,7 @@ def _prepare(path: Path, copy: Path, settings: Settings, max_bytes: int) -> tupl
                 return 'done before', before, there.stat().st_size, ''
         content = None
         if path.name.lower().endswith(PHOTO_SUFFIXES):
-            content = shrink(path, settings)
+            content = shrink(path, settings, max_bytes)
         else:
             check_values(path, max_bytes)
     # Decoders raise exceptions of many types for damaged files; these are listed with the reason.

@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 
 from simmim_plugin.models.simmim import SimMIM
 from simmim_plugin.registry import HOOKS
-from simmim_plugin.utils.arguments import flag
+from simmim_plugin.utils.arguments import choice, flag, text
 from simmim_plugin.utils.distributed import bare_model, is_sharded
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
@@ -24,11 +24,12 @@ class CompileHook(Hook):
         fullgraph: Require a single graph. None: True for `SimMIM`, False for other models, which may not trace as one.
 
     Raises:
-        ValueError: `fullgraph` is neither a flag nor None, or the model is sharded.
+        ValueError: An argument is of another kind, this PyTorch has no such mode or backend, or the model is sharded.
     """
 
     def __init__(self, mode: str | None = None, backend: str = 'inductor', fullgraph: bool | None = None) -> None:
-        self.mode, self.backend = mode, backend
+        self.mode = None if mode is None else text('CompileHook.mode', mode, "e.g. 'reduce-overhead'")
+        self.backend = text('CompileHook.backend', backend, "PyTorch's own is 'inductor'")
         self.fullgraph = None if fullgraph is None else flag('CompileHook.fullgraph', fullgraph)
 
     def before_train(self, runner: TrainingRunner) -> None:
@@ -36,6 +37,10 @@ class CompileHook(Hook):
         model = bare_model(runner)
         if is_sharded(model):
             raise ValueError('--compile (CompileHook) cannot be combined with ShardedStrategy; leave one of them out')
+        if self.backend not in torch.compiler.list_backends(()):
+            choice('CompileHook.backend', self.backend, torch.compiler.list_backends())  # those not for debugging
+        if self.backend == 'inductor':
+            choice('CompileHook.mode', self.mode, (None, 'default', *torch._inductor.list_mode_options()))
         fullgraph = isinstance(model, SimMIM) if self.fullgraph is None else self.fullgraph
         model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph)
 

@@ -8,6 +8,7 @@ from mmengine.runner import LogProcessor
 
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.registry import LOG_PROCESSORS
+from simmim_plugin.utils.arguments import text
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 
@@ -22,6 +23,7 @@ class SimMIMLogProcessor(LogProcessor):
     """
 
     def __init__(self, mean_pattern: str = r'.*(loss|error|time|data_time|grad_norm).*', **kwargs: Any) -> None:
+        text('SimMIMLogProcessor.mean_pattern', mean_pattern, 'a regular expression')
         super().__init__(mean_pattern=mean_pattern, **kwargs)
         self.window_follows_lines = 'window_size' not in kwargs
 

@@ -13,6 +13,7 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 LISTED = 5  # differences in a message
 # Config keys that may differ when resuming: how things are computed, and where the initial weights came from.
 IGNORED = ('with_cp', 'init_cfg', 'on_cpu', '_scope_')
+DEFINING = ('MaskRatioHook', 'EMAHook')  # hooks that define what is trained, or what comes out
 
 
 def training_note(runner: TrainingRunner) -> dict[str, Any]:
@@ -20,10 +21,18 @@ def training_note(runner: TrainingRunner) -> dict[str, Any]:
     cfg = runner.cfg.to_dict()
     batch = batch_size_of(runner.train_dataloader) * runner.world_size
     parts = {name: cfg.get(name) for name in ('optim_wrapper', 'param_scheduler')}
-    # Values that a checkpoint cannot hold, such as functions, are named by their type.
     data = (cfg.get('train_dataloader') or {}).get('dataset')
-    plain = json.loads(json.dumps(data, default=lambda value: type(value).__name__, skipkeys=True))
-    return dict(batch_of_an_iteration=batch, **parts, data=plain)
+    hooks = {}
+    for hook in cfg.get('custom_hooks') or ():
+        if isinstance(hook, Mapping) and (kind := str(hook.get('type')).rpartition('.')[2]) in DEFINING:
+            settings = {name: value for name, value in hook.items() if name not in ('type', 'priority')}
+            hooks[f'{kind} of {hook["argument"]}' if 'argument' in hook else kind] = settings
+    return dict(batch_of_an_iteration=batch, **parts, data=_plain(data), custom_hooks=_plain(hooks))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON; what it cannot hold, such as functions, is named by its type."""
+    return json.loads(json.dumps(value, default=lambda each: type(each).__name__, skipkeys=True))
 
 
 def check_same_training(runner: TrainingRunner, checkpoint: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from simmim_plugin import PackagePhotos
 from simmim_plugin.datasets.image_folder import list_images
 from simmim_plugin.datasets.images import read_image
 from simmim_plugin.datasets.preparation.shrink import Settings, prepare_folder, shrink
+from simmim_plugin.utils.files import MAX_BYTES
 
 TOOL = [sys.executable, ROOT / 'tools/prepare_dataset.py']
 
@@ -35,7 +36,7 @@ def test_pixels_are_those_of_full_decoding_and_resizing(tmp_path):
         scale = 100 / min(photo.size)
         size = [max(100, round(scale * side)) for side in photo.size]
         photo.resize(size, Image.Resampling.BICUBIC).save(tmp_path / 'expected.jpg', quality=95)
-        (tmp_path / 'found.jpg').write_bytes(shrink(path, Settings(100, quality=95)))
+        (tmp_path / 'found.jpg').write_bytes(shrink(path, Settings(100, quality=95), MAX_BYTES))
         expected, found = (read_image(tmp_path / f'{name}.jpg').float() for name in ('expected', 'found'))
         assert found.shape == expected.shape and min(found.shape[1:]) == 100
         differences[path.rsplit('/', 1)[-1]] = (found - expected).abs().mean().item()
@@ -94,7 +95,7 @@ def test_result_for_each_kind_of_file(photo, tmp_path):
 
 def test_grey_stays_one_channel(photo, tmp_path):
     photo.convert('L').save(tmp_path / 'grey.png')
-    (tmp_path / 'small.jpg').write_bytes(shrink(tmp_path / 'grey.png', Settings(100)))
+    (tmp_path / 'small.jpg').write_bytes(shrink(tmp_path / 'grey.png', Settings(100), MAX_BYTES))
     with Image.open(tmp_path / 'small.jpg') as image:
         assert image.mode == 'L'
 

@@ -91,10 +91,15 @@ def train(work_dir: Path, images: Path, *options: str, flags: tuple = (), launch
 
 def test_checkpoints_of_another_training_are_rejected(image_folder, tmp_path):
     work = tmp_path / 'work'
-    command = [sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/simmim_vit-tiny_folder.py', '--work-dir', work]
+    config = tmp_path / 'hooks.py'
+    hooks = [dict(type='ReconstructionHook', interval=10), dict(type='MaskRatioHook', start=0.4), dict(type='EMAHook')]
+    config.write_text(f'_base_ = {str(ROOT / "configs/simmim_vit-tiny_folder.py")!r}\ncustom_hooks = {hooks}\n')
+    command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work]
     options = ['--cfg-options', f'data_root={image_folder}', *SMALL]
     run(*command, *options, 'train_cfg.max_epochs=1')
     for option, words in (
+        ('custom_hooks.1.start=0.5', 'custom_hooks.MaskRatioHook.start is 0.4 in the checkpoint and 0.5 now'),
+        ('custom_hooks.2.type=ProgressHook', 'custom_hooks.EMAHook is {} in the checkpoint and None now'),
         ('optim_wrapper.optimizer.lr=0.1', 'optim_wrapper.optimizer.lr is 0.0015 in the checkpoint and 0.1 now'),
         ('train_dataloader.batch_size=2', 'batch_of_an_iteration is 4 in the checkpoint and 2 now'),
         ('param_scheduler.1.end=50', 'param_scheduler[1].end is 60 in the checkpoint and 50 now'),

@@ -38,10 +38,10 @@ strategy = dict(type='simmim_plugin.ShardedStrategy')
 def train(image_folder, tmp_path):
     """Run a training: name of its work dir, sharded or not, number of processes, options -> losses, norms, output."""
 
-    def run(name, sharded, processes=2, *options, flags=(), code=0):
+    def run(name, sharded, processes=2, *options, flags=(), code=0, more=''):
         config = tmp_path / f'{"sharded" if sharded else "ddp"}.py'
         text = CONFIG.format(base=str(ROOT / 'configs/simmim_vit-tiny_folder.py'))
-        config.write_text(text + (SHARDED if sharded else ''))
+        config.write_text(text + (SHARDED if sharded else '') + more)
         launcher = ['bash', ROOT / 'tools/dist_train.sh', config, processes]
         if processes == 1:
             launcher = [sys.executable, ROOT / 'tools/train.py', config]
@@ -106,5 +106,7 @@ def test_wrong_layers_are_named():
 def test_combinations_that_are_rejected(train):
     _, output = train('compiled', True, flags=('--compile',), code=1)
     assert '--compile (CompileHook) cannot be combined with ShardedStrategy' in output
+    _, output = train('averaged', True, code=1, more="custom_hooks = [dict(type='EMAHook')]")
+    assert 'EMAHook cannot be combined with ShardedStrategy' in output
     _, output = train('other_layers', True, 2, "strategy.layers=['Layer']", code=1)
     assert "layers=('Layer',) of ShardedStrategy: SimMIM has no such modules" in output
