@@ -51,7 +51,9 @@ def config(image_folder, tmp_path):
 
 
 def train(config, work_dir, *flags, **kwargs):
-    command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *flags]
+    # Where the tests run in the background, SIGINT would be ignored.
+    command = ['env', '--default-signal=INT', sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir]
+    command += flags
     return subprocess.Popen(
         [str(word) for word in command], env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,
