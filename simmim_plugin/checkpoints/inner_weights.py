@@ -7,25 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from simmim_plugin.models.fit import Fitted, check_fits, names_of
-from simmim_plugin.models.libraries import build_inner, inside_of
+from simmim_plugin.models.differences import described, names_of
+from simmim_plugin.models.fit import Fitted, check_fits
+from simmim_plugin.models.libraries import build_inner, inside_of, may_differ
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
-# First parts of names that belong to a task rather than to features.
-TASKS = (
-    'aux_head',
-    'classif',
-    'classifier',
-    'decoder',
-    'fc',
-    'head',
-    'head_dist',
-    'heads',
-    'last_linear',
-    'lm_head',
-    'pooler',
-)
 DERIVED = ('attn_mask', 'num_batches_tracked', 'relative_coords_table', 'relative_position_index')  # buffers
 SPARE = 1000  # weights
 
@@ -67,11 +54,10 @@ def fit_inner(
         for name in own
         if name in theirs and theirs[name].shape != own[name].shape
     ]
-    faults = [('not in the model', strange), ('not in the file', missing), ('of another shape', shapes)]
-    if texts := [f'{what}: {names_of(names)}' for what, names in faults if names]:
+    if text := described(strange, missing, shapes):
         raise ValueError(
-            f'its weights are not those of this {type(inner).__name__}; {"; ".join(texts)}. Give model the arguments '
-            '(size, patch, channels, depth) that it was trained with'
+            f'its weights are not those of this {type(inner).__name__}; {text}. Give model the arguments (size, patch, '
+            'channels, depth) that it was trained with'
         )
     loaded = {f'model.{path}{name}': value for name, value in theirs.items() if name in own}
     token = prefix.removesuffix(f'model.{path}') + 'mask_token'
@@ -116,7 +102,7 @@ def _prefixes(name: str, own: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _may_differ(name: str) -> bool:
-    return name.split('.', maxsplit=1)[0] in TASKS or name.endswith((*DERIVED, 'mask_token'))
+    return may_differ(name) or name.endswith(DERIVED)
 
 
 def check_inner(config: Mapping[str, Any], state: Mapping[str, Tensor], start: str) -> None:

@@ -19,7 +19,8 @@ from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
+from simmim_plugin.models.differences import names_of
+from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
 from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part

@@ -30,7 +30,8 @@ from simmim_plugin.checkpoints.swin_names import (
     their_head,
     their_name,
 )
-from simmim_plugin.models.fit import Fitted, adapt_channels, names_of
+from simmim_plugin.models.differences import names_of
+from simmim_plugin.models.fit import Fitted, adapt_channels
 from simmim_plugin.models.layers.relative_position import (
     CLS_ROWS,
     INDEX,

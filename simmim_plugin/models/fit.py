@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from simmim_plugin.models.differences import names_of
 from simmim_plugin.models.layers.relative_position import TABLE, Grid, resize_table, table_rows
 from simmim_plugin.utils.arguments import choice
 
@@ -14,7 +15,6 @@ SHARED = f'rel_pos_bias.{TABLE}'
 ON_GRID = (TABLE, 'pos_embed')  # name endings of parameters whose shape depends on the grid
 PATCHES = 'patch_embed.proj.weight'
 ADAPTATIONS = ('repeat', 'mean')  # of weights to other channels, see `adapt_channels`
-NAMED = 6  # most names in a line of the report
 
 
 class Fitted(NamedTuple):
@@ -244,10 +244,3 @@ def _sides(shape: Sequence[int]) -> str:
 
 def _blocks(state: Mapping[str, Tensor]) -> set[str]:
     return {name.split('.')[1] for name in state if name.startswith('blocks.')}
-
-
-def names_of(names: list[str]) -> str:
-    """The names, or the first of many."""
-    if len(names) > NAMED:
-        return f'{", ".join(names[: NAMED - 1])}, ... and {len(names) - NAMED + 1} more'
-    return ', '.join(names) or 'none'

@@ -117,7 +117,7 @@ def test_an_auxiliary_head_of_timm(tmp_path):
     [
         (
             lambda s: s.pop('blocks.1.mlp.fc1.bias'),
-            r'not those of this VisionTransformer; not in the file: blocks.1.mlp',
+            r'not those of this VisionTransformer; not in the checkpoint: blocks.1.mlp',
         ),
         (lambda s: s.update({'blocks.2.norm1.bias': torch.ones(3)}), r'; not in the model: blocks.2.norm1.bias'),
         (

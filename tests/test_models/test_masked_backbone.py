@@ -13,6 +13,7 @@ from helpers.backbones import BACKBONES, FAST, library_map, library_model, rando
 from helpers.models import assert_close
 from helpers.other_projects import photos
 from simmim_plugin import MaskedBackbone, SimMIM
+from simmim_plugin.models.libraries import refusals
 from simmim_plugin.registry import build_part
 
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
@@ -259,3 +260,58 @@ def test_weights_without_a_network(config, monkeypatch):
         ValueError, match=r'cannot be downloaded here \(.*; where there is no network, leave it out and'
     ):
         build_part(dict(type='MaskedBackbone', model=config))
+
+
+SMALL: dict[str, Any] = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+)
+
+
+@torch.no_grad()
+def test_pretrained_weights_of_transformers_are_all_loaded(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    theirs: Any = randomise(ViTForImageClassification(ViTConfig(**SMALL, layer_norm_eps=1e-3)))
+    theirs.save_pretrained(tmp_path)
+    config = dict(type='transformers', model_type='vit', **SMALL, layer_norm_eps=1e-3, pretrained=str(tmp_path))
+    images = photos('any')[..., :32, :32]
+    expected = theirs.vit(images).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    assert_close(MaskedBackbone(config).eval()(images)[0], expected.numpy(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            dict(num_hidden_layers=4),
+            r'has the weights of another model; not in the checkpoint: encoder.layer.2.\S+, .* \d+ more. Give',
+        ),
+        (
+            dict(num_hidden_layers=1),
+            r'has the weights of another model; not in the model: encoder.layer.1.\S+, .* and \d+ more. Give',
+        ),
+        (
+            dict(intermediate_size=128),
+            r'has the weights of another model; of another shape: encoder.layer.0.intermediate.dense.bias',
+        ),
+        (dict(num_attention_heads=2), 'has num_attention_heads=4, and model 2: give model num_attention_heads=4'),
+        (dict(hidden_act='relu'), "has hidden_act='gelu', and model 'relu': give model hidden_act='gelu'"),
+        (dict(layer_norm_eps=1e-6), 'has layer_norm_eps=0.001, and model 1e-06: give model layer_norm_eps=0.001'),
+        (dict(model_type='deit'), "has model_type='vit', and model 'deit'"),
+    ],
+)
+def test_pretrained_weights_of_another_model_of_transformers(changes, message, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    ViTModel(ViTConfig(**SMALL, layer_norm_eps=1e-3)).save_pretrained(tmp_path)
+    config = dict(type='transformers', model_type='vit', **SMALL, layer_norm_eps=1e-3, pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=f"^model.pretrained='{tmp_path}' {message}"):
+        MaskedBackbone({**config, **changes})
+
+
+def test_weights_that_do_not_fit_are_no_failed_download():
+    with (
+        pytest.raises(ValueError, match=r'^model={}: timm refuses it \(RuntimeError: .* size mismatch for weight: '),
+        refusals({}, 'timm refuses it', 'resnet18', True),
+    ):
+        torch.nn.Linear(2, 2).load_state_dict(torch.nn.Linear(3, 2).state_dict())
