@@ -33,7 +33,7 @@ def fit_inner(
 
     Raises:
         ValueError: The file is of another model: a weight is left over or missing, or of another shape. Heads and what
-            the maps do not depend on may be.
+            the maps do not depend on may be. Or it has several copies.
     """
     if channels:
         raise ValueError(f'adapt_channels={channels!r}: weights of a MaskedBackbone are not adapted to other channels')
@@ -58,6 +58,12 @@ def fit_inner(
         raise ValueError(
             f'its weights are not those of this {type(inner).__name__}; {text}. Give model the arguments (size, patch, '
             'channels, depth) that it was trained with'
+        )
+    if len(copies := [each for each in found if found[each] == found[prefix]]) > 1:
+        raise ValueError(
+            f'it has the weights of {type(inner).__name__} {len(copies)} times, with the prefixes '
+            f"{', '.join(map(repr, copies))}; choose one: init_cfg=dict(type='Pretrained', checkpoint=PATH, "
+            f'prefix={copies[0]!r})'
         )
     loaded = {f'model.{path}{name}': value for name, value in theirs.items() if name in own}
     token = prefix.removesuffix(f'model.{path}') + 'mask_token'

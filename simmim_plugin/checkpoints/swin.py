@@ -27,6 +27,7 @@ from simmim_plugin.checkpoints.swin_names import (
     is_held,
     our_head,
     our_name,
+    prefixes,
     their_head,
     their_name,
 )
@@ -77,9 +78,15 @@ def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         classifier.
 
     Raises:
-        ValueError: The backbone has a part that this Swin does not have, or lacks one.
+        ValueError: The backbone has a part that this Swin does not have, or lacks one; or there are several.
     """
     kind, prefix = find(list(state))
+    if len(copies := prefixes(state, kind)) > 1:
+        raise ValueError(
+            f'it has the weights of a Swin Transformer {len(copies)} times, with the prefixes '
+            f'{", ".join(map(repr, copies))}; save one of them alone: {{k: v for k, v in state_dict.items() if '
+            f'k.startswith({copies[0]!r})}}'
+        )
     tensors = {name: value for name, value in state.items() if not name.endswith(BUFFERS)}
     tensors = _joined(tensors) if kind == 'hf' else tensors
     heads: dict[str, Tensor] = {}

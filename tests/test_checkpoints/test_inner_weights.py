@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,6 +21,10 @@ from simmim_plugin.registry import build_part
 
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 VIT = BACKBONES['timm-vit']
+ORDINARY = dict(
+    type='SimMIMViT', arch=dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=192), img_size=64,
+    use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0,
+)  # fmt: skip
 
 
 def backbone_of(name):
@@ -137,6 +142,30 @@ def test_nothing_half_loaded(change, message, tmp_path):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'none of the names of VisionTransformer .*cls_token.*, but weight, bias'):
+        model.init_weights()
+
+
+def test_one_of_several_copies_in_a_file_is_chosen_by_its_prefix(tmp_path, capsys):
+    """As of a teacher and a student: none is taken by chance."""
+    config = dict(num_classes=0, img_size=64, depth=2, embed_dim=48)
+    copies = {
+        prefix: randomise(timm.create_model('vit_tiny_patch16_224', **config), seed).state_dict()
+        for seed, prefix in enumerate(('teacher.', 'student.'))
+    }
+    torch.save({prefix + k: v for prefix, state in copies.items() for k, v in state.items()}, tmp_path / 'a.pth')
+    for prefix, state in copies.items():
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix=prefix)
+        for config in (backbone_of('timm-vit'), ORDINARY):
+            MMLogger.get_instance(f'{prefix}{config["type"]}')
+            model: Any = build_part(dict(**config, init_cfg=init_cfg))
+            model.init_weights()
+            found = getattr(model, 'model', model).state_dict()
+            assert torch.equal(found['blocks.1.mlp.fc1.weight'], state['blocks.1.mlp.fc1.weight']), prefix
+            other = 'student' if prefix == 'teacher.' else 'teacher'
+            assert f'Skipped, not in the model: {other}.cls_token' in capsys.readouterr().out
+    model = MaskedBackbone(**VIT, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')))
+    match = r"VisionTransformer 2 times, with the prefixes 'teacher.', 'student.'; choose one: .*prefix='teacher.'\)"
+    with pytest.raises(ValueError, match=match):
         model.init_weights()
 
 

@@ -228,6 +228,14 @@ def test_what_is_left_over_or_missing_is_named(kind):
         to_ours({**state, extra: torch.zeros(1)})
 
 
+@pytest.mark.parametrize('kind', ['official', 'timm', 'hf', 'plugin'])
+def test_none_of_several_copies_is_taken_by_chance(kind):
+    state, _ = from_ours(weights(pretrained()), kind)
+    both = {f'{prefix}.{name}': value for prefix in ('teacher', 'student') for name, value in state.items()}
+    with pytest.raises(ValueError, match=r"weights of a Swin Transformer 2 times, with the prefixes 'teacher\."):
+        to_ours(both)
+
+
 def test_swin_v2_is_refused():
     model = timm.models.swin_transformer_v2.SwinTransformerV2(
         img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4
