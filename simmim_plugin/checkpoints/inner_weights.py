@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -19,7 +20,7 @@ SPARE = 1000  # weights
 
 def fit_inner(
     backbone: Any, state: Mapping[str, Tensor], channels: str | None = None
-) -> tuple[Fitted, dict[str, Tensor]]:
+) -> tuple[Fitted, dict[str, Tensor], list[str]]:
     """The weights of a file that go into a `MaskedBackbone`, each of them unchanged.
 
     Args:
@@ -29,7 +30,8 @@ def fit_inner(
         channels: Must be None: such weights are not adapted to other channels.
 
     Returns:
-        What is loaded, and what of the file is not the model's.
+        What is loaded; what of the file is of other parts; and the names of what no other part may take: a library's
+        own head, which may have norms or layers that ours lacks.
 
     Raises:
         ValueError: The file is of another model: a weight is left over or missing, or of another shape. Heads and what
@@ -71,8 +73,9 @@ def fit_inner(
         loaded['mask_token'] = state[token]
     taken = {prefix + name for name in theirs if name in own} | ({token} if 'mask_token' in loaded else set())
     kept = [name for name in backbone.state_dict() if name not in loaded]
-    others = {name: value for name, value in state.items() if name not in taken}
-    return Fitted(loaded, [], [], kept), others
+    left = [name for name in theirs if not prefix and name not in own and may_differ(name)]
+    others = {name: value for name, value in state.items() if name not in taken and name not in left}
+    return Fitted(loaded, [], [], kept), others, left
 
 
 def inner_state(config: Mapping[str, Any], state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
@@ -111,6 +114,53 @@ def _may_differ(name: str) -> bool:
     return may_differ(name) or name.endswith(DERIVED)
 
 
+def check_untold(backbone: Any, saved: Any) -> None:
+    """Raise an error if a `MaskedBackbone` would compute something else with weights than the model that they are from.
+
+    Args:
+        backbone: The `MaskedBackbone`.
+        saved: The checkpoint (`Saved`): one of a MaskedBackbone, or one that states heads, epsilon or activation.
+
+    Raises:
+        ValueError: The number of heads, an activation function or the epsilon of a norm is another.
+    """
+    noted = saved.part('backbone')
+    stated = {**{name: noted.get(name) for name in ('norm_eps', 'hidden_act')}, 'num_heads': saved.num_heads}
+    if 'type' in noted and type_name(noted) != 'SimMIMViT':
+        try:
+            stated = _untold(_on_meta(saved.backbone, saved.state))
+        except ValueError as error:  # of a type, say, that is not built from a file
+            print_log(f'Heads, activations, epsilons are not compared with those of the checkpoint: {error}', 'current')
+    ours = _untold(backbone.model)
+    wrong = [f'{key}={stated[key]!r}, not {ours[key]!r}' for key in ours if stated.get(key) not in (None, ours[key])]
+    if wrong:
+        names = ('num_attention_heads', 'layer_norm_eps') if hasattr(backbone.model, 'config') else ('num_heads',)
+        raise ValueError(
+            f'its model has {names_of(wrong)}: weights do not tell that; give model the same as in its training '
+            f'({", ".join(names)} ...)'
+        )
+
+
+def _untold(model: Any) -> dict[str, Any]:
+    """Heads, epsilons and activation functions of a model, by its modules; and those of the whole model."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        values = {key: getattr(module, key, None) for key in ('num_heads', 'num_attention_heads', 'eps', 'approximate')}
+        found |= {f'{name}.{key}': value for key, value in values.items() if isinstance(value, int | float | str)}
+        kind = type(module).__name__
+        bare = next(module.children(), None) is None and next(module.parameters(), None) is None
+        if bare and not may_differ(name) and 'Drop' not in kind and kind != 'Identity':
+            found[name] = kind
+    facts = {
+        'num_heads': next((value for name, value in found.items() if name.endswith('_heads')), None),
+        'norm_eps': next((value for name, value in found.items() if name.endswith('.eps')), None),
+    }
+    if hasattr(model, 'config'):  # of Transformers, as in its config.json: some norms have a fixed epsilon
+        names = dict(num_heads='num_attention_heads', norm_eps='layer_norm_eps', hidden_act='hidden_act')
+        facts = {name: getattr(model.config, theirs, None) for name, theirs in names.items()}
+    return found | {name: value for name, value in facts.items() if value is not None}
+
+
 def check_inner(config: Mapping[str, Any], state: Mapping[str, Tensor], start: str) -> None:
     """Compare names and shapes of the model in a `MaskedBackbone` with a file, before memory is taken for any of it.
 
@@ -122,6 +172,13 @@ def check_inner(config: Mapping[str, Any], state: Mapping[str, Tensor], start: s
     Raises:
         ValueError: The config is of another model than the weights, or `build_inner` refuses it.
     """
+    own = _on_meta(config, state).state_dict()
+    theirs = {name: value for name, value in state.items() if name.startswith(f'{start}model.')}
+    check_fits({f'{start}model.{name}': value for name, value in own.items()}, theirs)
+
+
+def _on_meta(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """The model in a `MaskedBackbone` of a file, without memory for its weights."""
     allowed = 4 * len(state) + SPARE
     built = 0
 
@@ -134,8 +191,6 @@ def check_inner(config: Mapping[str, Any], state: Mapping[str, Tensor], start: s
     hook = torch_module.register_module_parameter_registration_hook(count)
     try:
         with on_meta():
-            own = build_inner(config.get('model') or {}, config.get('in_channels', 3)).model.state_dict()
+            return build_inner(config.get('model') or {}, config.get('in_channels', 3)).model
     finally:
         hook.remove()
-    theirs = {name: value for name, value in state.items() if name.startswith(f'{start}model.')}
-    check_fits({f'{start}model.{name}': value for name, value in own.items()}, theirs)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints import swin
-from simmim_plugin.checkpoints.inner_weights import check_inner, fit_inner
+from simmim_plugin.checkpoints.inner_weights import check_inner, check_untold, fit_inner
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
@@ -199,10 +199,10 @@ def _fit(
     outside = outside or {}
     own = _without_prefix(saved.state, prefix)
     others: dict[str, Tensor] = {}
-    left: list[str] = []
     assumed: list[str] = []
     if isinstance(backbone, MaskedBackbone):
-        fitted, others = fit_inner(backbone, saved.state, channels)
+        fitted, others, left = fit_inner(backbone, saved.state, channels)
+        check_untold(backbone, saved)
     else:
         if FIRST_BLOCK in own:
             state, left = to_plugin(own, like=saved.grid or backbone.grid, assumed=assumed)

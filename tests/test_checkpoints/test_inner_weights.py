@@ -11,9 +11,9 @@ from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 from torch import nn
 
-from helpers.backbones import BACKBONES, FAST, randomise
+from helpers.backbones import BACKBONES, FAST, library_model, randomise
 from helpers.checkpoints import MEAN, PIPELINE, STD
-from helpers.other_projects import photos
+from helpers.other_projects import mmpretrain_model, photos
 from simmim_plugin import MaskedBackbone, SimMIM, load_pretrained
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
@@ -107,6 +107,20 @@ def test_a_classifier_of_timm_and_a_folder_of_transformers(tmp_path):
         assert torch.equal(model.eval()(images)[0], expected)
 
 
+def test_the_classifier_of_a_library_is_not_taken_for_one_of_ours():
+    """It has the name and the shape of MMPretrain's, but timm's head has a norm in front."""
+    config = dict(BACKBONES['timm-convnext']['model'])
+    theirs: Any = randomise(timm.create_model(config['name'], num_classes=5, depths=(1, 1, 1, 1), dims=config['dims']))
+    backbone = dict(type='simmim_plugin.MaskedBackbone', **BACKBONES['timm-convnext'])
+    head = dict(type='LinearClsHead', num_classes=5, in_channels=32)
+    ours: Any = mmpretrain_model(dict(type='ImageClassifier', backbone=backbone, head=head))
+    assert ours.head.fc.weight.shape == theirs.head.fc.weight.shape
+    fitted: Any = fit_checkpoint(ours, {'state_dict': theirs.state_dict()})
+    heads = ['head.fc.weight', 'head.fc.bias']
+    assert fitted.skipped == heads and 'head.fc.weight' in fitted.kept
+    assert not set(heads) & set(fitted.state)
+
+
 def test_an_auxiliary_head_of_timm(tmp_path):
     theirs: Any = timm.create_model('volo_d1_224', num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / 'a.pth')
@@ -143,6 +157,52 @@ def test_nothing_half_loaded(change, message, tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'none of the names of VisionTransformer .*cls_token.*, but weight, bias'):
         model.init_weights()
+
+
+UNTOLD: dict[str, Any] = {
+    'timm-vit': (dict(num_heads=2), dict(num_heads=4), r'its model has blocks.0.attn.num_heads=2, not 4, .*\(num_h'),
+    'hf-vit': (dict(hidden_act='relu'), {}, r"its model has \S+intermediate_act_fn='ReLU', not 'GELUActivation', enco"),
+    'hf-dinov2': (
+        dict(layer_norm_eps=1e-3), dict(layer_norm_eps=1e-4), r'layer.0.norm1.eps=0.001, not 0.0001, .*, layer_norm_eps'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', UNTOLD)
+def test_what_weights_do_not_tell_is_compared(name, tmp_path):
+    theirs, ours, message = UNTOLD[name]
+    backbone = backbone_of(name)
+    write(tmp_path / 'a.pth', {**backbone, 'model': {**backbone['model'], **theirs}})
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    with pytest.raises(ValueError, match=message):
+        build_part({**backbone, 'model': {**backbone['model'], **ours}, 'init_cfg': init_cfg}).init_weights()
+    build_part({**backbone, 'model': {**backbone['model'], **theirs}, 'init_cfg': init_cfg}).init_weights()
+
+
+@pytest.mark.parametrize('name', ['hf-vit', 'hf-dinov2', 'hf-dinov3', 'hf-convnext'])
+def test_what_the_config_of_a_folder_says_is_compared(name, tmp_path):
+    theirs: Any = library_model(name)
+    theirs.save_pretrained(tmp_path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path))
+    build_part(dict(**backbone_of(name), init_cfg=init_cfg)).init_weights()
+    for change, message in (
+        (dict(num_attention_heads=4), r'its model has num_heads=2, not 4: .* \(num_attention_heads, '),
+        (dict(layer_norm_eps=0.1), r'its model has norm_eps=1e-\d+, not 0.1: .*, layer_norm_eps'),
+        (dict(hidden_act='relu'), r"its model has hidden_act='gelu', not 'relu'"),
+    ):
+        if name == 'hf-convnext' and 'num_attention_heads' in change:
+            continue
+        model = {**BACKBONES[name]['model'], **change}
+        with pytest.raises(ValueError, match=message):
+            build_part({**backbone_of(name), 'model': model, 'init_cfg': init_cfg}).init_weights()
+
+
+def test_a_config_that_is_not_built_from_a_file_is_not_compared_and_says_so(tmp_path, capsys):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=dict(type='os.system'))
+    MMLogger.get_instance('not compared')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    build_part(dict(**backbone_of('timm-vit'), init_cfg=init_cfg)).init_weights()
+    assert "are not compared with those of the checkpoint: checkpoint '" in capsys.readouterr().out
 
 
 def test_one_of_several_copies_in_a_file_is_chosen_by_its_prefix(tmp_path, capsys):
