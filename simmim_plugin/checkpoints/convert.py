@@ -22,7 +22,7 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
 )
 from simmim_plugin.checkpoints.resizing import change, source_size
-from simmim_plugin.checkpoints.saved import Saved, read
+from simmim_plugin.checkpoints.saved import Saved, named, read
 from simmim_plugin.checkpoints.state_dicts import BACKBONE, TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
@@ -167,9 +167,10 @@ def _convert_inner(saved: Saved, target: Path, to: str, **options: Any) -> Repor
     if given := [name for name, value in options.items() if value is not None]:
         flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
         raise ValueError(f'{flags}: SRC holds a MaskedBackbone, whose weights are written as they are; leave it out')
-    state = inner_state(saved.backbone, saved.state, to)
+    with named(saved.path):
+        state, left_out = inner_state(saved.backbone, saved.state, to)
     save_file({'state_dict': state}, target)
-    return Report('plugin', len(state), [], [])
+    return Report('plugin', len(state), left_out, [])
 
 
 def _check_target(source: Path, target: Path, to: str) -> None:

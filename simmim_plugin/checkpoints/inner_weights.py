@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from simmim_plugin.models.differences import described, names_of
+from simmim_plugin.models.differences import differences, names_of
 from simmim_plugin.models.fit import Fitted, check_fits
 from simmim_plugin.models.libraries import build_inner, inside_of, may_differ
 from simmim_plugin.utils.configs import type_name
@@ -49,14 +49,7 @@ def fit_inner(
     prefix = max(found, key=lambda each: (found[each], -len(each)))
     theirs = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     unused = {name.removeprefix(f'model.{path}') for name in backbone.unused}
-    strange = [name for name in theirs if name not in own and not _may_differ(name)]
-    missing = [name for name in own if name not in theirs and name not in unused and not _may_differ(name)]
-    shapes = [
-        f'{name} {tuple(theirs[name].shape)} instead of {tuple(own[name].shape)}'
-        for name in own
-        if name in theirs and theirs[name].shape != own[name].shape
-    ]
-    if text := described(strange, missing, shapes):
+    if text := differences(own, theirs, lambda name: name in unused or _may_differ(name)):
         raise ValueError(
             f'its weights are not those of this {type(inner).__name__}; {text}. Give model the arguments (size, patch, '
             'channels, depth) that it was trained with'
@@ -78,7 +71,7 @@ def fit_inner(
     return Fitted(loaded, [], [], kept), others, left
 
 
-def inner_state(config: Mapping[str, Any], state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
+def inner_state(config: Mapping[str, Any], state: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of the model in the MaskedBackbone of a checkpoint, by the names of its library.
 
     Args:
@@ -86,8 +79,11 @@ def inner_state(config: Mapping[str, Any], state: Mapping[str, Tensor], to: str)
         state: Weights in the checkpoint.
         to: What they are converted to.
 
+    Returns:
+        The weights, and the names left out.
+
     Raises:
-        ValueError: `to` is not 'backbone'.
+        ValueError: `to` is not 'backbone', or the weights are not those of the config.
     """
     if to != 'backbone':
         raise ValueError(
@@ -96,7 +92,9 @@ def inner_state(config: Mapping[str, Any], state: Mapping[str, Tensor], to: str)
         )
     inner = 'model.timm_model.' if type_name(config['model']) == 'TIMMBackbone' else 'model.'
     start = f'backbone.{inner}'
-    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+    check_inner(config, state, 'backbone.')
+    written = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+    return written, [name for name in state if not name.startswith(start)]
 
 
 def _prefixes(name: str, own: Mapping[str, Tensor]) -> Iterator[str]:

@@ -31,7 +31,7 @@ from simmim_plugin.checkpoints.swin_names import (
     their_head,
     their_name,
 )
-from simmim_plugin.models.differences import names_of
+from simmim_plugin.models.differences import differences, names_of
 from simmim_plugin.models.fit import Fitted, adapt_channels
 from simmim_plugin.models.layers.relative_position import (
     CLS_ROWS,
@@ -209,19 +209,10 @@ def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: s
             old, new = side_of(theirs), side_of(wanted)
             fitted[name] = resample_abs_pos_embed(theirs, [new, new], [old, old], num_prefix_tokens=0)
             resized.append(f'{name} {old}x{old} -> {new}x{new}')
-    free = [name for name in (*state, *ours) if FINAL.fullmatch(name) or name == 'mask_token']
-    faults = [f'{name} is not in the model' for name in state if name not in ours and name not in free]
-    faults += [f'{name} is not in the checkpoint' for name in ours if name not in state and name not in free]
-    faults += [
-        f'{name} is {tuple(fitted[name].shape)} in the checkpoint and {tuple(ours[name].shape)} in the model'
-        for name in state
-        if name in ours and fitted[name].shape != ours[name].shape
-    ]
-    if faults:
-        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+    if text := differences(ours, fitted, lambda name: bool(FINAL.fullmatch(name)) or name == 'mask_token'):
         raise ValueError(
-            f'the checkpoint is of another Swin: {faults[0]}{more}; set arch, patch_size and in_channels to those that '
-            'it was trained with'
+            f'the checkpoint is of another Swin: {text}; set arch, patch_size and in_channels to those that it was '
+            'trained with'
         )
     skipped = [name for name in state if name not in ours]
     loaded = {name: value for name, value in fitted.items() if name in ours}

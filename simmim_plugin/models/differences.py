@@ -1,6 +1,31 @@
 """What the weights of a checkpoint and a model do not share, in words."""
 
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
 NAMED = 6  # most names in a list
+
+
+def differences(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], free: Callable[[str], bool] = lambda name: False
+) -> str:
+    """What is left over, missing or of another shape; '' if nothing is.
+
+    Args:
+        own: The model's state dict.
+        state: The checkpoint's.
+        free: Whether a weight, by its name, may be in one of them only.
+    """
+    strange = [name for name in state if name not in own and not free(name)]
+    missing = [name for name in own if name not in state and not free(name)]
+    return described(strange, missing, other_shapes(own, state))
+
+
+def other_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Weights that are in both and differ in shape, with both shapes."""
+    both = [name for name in own if name in state and state[name].shape != own[name].shape]
+    return [f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}' for name in both]
 
 
 def described(strange: list[str], missing: list[str], shapes: list[str]) -> str:

@@ -15,6 +15,8 @@ from helpers.backbones import BACKBONES, FAST, library_model, randomise
 from helpers.checkpoints import MEAN, PIPELINE, STD
 from helpers.other_projects import mmpretrain_model, photos
 from simmim_plugin import MaskedBackbone, SimMIM, load_pretrained
+from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.registry import build_part
@@ -309,3 +311,20 @@ def test_nothing_is_downloaded_for_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr('timm.models._builder.load_pretrained', lambda *args, **kwargs: pytest.fail('a download'))
     write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=dict(VIT['model'], pretrained=True))
     load_pretrained(tmp_path / 'a.pth')
+
+
+def test_conversion_checks_the_weights_and_lists_what_is_left_out(tmp_path):
+    state = write(tmp_path / 'a.pth', backbone_of('timm-vit')).state_dict()
+    report = convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth', 'backbone')
+    own = timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=64, depth=2, embed_dim=48).state_dict()
+    assert load_file(tmp_path / 'b.pth')['state_dict'].keys() == own.keys()
+    assert report.left_out == ['backbone.mask_token', 'head.decoder.weight', 'head.decoder.bias']
+    content = torch.load(tmp_path / 'a.pth')
+    for changed, message in (
+        ({k: v for k, v in state.items() if '.blocks.1.' not in k}, 'backbone.model.blocks.1.norm1.weight'),
+        ({'x.weight': torch.ones(2)}, 'backbone.model.cls_token'),
+    ):
+        torch.save({**content, 'state_dict': changed}, tmp_path / 'odd.pth')
+        with pytest.raises(ValueError, match=f"odd.pth': the checkpoint is of another architecture: .*{message}"):
+            convert_file(tmp_path / 'odd.pth', tmp_path / 'c.pth', 'backbone')
+    assert not (tmp_path / 'c.pth').exists()
