@@ -103,7 +103,7 @@ def convert_file(
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
-    _check_built(state, before)
+    _check_built(state, backbone_config(before))
     notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
@@ -154,7 +154,7 @@ def _write(
         return [f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})']
     wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': state}
     if to == 'plugin':
-        wrapped[NOTE] = _note(facts, like, given)
+        wrapped[NOTE] = _note(state, facts, like, given)
     save_file(state if to == 'timm' else wrapped, target)
     if to == 'timm':
         patches_only = facts.absolute and state['pos_embed'].shape[1] == facts.grid[0] * facts.grid[1]
@@ -185,10 +185,10 @@ def _check_target(source: Path, target: Path, to: str) -> None:
         )
 
 
-def _check_built(state: dict[str, torch.Tensor], facts: Facts) -> None:
-    """Raise ValueError unless the weights are those of the model that their facts describe."""
+def _check_built(state: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Raise ValueError unless the weights are those of a backbone with this config."""
     with on_meta():
-        own = build_part(backbone_config(facts)).state_dict()
+        own = build_part(config).state_dict()
     theirs = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     check_fits(own, {'mask_token': own['mask_token'], **theirs})
 
@@ -235,10 +235,12 @@ def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tu
         )
 
 
-def _note(facts: Facts, like: Saved | None, given: tuple[Any, Any]) -> dict[str, Any]:
+def _note(state: dict[str, torch.Tensor], facts: Facts, like: Saved | None, given: tuple[Any, Any]) -> dict[str, Any]:
     """Config for a checkpoint of this package: that of the source, with another mean and std if they are given."""
     if like is None or 'pipeline' not in like.note or not like.built:  # raises, if not for tools
         return note_of(facts, *check_mean_std(facts.in_channels, *given))
+    with named(like.path):
+        _check_built(state, like.backbone)
     noted = like.part('data_preprocessor')
     if given == (noted.get('mean'), noted.get('std')):
         return like.note

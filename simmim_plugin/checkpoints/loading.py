@@ -274,7 +274,7 @@ def _fit_swin(
         raise ValueError(
             f'the model has a Swin Transformer, the checkpoint {names_of(list(saved.state))}: another model'
         )
-    saved.check_activation()
+    swin.check_stated(saved)
     state, left = swin.to_ours(saved.state)
     heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
     others = swin.from_ours(heads, kind)[0] | {name: saved.state[name] for name in left if name in outside}

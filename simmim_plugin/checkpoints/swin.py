@@ -41,6 +41,8 @@ from simmim_plugin.models.layers.relative_position import (
     resize_table,
 )
 
+EPS = 1e-5  # of all norms
+
 
 def kind_of(names: Iterable[str]) -> str:
     """Which code base the names of a Swin are from: 'plugin' or another of the module's; '' for other models."""
@@ -65,6 +67,16 @@ def check_depths(config: Mapping[str, Any], state: Iterable[str]) -> None:
     found = depths_of(name.removeprefix('backbone.') for name in state)
     if given is not None and list(given) != found:
         raise ValueError(f'its config has model.backbone.arch.depths={given}, the weights {found}')
+
+
+def check_stated(saved: Any) -> None:
+    """Raise ValueError for a model of Hugging Face (`Saved`) with another activation or epsilon than ours."""
+    saved.check_activation()
+    if (eps := saved.part('backbone').get('norm_eps', EPS)) != EPS:
+        raise ValueError(
+            f'layer_norm_eps={eps!r} in config.json, and the norms of Swin in MMPretrain, MMDetection, timm and the '
+            f'official code have {EPS:g}; it is another model'
+        )
 
 
 def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
