@@ -1,6 +1,5 @@
 """Convert checkpoint files between code bases, with the configs that belong to them."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 
 from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
-from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import inner_state
 from simmim_plugin.checkpoints.other_projects import (
     Facts,
@@ -25,14 +23,13 @@ from simmim_plugin.checkpoints.resizing import change, source_size
 from simmim_plugin.checkpoints.saved import Saved, named, read
 from simmim_plugin.checkpoints.state_dicts import BACKBONE, TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.swin import kind_of
-from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
+from simmim_plugin.checkpoints.swin_files import MASK_TOKEN
+from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, mmpretrain_config, timm_line, write_hf
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import choice, sides
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
-
-MASK_TOKEN = 'backbone.mask_token'
 
 
 class Report(NamedTuple):
@@ -148,7 +145,8 @@ def _write(
         given: Mean and standard deviation, or None.
     """
     if to == 'hf':
-        _write_hf(target, state, facts, family, given)
+        masked = any(name.endswith('embeddings.mask_token') for name in state)
+        write_hf(target, state, hf_config(facts, family, masked), family, facts.img_size, facts.in_channels, given)
         model = hf_class(facts, family)
         more = ', add_pooling_layer=False' if model == 'ViTModel' else ''
         return [f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})']
@@ -213,17 +211,6 @@ def _with_scales(state: dict[str, torch.Tensor]) -> list[str]:
     return [f'added: {name}, {"zeros" if name == MASK_TOKEN else "ones"}' for name in added]
 
 
-def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, family: str, given: tuple[Any, Any]) -> None:
-    """Write weights and configs; the preprocessor config only if mean and std are known."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / HF_WEIGHTS[0])
-    masked = any(name.endswith('embeddings.mask_token') for name in state)
-    _write_json(folder / 'config.json', hf_config(facts, family, masked))
-    if facts.in_channels == 3 or given != (None, None):
-        content = hf_preprocessor(facts.img_size, family, *check_mean_std(facts.in_channels, *given))
-        _write_json(folder / 'preprocessor_config.json', content)
-
-
 def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tuple[Any, Any]) -> None:
     """Raise ValueError for an argument that contradicts the source, or that the target has no place for."""
     heads = saved.num_heads
@@ -247,7 +234,3 @@ def _note(state: dict[str, torch.Tensor], facts: Facts, like: Saved | None, give
     mean, std = check_mean_std(facts.in_channels, *given)
     preprocessor = {'type': 'SimMIMDataPreprocessor', **noted, 'mean': mean, 'std': std}
     return {**like.note, 'model': {**like.note['model'], 'data_preprocessor': preprocessor}}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

@@ -8,13 +8,14 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from simmim_plugin.checkpoints.swin_names import BUFFERS
 from simmim_plugin.models.differences import differences, names_of
 from simmim_plugin.models.fit import Fitted, check_fits
 from simmim_plugin.models.libraries import build_inner, inside_of, may_differ
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
-DERIVED = ('attn_mask', 'num_batches_tracked', 'relative_coords_table', 'relative_position_index')  # buffers
+DERIVED = (*BUFFERS, 'num_batches_tracked', 'relative_coords_table')
 SPARE = 1000  # weights
 
 

@@ -1,6 +1,5 @@
 """Convert checkpoint files of Swin Transformers, with the configs that belong to them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +8,13 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.checkpoints.files import NOTE, save_file
-from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import check_inner
 from simmim_plugin.checkpoints.other_projects import check_mean_std, with_input
 from simmim_plugin.checkpoints.resizing import check_sizes, take_decoder
 from simmim_plugin.checkpoints.saved import Saved, named
 from simmim_plugin.checkpoints.swin import check_stated, from_ours, kind_of, masked_state, side_of, to_ours, window_of
 from simmim_plugin.checkpoints.swin_names import BUFFERS, FINAL, OPTIONAL, PATCHES, POSITIONS, depths_of
-from simmim_plugin.checkpoints.their_configs import hf_preprocessor
+from simmim_plugin.checkpoints.their_configs import write_hf
 from simmim_plugin.models.differences import differences
 from simmim_plugin.models.fit import adapt_channels
 from simmim_plugin.models.layers.relative_position import TABLE
@@ -143,7 +141,7 @@ def convert(
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
     converted, not_held = from_ours(state, to)
     if to == 'hf':
-        _write_hf(target, converted, facts, given)
+        write_hf(target, converted, hf_config(facts), 'Swin', facts.img_size, facts.in_channels, given)
         notes.append(f'model: transformers.{hf_config(facts)["architectures"][0]}.from_pretrained({str(target)!r})')
     elif to == 'timm':
         save_file(converted, target)
@@ -184,18 +182,6 @@ def _check_built(facts: SwinFacts, state: Mapping[str, Tensor]) -> None:
     own = {name: value for name, value in own.items() if not name.endswith(BUFFERS)}
     if text := differences(own, found, lambda name: FINAL.fullmatch(name) is not None):
         raise ValueError(f'its weights are not those of a Swin with {facts.arch}; {text}')
-
-
-def _write_hf(folder: Path, state: dict[str, Tensor], facts: SwinFacts, given: tuple[Any, Any]) -> None:
-    """Write weights and configs; the preprocessor config only if mean and std, `given` or ImageNet's, are known."""
-    configs = {'config.json': hf_config(facts)}
-    if facts.in_channels == 3 or given != (None, None):
-        normalisation = check_mean_std(facts.in_channels, *given)
-        configs['preprocessor_config.json'] = hf_preprocessor(facts.img_size, 'Swin', *normalisation)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / HF_WEIGHTS[0])
-    for name, content in configs.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
 def _check_size(facts: SwinFacts, state: Mapping[str, Tensor], img_size: tuple[int, int] | None) -> None:

@@ -170,3 +170,10 @@ def test_a_note_that_contradicts_the_weights_is_not_kept(tmp_path):
     with pytest.raises(ValueError, match=r"a.pth': the checkpoint is of another .* instead of \(1, 1, 64\)"):
         convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth', 'plugin')
     assert not (tmp_path / 'b.pth').exists()
+
+
+def test_nothing_is_written_where_mean_and_std_do_not_fit(tmp_path):
+    pretrained(tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'^--mean \[1, 2\] and --std None: 3 values of each are needed'):
+        convert_file(tmp_path / 'a.pth', tmp_path / 'hf', 'hf', mean=[1, 2])
+    assert not (tmp_path / 'hf').exists()

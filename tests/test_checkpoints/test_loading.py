@@ -169,3 +169,10 @@ def test_the_best_checkpoint_and_the_one_rewritten_after_it_say_where_they_are(k
     assert {name: (meta['epoch'], meta['iter']) for name, meta in found.items()} == {
         'epoch_3': (3, 6), 'best_score_epoch_4': (4, 8), 'epoch_4': (4, 8), 'epoch_5': (5, 10),
     }  # fmt: skip
+
+
+def test_the_file_is_named_once(tmp_path):
+    note: dict[str, Any] = dict(model=dict(type='SimMIM', backbone=dict(TINY, patch_size='x')), pipeline=[])
+    torch.save({'state_dict': SimMIM(backbone=TINY).state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=rf"^checkpoint '{tmp_path}/a.pth': patch_size='x' must be a whole number"):
+        loading.PretrainedViT(tmp_path / 'a.pth')(SimMIM(backbone=TINY).backbone)

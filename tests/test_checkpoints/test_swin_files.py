@@ -113,6 +113,8 @@ def test_the_epsilon_of_transformers(tmp_path, eps):
     model = MODELS.build({**PRETRAIN, 'type': 'mmpretrain.SwinTransformer'})
     saved = read(tmp_path / 'hf')
     content = {'state_dict': saved.state, 'simmim_plugin': saved.note}
+    with pytest.raises(ValueError, match=r"^--num-heads 2: a Swin's bias tables say how many heads it has"):
+        convert_file(tmp_path / 'hf', tmp_path / 'a.pth', 'plugin', num_heads=2)
     message = r'layer_norm_eps=0.001 in config.json, and the norms of Swin .* have 1e-05; it is another model'
     with nullcontext() if eps == 1e-5 else pytest.raises(ValueError, match=message):
         convert_file(tmp_path / 'hf', tmp_path / 'a.pth', 'plugin')

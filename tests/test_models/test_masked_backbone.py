@@ -129,6 +129,52 @@ def test_hidden_pixels_do_not_reach_the_tokens(name):
     assert torch.equal(clone(images)[0], model(images)[0])
 
 
+TINY_VIT = dict(depths=(1,) * 4, embed_dims=(16, 32, 32, 32), num_heads=(1,) * 4, window_sizes=(4,) * 4)
+
+
+@pytest.mark.parametrize(
+    ('config', 'size'),
+    [
+        (dict(name='tiny_vit_5m_224', **TINY_VIT), 128),  # (B, 16, 32, 32)
+        (dict(name='vit_tiny_patch16_224', img_size=64, patch_size=4, embed_dim=16, num_heads=2, depth=1), 64),
+        (dict(BACKBONES['timm-swin']['model']), 64),  # (B, 16, 16, 16), the last are channels
+        (
+            dict(
+                name='vit_tiny_patch16_224', img_size=64, patch_size=4, embed_dim=16, num_heads=2, depth=1,
+                dynamic_img_size=True,
+            ),
+            64,
+        ),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_tokens_are_replaced_in_any_layout(config, size):
+    model: Any = randomise(MaskedBackbone({**config, 'type': 'timm'}, mask_at='tokens', img_size=size))
+    images = torch.nn.functional.interpolate(photos('any'), size)
+    mask = torch.zeros(2, 2, 2)
+    mask[:, 0, 0] = 1
+    seen: list[Tensor] = []
+    model.model.patch_embed.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(images, mask)
+    model(images)
+    hidden, visible = seen
+    if hidden.ndim == 3:
+        hidden, visible = (each.unflatten(1, (16, 16)) for each in seen)
+    elif config['name'].startswith('tiny'):
+        hidden, visible = (each.permute(0, 2, 3, 1) for each in seen)
+    half = hidden.shape[1] // 2
+    assert (hidden[:, :half, :half] == model.mask_token.flatten()).all()
+    assert torch.equal(hidden[:, half:], visible[:, half:]) and torch.equal(hidden[:, :, half:], visible[:, :, half:])
+
+
+def test_a_map_whose_channels_cannot_be_told():
+    model = MaskedBackbone(dict(type='timm', name='tiny_vit_5m_224', **TINY_VIT), mask_at='tokens', img_size=64)
+    images = photos('any')[..., :64, :64]
+    model(images)
+    with pytest.raises(ValueError, match=r'gives \(2, 16, 16, 16\), of which dimension 1 or 3 may be the 16 channels'):
+        model(images, torch.zeros(2, 2, 2))
+
+
 def test_a_mask_of_another_grid_than_the_tokens():
     model = masked('timm-vit')
     with pytest.raises(ValueError, match=r'\(2, 8, 8\) does not fit 4 x 4 tokens; set model_patch_size=16 in SimMIM'):
