@@ -73,6 +73,41 @@ def test_transformers_with_images_that_are_no_squares(kind, size):
             ours(other)
 
 
+SQUARE = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+OTHERS: dict[str, dict[str, Any]] = {
+    'beit': dict(**SQUARE, intermediate_size=96, use_relative_position_bias=True),
+    'beit with positions': dict(
+        **SQUARE, intermediate_size=96, use_mean_pooling=False, use_absolute_position_embeddings=True
+    ),
+    'data2vec-vision': dict(**SQUARE, intermediate_size=96),
+    'dinov2_with_registers': dict(**SQUARE, mlp_ratio=2),
+    'convnextv2': dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+@torch.no_grad()
+def test_maps_of_the_other_types_of_transformers(name):
+    from transformers import AutoConfig, AutoModel
+
+    kind, config = name.split()[0], OTHERS[name]
+    size, place = (32, 'tokens') if 'image_size' in config else (64, 'image')
+    ours: Any = MaskedBackbone(dict(type='transformers', model_type=kind, **config), mask_at=place, img_size=size)
+    theirs = AutoModel.from_config(AutoConfig.for_model(kind, **config)).eval()
+    theirs.load_state_dict(randomise(ours).model.state_dict())
+    images, stride = photos('any')[..., :size, :size], ours.patch_size
+    expected = theirs(images).last_hidden_state
+    side = size // stride
+    if expected.ndim == 3:
+        expected = expected[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    assert_close(ours(images)[0], expected.numpy(), 1e-6)
+    mask = torch.zeros(2, side, side)
+    mask[:, 0] = 1
+    other = torch.cat((torch.randn_like(images[:, :, :stride]), images[:, :, stride:]), 2)
+    assert torch.equal(ours(images, mask)[0], ours(other, mask)[0])  # hidden pixels do not reach the map
+    assert not torch.equal(ours(images)[0], ours(other)[0])
+
+
 @pytest.mark.parametrize('name', ['timm-convnext', 'timm-vit'])
 @torch.no_grad()
 def test_a_learned_pixel_in_units_of_any_size(name):
