@@ -23,7 +23,7 @@ TASKS = (
     'aux_head', 'classif', 'classifier', 'decoder', 'fc', 'head', 'head_dist', 'heads', 'last_linear', 'lm_head',
     'pooler',
 )  # fmt: skip
-NOT_IN_WEIGHTS = ('model_type', 'num_attention_heads', 'hidden_act', 'layer_norm_eps', 'rope_theta')  # of Transformers
+NOT_IN_WEIGHTS = ('num_attention_heads', 'hidden_act', 'layer_norm_eps', 'rope_theta')  # of Transformers
 LARGEST, DEEPEST = 1 << 16, 1 << 10  # far above any backbone: numbers come from files, too
 WEIGHTS = "init_cfg=dict(type='Pretrained', checkpoint=PATH)"
 # Arguments of timm.create_model that this package sets itself, or that would read other files.
