@@ -1,6 +1,5 @@
 """Convert checkpoint files between code bases, with the configs that belong to them."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 
 from simmim_plugin.checkpoints import swin_files
 from simmim_plugin.checkpoints.files import NOTE, SUFFIXES, check_suffix, save_file
-from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
 from simmim_plugin.checkpoints.inner_weights import inner_state
 from simmim_plugin.checkpoints.other_projects import (
     Facts,
@@ -22,17 +20,16 @@ from simmim_plugin.checkpoints.other_projects import (
     note_of,
 )
 from simmim_plugin.checkpoints.resizing import change, source_size
-from simmim_plugin.checkpoints.saved import Saved, read
+from simmim_plugin.checkpoints.saved import Saved, named, read
 from simmim_plugin.checkpoints.state_dicts import BACKBONE, TARGETS, family_of, from_plugin, recognise, to_plugin
 from simmim_plugin.checkpoints.swin import kind_of
-from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, hf_preprocessor, mmpretrain_config, timm_line
+from simmim_plugin.checkpoints.swin_files import MASK_TOKEN
+from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, mmpretrain_config, timm_line, write_hf
 from simmim_plugin.models.fit import check_fits
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import choice, sides
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
-
-MASK_TOKEN = 'backbone.mask_token'
 
 
 class Report(NamedTuple):
@@ -103,7 +100,7 @@ def convert_file(
     stated = saved.part('backbone')
     size, eps = source_size(saved, state, size), stated.get('norm_eps', 1e-6)
     before = facts_of(state, size, num_heads or saved.num_heads, eps)
-    _check_built(state, before)
+    _check_built(state, backbone_config(before))
     notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
@@ -148,13 +145,14 @@ def _write(
         given: Mean and standard deviation, or None.
     """
     if to == 'hf':
-        _write_hf(target, state, facts, family, given)
+        masked = any(name.endswith('embeddings.mask_token') for name in state)
+        write_hf(target, state, hf_config(facts, family, masked), family, facts.img_size, facts.in_channels, given)
         model = hf_class(facts, family)
         more = ', add_pooling_layer=False' if model == 'ViTModel' else ''
         return [f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})']
     wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': state}
     if to == 'plugin':
-        wrapped[NOTE] = _note(facts, like, given)
+        wrapped[NOTE] = _note(state, facts, like, given)
     save_file(state if to == 'timm' else wrapped, target)
     if to == 'timm':
         patches_only = facts.absolute and state['pos_embed'].shape[1] == facts.grid[0] * facts.grid[1]
@@ -167,9 +165,10 @@ def _convert_inner(saved: Saved, target: Path, to: str, **options: Any) -> Repor
     if given := [name for name, value in options.items() if value is not None]:
         flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
         raise ValueError(f'{flags}: SRC holds a MaskedBackbone, whose weights are written as they are; leave it out')
-    state = inner_state(saved.backbone, saved.state, to)
+    with named(saved.path):
+        state, left_out = inner_state(saved.backbone, saved.state, to)
     save_file({'state_dict': state}, target)
-    return Report('plugin', len(state), [], [])
+    return Report('plugin', len(state), left_out, [])
 
 
 def _check_target(source: Path, target: Path, to: str) -> None:
@@ -184,10 +183,10 @@ def _check_target(source: Path, target: Path, to: str) -> None:
         )
 
 
-def _check_built(state: dict[str, torch.Tensor], facts: Facts) -> None:
-    """Raise ValueError unless the weights are those of the model that their facts describe."""
+def _check_built(state: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Raise ValueError unless the weights are those of a backbone with this config."""
     with on_meta():
-        own = build_part(backbone_config(facts)).state_dict()
+        own = build_part(config).state_dict()
     theirs = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     check_fits(own, {'mask_token': own['mask_token'], **theirs})
 
@@ -212,17 +211,6 @@ def _with_scales(state: dict[str, torch.Tensor]) -> list[str]:
     return [f'added: {name}, {"zeros" if name == MASK_TOKEN else "ones"}' for name in added]
 
 
-def _write_hf(folder: Path, state: dict[str, torch.Tensor], facts: Facts, family: str, given: tuple[Any, Any]) -> None:
-    """Write weights and configs; the preprocessor config only if mean and std are known."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / HF_WEIGHTS[0])
-    masked = any(name.endswith('embeddings.mask_token') for name in state)
-    _write_json(folder / 'config.json', hf_config(facts, family, masked))
-    if facts.in_channels == 3 or given != (None, None):
-        content = hf_preprocessor(facts.img_size, family, *check_mean_std(facts.in_channels, *given))
-        _write_json(folder / 'preprocessor_config.json', content)
-
-
 def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tuple[Any, Any]) -> None:
     """Raise ValueError for an argument that contradicts the source, or that the target has no place for."""
     heads = saved.num_heads
@@ -234,17 +222,15 @@ def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tu
         )
 
 
-def _note(facts: Facts, like: Saved | None, given: tuple[Any, Any]) -> dict[str, Any]:
+def _note(state: dict[str, torch.Tensor], facts: Facts, like: Saved | None, given: tuple[Any, Any]) -> dict[str, Any]:
     """Config for a checkpoint of this package: that of the source, with another mean and std if they are given."""
     if like is None or 'pipeline' not in like.note or not like.built:  # raises, if not for tools
         return note_of(facts, *check_mean_std(facts.in_channels, *given))
+    with named(like.path):
+        _check_built(state, like.backbone)
     noted = like.part('data_preprocessor')
     if given == (noted.get('mean'), noted.get('std')):
         return like.note
     mean, std = check_mean_std(facts.in_channels, *given)
     preprocessor = {'type': 'SimMIMDataPreprocessor', **noted, 'mean': mean, 'std': std}
     return {**like.note, 'model': {**like.note['model'], 'data_preprocessor': preprocessor}}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

@@ -9,7 +9,7 @@ from simmim_plugin.utils.files import read_json
 
 # Defaults of Hugging Face's classes, which config.json may leave out: epsilon of the norms, side of a patch.
 DEFAULTS = {'dinov2': (1e-6, 14), 'dinov2_with_registers': (1e-6, 16), 'vit_msn': (1e-6, 16)}
-# Types of ViTs; those of other models may have lists in the place of numbers, and are not read from here.
+# Types of ViTs; of other models, nothing is assumed.
 VITS = ('beit', 'data2vec-vision', 'deit', 'vit', 'vit_mae', *DEFAULTS)
 
 
@@ -31,17 +31,20 @@ def hf_configs(folder: Path) -> dict[str, Any]:
 
 def _backbone(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     kind = str(config['model_type'])
+    size = config.get('image_size', 224)
+    if kind not in VITS:
+        heads, eps = config.get('num_attention_heads'), config.get('layer_norm_eps')
+        stated = dict(patch_size=config.get('patch_size', 16), norm_eps=eps, hidden_act=config.get('hidden_act'))
+        stated['arch'] = dict(num_heads=heads) if isinstance(heads, int) else None
+        return dict(img_size=size) | {key: value for key, value in stated.items() if value is not None}
     eps, patch = DEFAULTS.get(kind, (1e-12, 16))
-    size, patch = config.get('image_size', 224), config.get('patch_size', patch)
-    heads, eps = config.get('num_attention_heads', 12), config.get('layer_norm_eps', eps)
-    if kind in VITS:
-        sides(f'{place}image_size', size)
-        whole(f'{place}patch_size', patch, 1)
-        whole(f'{place}num_attention_heads', heads, 1)
-        number(f'{place}layer_norm_eps', eps, 0, ends='(]')
-    backbone = dict(img_size=size, patch_size=patch, arch=dict(num_heads=heads), norm_eps=eps)
-    act = config.get('hidden_act', 'gelu')
-    return backbone if act == 'gelu' else {**backbone, 'hidden_act': act}
+    patch, heads = config.get('patch_size', patch), config.get('num_attention_heads', 12)
+    eps, act = config.get('layer_norm_eps', eps), config.get('hidden_act', 'gelu')
+    sides(f'{place}image_size', size)
+    whole(f'{place}patch_size', patch, 1)
+    whole(f'{place}num_attention_heads', heads, 1)
+    number(f'{place}layer_norm_eps', eps, 0, ends='(]')
+    return dict(img_size=size, patch_size=patch, arch=dict(num_heads=heads), norm_eps=eps, hidden_act=act)
 
 
 def _normalisation(config: Mapping[str, Any], channels: Any, place: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from simmim_plugin.checkpoints.families import ANY_BACKBONE
+
 HUBS = ('timm:', 'hf:')
 HF_FILES = ('config.json', 'preprocessor_config.json')
 HF_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -47,8 +49,10 @@ def from_timm(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, RuntimeError) as error:
         raise ValueError(_failed('timm', name, error)) from error
     note: dict[str, Any] = {}
-    if isinstance(model, VisionTransformer | Beit):
+    if isinstance(model, VisionTransformer | Beit) and hasattr(model.blocks[0], 'mlp'):  # others: known by their names
         block: Any = model.blocks[0]
+        if (kind := type(block).__name__) != 'Block':  # same names, other places of the norms
+            raise ValueError(f'the blocks of {name!r} are {kind} of timm, those of SimMIMViT Block; {ANY_BACKBONE}')
         if not isinstance(block.mlp.act, nn.GELU):
             raise ValueError(f'the MLPs of {name!r} have {type(block.mlp.act).__name__}, those of SimMIMViT have GELU')
         size, (patch, _) = model.patch_embed.img_size, model.patch_embed.patch_size

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_plugin.checkpoints import swin
-from simmim_plugin.checkpoints.inner_weights import check_inner, fit_inner
+from simmim_plugin.checkpoints.inner_weights import check_inner, check_untold, fit_inner
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
+from simmim_plugin.models.differences import names_of
+from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
 from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
@@ -166,7 +167,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
     saved = saved_of('load_from', checkpoint)
     outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
     if found:
-        fitted = _fit(found[0][1], saved, channels, prefix, prefix, outside)
+        fitted = _fit(found[0][1], saved, channels, prefix, outside)
     else:
         fitted = _fit_swin(_without_prefix(present, prefix), saved, channels, prefix, outside, swin.kind_of(present))
     print_log(fitted.report('load_from'), 'current')
@@ -180,8 +181,7 @@ def _fit(
     backbone: SimMIMViT | MaskedBackbone,
     saved: Saved,
     channels: str | None,
-    source: str,
-    target: str = '',
+    prefix: str = '',
     outside: Mapping[str, Tensor] | None = None,
 ) -> Fitted:
     """What of a checkpoint goes into a model: the only place that decides it, so that reports cannot differ from it.
@@ -190,32 +190,31 @@ def _fit(
         backbone: The model's backbone.
         saved: A checkpoint of any kind that `simmim convert` knows.
         channels: See `fit_state`.
-        source: Prefix of the backbone's weights in the file, if they have our names; else they are converted.
-        target: Prefix of the backbone's weights in the model.
+        prefix: Of the backbone's weights in the model, and in the file, if they have our names (else: converted).
         outside: The model's state dict without the backbone. It takes what has the same name and shape.
 
     Raises:
         ValueError: See `to_plugin` and `fit_state`.
     """
     outside = outside or {}
-    own = _without_prefix(saved.state, source)
+    own = _without_prefix(saved.state, prefix)
     others: dict[str, Tensor] = {}
-    left: list[str] = []
     assumed: list[str] = []
     if isinstance(backbone, MaskedBackbone):
-        fitted, others = fit_inner(backbone, saved.state, channels)
+        fitted, others, left = fit_inner(backbone, saved.state, channels)
+        check_untold(backbone, saved)
     else:
         if FIRST_BLOCK in own:
             state, left = to_plugin(own, like=saved.grid or backbone.grid, assumed=assumed)
-            others = {name: value for name, value in saved.state.items() if not name.startswith(source)}
-        else:  # names of another project, or another prefix
+            others = {name: value for name, value in saved.state.items() if not name.startswith(prefix)}
+        else:  # names of another project
             state, left = to_plugin(saved.state, like=saved.grid or backbone.grid, assumed=assumed)
         others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
         fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
         _check_same(backbone, saved, fitted)
         for line in assumed:
             print_log(line, 'current')
-    return _with_others(fitted, others, left, target, outside)
+    return _with_others(fitted, others, left, prefix, outside)
 
 
 def _with_others(
@@ -275,7 +274,7 @@ def _fit_swin(
         raise ValueError(
             f'the model has a Swin Transformer, the checkpoint {names_of(list(saved.state))}: another model'
         )
-    saved.check_activation()
+    swin.check_stated(saved)
     state, left = swin.to_ours(saved.state)
     heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
     others = swin.from_ours(heads, kind)[0] | {name: saved.state[name] for name in left if name in outside}
@@ -307,7 +306,7 @@ class PretrainedViT:
         if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
             raise ValueError(f'init_cfg: checkpoint={checkpoint!r} must be the path of a checkpoint file')
         self.checkpoint = os.fspath(checkpoint)
-        self.prefix = None if prefix is None else text('init_cfg: prefix', prefix, "e.g. 'backbone.'")
+        self.prefix = text('init_cfg: prefix', '' if prefix is None else prefix, "e.g. 'backbone.'")
         self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
 
     def __call__(self, module: SimMIMViT | MaskedBackbone) -> None:
@@ -316,9 +315,11 @@ class PretrainedViT:
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
         with named(path):
-            if self.prefix and not _without_prefix(saved.state, self.prefix):
+            chosen = _without_prefix(saved.state, self.prefix)
+            if self.prefix and not chosen:
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
-            fitted = _fit(module, saved, self.channels, self.prefix or '')
+            fitted = _fit(module, saved._replace(state=chosen), self.channels)
+            fitted.skipped.extend(name for name in saved.state if not name.startswith(self.prefix))
         module.load_state_dict(fitted.state, strict=False)
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):

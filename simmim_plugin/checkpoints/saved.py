@@ -155,11 +155,13 @@ def saved_of(path: str, content: Mapping[str, Any]) -> Saved:
 
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the name of the file in front of errors about its content."""
+    """Put the name of the file in front of errors about its content, once."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f'checkpoint {os.fspath(path)!r}: {error}') from error
+        if str(error).startswith(start := f'checkpoint {os.fspath(path)!r}'):
+            raise
+        raise ValueError(f'{start}: {error}') from error
 
 
 def _hf_weights(source: Path) -> Path:

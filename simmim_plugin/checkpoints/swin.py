@@ -27,10 +27,12 @@ from simmim_plugin.checkpoints.swin_names import (
     is_held,
     our_head,
     our_name,
+    prefixes,
     their_head,
     their_name,
 )
-from simmim_plugin.models.fit import Fitted, adapt_channels, names_of
+from simmim_plugin.models.differences import differences, names_of
+from simmim_plugin.models.fit import Fitted, adapt_channels
 from simmim_plugin.models.layers.relative_position import (
     CLS_ROWS,
     INDEX,
@@ -38,6 +40,8 @@ from simmim_plugin.models.layers.relative_position import (
     relative_position_index,
     resize_table,
 )
+
+EPS = 1e-5  # of all norms
 
 
 def kind_of(names: Iterable[str]) -> str:
@@ -65,6 +69,16 @@ def check_depths(config: Mapping[str, Any], state: Iterable[str]) -> None:
         raise ValueError(f'its config has model.backbone.arch.depths={given}, the weights {found}')
 
 
+def check_stated(saved: Any) -> None:
+    """Raise ValueError for a model of Hugging Face (`Saved`) with another activation or epsilon than ours."""
+    saved.check_activation()
+    if (eps := saved.part('backbone').get('norm_eps', EPS)) != EPS:
+        raise ValueError(
+            f'layer_norm_eps={eps!r} in config.json, and the norms of Swin in MMPretrain, MMDetection, timm and the '
+            f'official code have {EPS:g}; it is another model'
+        )
+
+
 def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Convert the weights of a Swin of any kind to our names.
 
@@ -76,9 +90,15 @@ def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         classifier.
 
     Raises:
-        ValueError: The backbone has a part that this Swin does not have, or lacks one.
+        ValueError: The backbone has a part that this Swin does not have, or lacks one; or there are several.
     """
     kind, prefix = find(list(state))
+    if len(copies := prefixes(state, kind)) > 1:
+        raise ValueError(
+            f'it has the weights of a Swin Transformer {len(copies)} times, with the prefixes '
+            f'{", ".join(map(repr, copies))}; save one of them alone: {{k: v for k, v in state_dict.items() if '
+            f'k.startswith({copies[0]!r})}}'
+        )
     tensors = {name: value for name, value in state.items() if not name.endswith(BUFFERS)}
     tensors = _joined(tensors) if kind == 'hf' else tensors
     heads: dict[str, Tensor] = {}
@@ -201,19 +221,10 @@ def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: s
             old, new = side_of(theirs), side_of(wanted)
             fitted[name] = resample_abs_pos_embed(theirs, [new, new], [old, old], num_prefix_tokens=0)
             resized.append(f'{name} {old}x{old} -> {new}x{new}')
-    free = [name for name in (*state, *ours) if FINAL.fullmatch(name) or name == 'mask_token']
-    faults = [f'{name} is not in the model' for name in state if name not in ours and name not in free]
-    faults += [f'{name} is not in the checkpoint' for name in ours if name not in state and name not in free]
-    faults += [
-        f'{name} is {tuple(fitted[name].shape)} in the checkpoint and {tuple(ours[name].shape)} in the model'
-        for name in state
-        if name in ours and fitted[name].shape != ours[name].shape
-    ]
-    if faults:
-        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
+    if text := differences(ours, fitted, lambda name: bool(FINAL.fullmatch(name)) or name == 'mask_token'):
         raise ValueError(
-            f'the checkpoint is of another Swin: {faults[0]}{more}; set arch, patch_size and in_channels to those that '
-            'it was trained with'
+            f'the checkpoint is of another Swin: {text}; set arch, patch_size and in_channels to those that it was '
+            'trained with'
         )
     skipped = [name for name in state if name not in ours]
     loaded = {name: value for name, value in fitted.items() if name in ours}

@@ -1,6 +1,5 @@
 """Convert checkpoint files of Swin Transformers, with the configs that belong to them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,16 +8,19 @@ import torch
 from torch import Tensor
 
 from simmim_plugin.checkpoints.files import NOTE, save_file
-from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
+from simmim_plugin.checkpoints.inner_weights import check_inner
 from simmim_plugin.checkpoints.other_projects import check_mean_std, with_input
 from simmim_plugin.checkpoints.resizing import check_sizes, take_decoder
-from simmim_plugin.checkpoints.saved import Saved
-from simmim_plugin.checkpoints.swin import from_ours, kind_of, side_of, to_ours, window_of
-from simmim_plugin.checkpoints.swin_names import PATCHES, POSITIONS, depths_of
-from simmim_plugin.checkpoints.their_configs import hf_preprocessor
+from simmim_plugin.checkpoints.saved import Saved, named
+from simmim_plugin.checkpoints.swin import check_stated, from_ours, kind_of, masked_state, side_of, to_ours, window_of
+from simmim_plugin.checkpoints.swin_names import BUFFERS, FINAL, OPTIONAL, PATCHES, POSITIONS, depths_of
+from simmim_plugin.checkpoints.their_configs import write_hf
+from simmim_plugin.models.differences import differences
 from simmim_plugin.models.fit import adapt_channels
 from simmim_plugin.models.layers.relative_position import TABLE
+from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import grid_of, sides, whole
+from simmim_plugin.utils.meta import on_meta
 
 MASK_TOKEN = 'backbone.mask_token'
 # timm's names of the published models, by width and depths.
@@ -116,7 +118,9 @@ def convert(
     if patch_size is not None:
         raise ValueError(f'--patch-size {patch_size}: the patches of a Swin keep their size; leave it out')
     kind = kind_of(saved.state)
+    check_stated(saved)
     state, left_out = to_ours(saved.state)
+    _check_dimensions(state)
     weight = state[f'backbone.{PATCHES}']
     if in_channels is not None and whole('--in-channels', in_channels, 1) != weight.shape[1]:
         check_sizes(**{'--in-channels': weight[:, 0].numel() * in_channels})
@@ -124,6 +128,7 @@ def convert(
         left_out += take_decoder(state)  # predicts pixels of the old channels
     facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size))
     _check_size(facts, state, img_size)
+    _check_built(facts, state)
     _check_target(facts, to)
     adapted = facts.in_channels != weight.shape[1]
     notes = []
@@ -136,7 +141,7 @@ def convert(
     given = (noted.get('mean'), noted.get('std')) if mean is None and std is None and not adapted else (mean, std)
     converted, not_held = from_ours(state, to)
     if to == 'hf':
-        _write_hf(target, converted, facts, given)
+        write_hf(target, converted, hf_config(facts), 'Swin', facts.img_size, facts.in_channels, given)
         notes.append(f'model: transformers.{hf_config(facts)["architectures"][0]}.from_pretrained({str(target)!r})')
     elif to == 'timm':
         save_file(converted, target)
@@ -146,6 +151,9 @@ def convert(
         if to == 'plugin':
             same = not adapted and (img_size is None or facts.img_size == saved.img_size)
             keeps = same and kind == 'plugin' and 'pipeline' in saved.note and (mean, std) == (None, None)
+            if keeps and saved.built:  # raises, if it is not for tools
+                with named(saved.path):
+                    check_inner(saved.backbone, masked_state(_backbone(converted)), '')
             wrapped[NOTE] = saved.note if keeps else note_of(facts, *check_mean_std(facts.in_channels, *given))
         save_file(wrapped, target)
     if to in ('mmpretrain', 'backbone'):
@@ -153,16 +161,27 @@ def convert(
     return kind, len(converted), left_out + not_held, notes
 
 
-def _write_hf(folder: Path, state: dict[str, Tensor], facts: SwinFacts, given: tuple[Any, Any]) -> None:
-    """Write weights and configs; the preprocessor config only if mean and std, `given` or ImageNet's, are known."""
-    configs = {'config.json': hf_config(facts)}
-    if facts.in_channels == 3 or given != (None, None):
-        normalisation = check_mean_std(facts.in_channels, *given)
-        configs['preprocessor_config.json'] = hf_preprocessor(facts.img_size, 'Swin', *normalisation)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / HF_WEIGHTS[0])
-    for name, content in configs.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the backbone, by bare names."""
+    return {name.removeprefix('backbone.'): x for name, x in state.items() if name.startswith('backbone.')}
+
+
+def _check_dimensions(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a weight with another number of dimensions than in any Swin."""
+    for name, value in state.items():
+        wanted = 1 if name.endswith('.bias') or 'norm' in name else 4 if name.endswith(PATCHES) else 2
+        if value.ndim != (3 if name.endswith(OPTIONAL) else wanted):
+            raise ValueError(f'{name} is of shape {tuple(value.shape)}, which that of no Swin is')
+
+
+def _check_built(facts: SwinFacts, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the weights are those of the model that their facts describe."""
+    found = _backbone(state)
+    with on_meta():
+        own = build_part(backbone_config(facts, 'mask_token' in found)).state_dict()
+    own = {name: value for name, value in own.items() if not name.endswith(BUFFERS)}
+    if text := differences(own, found, lambda name: FINAL.fullmatch(name) is not None):
+        raise ValueError(f'its weights are not those of a Swin with {facts.arch}; {text}')
 
 
 def _check_size(facts: SwinFacts, state: Mapping[str, Tensor], img_size: tuple[int, int] | None) -> None:

@@ -8,9 +8,9 @@ from simmim_plugin.models.layers.relative_position import INDEX, TABLE
 
 SWINS = ('mmpretrain.SimMIMSwinTransformer', 'mmpretrain.SwinTransformer')  # types
 FIRST = {  # a name that every Swin has, by kind
-    'stages.0.blocks.0.attn.w_msa.qkv.weight': 'plugin',
-    'encoder.layers.0.blocks.0.attention.self.query.weight': 'hf',
-    'layers.0.blocks.0.attn.qkv.weight': 'official',
+    'plugin': 'stages.0.blocks.0.attn.w_msa.qkv.weight',
+    'hf': 'encoder.layers.0.blocks.0.attention.self.query.weight',
+    'official': 'layers.0.blocks.0.attn.qkv.weight',
 }
 PATCHES = 'patch_embed.projection.weight'
 POSITIONS = 'absolute_pos_embed'
@@ -55,17 +55,22 @@ FINAL = re.compile(r'norm\d*\.(weight|bias)')
 
 def find(names: list[str]) -> tuple[str, str]:
     """Kind, and the prefix of the names of the backbone."""
-    for first, kind in FIRST.items():
-        for name in names:
-            prefix = name.removesuffix(first)
-            if prefix != name and (not prefix or prefix.endswith('.')):
-                if kind == 'plugin':
-                    theirs = any(other.startswith('neck.decoder.0.') for other in names)
-                    return 'mmpretrain' if theirs else 'plugin', prefix
-                # timm merges patches at the start of a stage, the others at the end.
-                ends = kind == 'hf' or f'{prefix}layers.0.downsample.reduction.weight' in names
-                return kind if ends else 'timm', prefix
+    for kind in FIRST:
+        for prefix in prefixes(names, kind):
+            if kind == 'plugin':
+                theirs = any(other.startswith('neck.decoder.0.') for other in names)
+                return 'mmpretrain' if theirs else 'plugin', prefix
+            # timm merges patches at the start of a stage, the others at the end.
+            ends = kind == 'hf' or f'{prefix}layers.0.downsample.reduction.weight' in names
+            return kind if ends else 'timm', prefix
     return '', ''
+
+
+def prefixes(names: Iterable[str], kind: str) -> list[str]:
+    """What stands before the names of each Swin of a kind; usually there is one."""
+    first = FIRST[{'mmpretrain': 'plugin', 'timm': 'official'}.get(kind, kind)]
+    found = [name.removesuffix(first) for name in names if name.endswith(first)]
+    return [prefix for prefix in found if not prefix or prefix.endswith('.')]
 
 
 def expected(backbone: Iterable[str]) -> list[str]:

@@ -1,9 +1,15 @@
 """Describe a converted model to other code bases: configs, and the line of Python that builds it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from simmim_plugin.checkpoints.other_projects import Facts, classifier_config
+from torch import Tensor
+
+from simmim_plugin.checkpoints.files import save_file
+from simmim_plugin.checkpoints.hubs import HF_WEIGHTS
+from simmim_plugin.checkpoints.other_projects import Facts, check_mean_std, classifier_config
 
 EPS = 1e-6  # of the LayerNorms of timm's models and MMPretrain's
 # timm's names of the published models, by width, number of blocks, number of heads and hidden width of the MLP.
@@ -171,3 +177,36 @@ def _mlp_ratio(arch: dict[str, int]) -> float:
     width, hidden = arch['embed_dims'], arch['feedforward_channels']
     ratio = hidden / width if hidden % width else hidden // width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def write_hf(
+    folder: Path,
+    state: dict[str, Tensor],
+    config: Mapping[str, Any],
+    family: str,
+    img_size: tuple[int, int],
+    in_channels: int,
+    given: tuple[Any, Any],
+) -> None:
+    """Write weights and configs of Hugging Face; that of the preprocessor only if mean and std are known.
+
+    Args:
+        folder: Where to.
+        state: The weights.
+        config: Content of config.json.
+        family: See `hf_preprocessor`.
+        img_size: Image height and width in pixels.
+        in_channels: Channels of the images.
+        given: Mean and std, or None: ImageNet's for three channels.
+
+    Raises:
+        ValueError: Mean and std do not fit; nothing was written.
+    """
+    configs = {'config.json': config}
+    if in_channels == 3 or given != (None, None):
+        normalisation = check_mean_std(in_channels, *given)
+        configs['preprocessor_config.json'] = hf_preprocessor(img_size, family, *normalisation)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / HF_WEIGHTS[0])
+    for name, content in configs.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

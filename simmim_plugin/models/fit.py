@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from simmim_plugin.models.differences import described, differences, names_of, other_shapes
 from simmim_plugin.models.layers.relative_position import TABLE, Grid, resize_table, table_rows
 from simmim_plugin.utils.arguments import choice
 
@@ -14,7 +15,6 @@ SHARED = f'rel_pos_bias.{TABLE}'
 ON_GRID = (TABLE, 'pos_embed')  # name endings of parameters whose shape depends on the grid
 PATCHES = 'patch_embed.proj.weight'
 ADAPTATIONS = ('repeat', 'mean')  # of weights to other channels, see `adapt_channels`
-NAMED = 6  # most names in a line of the report
 
 
 class Fitted(NamedTuple):
@@ -92,7 +92,7 @@ def adapt_channels(weight: Tensor, channels: int, how: str) -> Tensor:
 
 
 def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise an error that names the first difference if weights are of another architecture.
+    """Raise an error that lists the differences if weights are of another architecture.
 
     Args:
         own: The model's state dict.
@@ -101,10 +101,7 @@ def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: Shapes differ, or one has entries that the other lacks.
     """
-    faults = _shape_faults(state, own)
-    faults += [f'{name} is not in the model' for name in state if name not in own]
-    faults += [f'{name} is not in the checkpoint' for name in own if name not in state]
-    _raise_first(faults, 'use the config that it was trained with')
+    _raise(differences(own, state), 'use the config that it was trained with')
 
 
 def grid_of_table(name: str, value: Tensor, grid: Grid | None = None, like: Grid = (1, 1)) -> Grid:
@@ -215,27 +212,21 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
             "init_cfg=dict(type='Pretrained', ...), for load_from in default_hooks.checkpoint; or `simmim convert SRC "
             f'DST --to KIND --in-channels {ours[1]}`'
         )
-    faults = _shape_faults(state, own, any_grid=True)
-    if not faults and blocks != _blocks(own):
-        faults = [f'the checkpoint has {len(blocks)} blocks and the model {len(_blocks(own))}']
-    _raise_first(faults, 'set arch, patch_size and in_channels of SimMIMViT to those that it was trained with')
+    fixed = {name: value for name, value in own.items() if not (name in state and _fits_grid(name, value, state[name]))}
+    text = described([], [], other_shapes(fixed, state))
+    if not text and blocks != _blocks(own):
+        text = f'the checkpoint has {len(blocks)} blocks and the model {len(_blocks(own))}'
+    _raise(text, 'set arch, patch_size and in_channels of SimMIMViT to those that it was trained with')
 
 
-def _shape_faults(state: Mapping[str, Tensor], own: Mapping[str, Tensor], any_grid: bool = False) -> list[str]:
-    """Messages about different shapes; with `any_grid`, the number of rows of a table may differ."""
-    faults = []
-    for name, value in own.items():
-        if name in state and state[name].shape != value.shape:
-            theirs, ours = state[name].shape, value.shape
-            if not (any_grid and name.endswith(ON_GRID) and len(theirs) == len(ours) and theirs[-1] == ours[-1]):
-                faults.append(f'{name} is {tuple(theirs)} in the checkpoint and {tuple(ours)} in the model')
-    return faults
+def _fits_grid(name: str, own: Tensor, value: Tensor) -> bool:
+    """Whether a table or embedding of another grid has as many heads or channels."""
+    return name.endswith(ON_GRID) and own.ndim == value.ndim and own.shape[-1] == value.shape[-1]
 
 
-def _raise_first(faults: list[str], advice: str) -> None:
-    if faults:
-        more = f' (and {len(faults) - 1} more)' if len(faults) > 1 else ''
-        raise ValueError(f'the checkpoint is of another architecture: {faults[0]}{more}; {advice}')
+def _raise(text: str, advice: str) -> None:
+    if text:
+        raise ValueError(f'the checkpoint is of another architecture: {text}; {advice}')
 
 
 def _sides(shape: Sequence[int]) -> str:
@@ -244,10 +235,3 @@ def _sides(shape: Sequence[int]) -> str:
 
 def _blocks(state: Mapping[str, Tensor]) -> set[str]:
     return {name.split('.')[1] for name in state if name.startswith('blocks.')}
-
-
-def names_of(names: list[str]) -> str:
-    """The names, or the first of many."""
-    if len(names) > NAMED:
-        return f'{", ".join(names[: NAMED - 1])}, ... and {len(names) - NAMED + 1} more'
-    return ', '.join(names) or 'none'

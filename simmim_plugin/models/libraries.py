@@ -1,7 +1,7 @@
 """Backbones of timm, Transformers and OpenMMLab: build one from plain data, and read its feature maps."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from simmim_plugin.models.differences import described
 from simmim_plugin.registry import build_part
 from simmim_plugin.utils.arguments import choice, whole
 
@@ -17,6 +18,12 @@ HF_TYPES = (
     'beit', 'convnext', 'convnextv2', 'data2vec-vision', 'deit', 'dinov2', 'dinov2_with_registers', 'dinov3_vit',
     'ijepa', 'resnet', 'vit', 'vit_msn',
 )  # fmt: skip
+# First parts of names that belong to a task rather than to features.
+TASKS = (
+    'aux_head', 'classif', 'classifier', 'decoder', 'fc', 'head', 'head_dist', 'heads', 'last_linear', 'lm_head',
+    'pooler',
+)  # fmt: skip
+NOT_IN_WEIGHTS = ('num_attention_heads', 'hidden_act', 'layer_norm_eps', 'rope_theta')  # of Transformers
 LARGEST, DEEPEST = 1 << 16, 1 << 10  # far above any backbone: numbers come from files, too
 WEIGHTS = "init_cfg=dict(type='Pretrained', checkpoint=PATH)"
 # Arguments of timm.create_model that this package sets itself, or that would read other files.
@@ -33,6 +40,10 @@ REFUSED = {
 
 Layer = tuple[Tensor, Tensor | None]  # map (B, C, h, w), class token (B, C)
 Layers = Sequence[int] | None  # numbers of layers from 0, rising; None: all
+
+
+class WrongWeightsError(ValueError):
+    """Downloaded weights are of another model."""
 
 
 class Inner(NamedTuple):
@@ -159,12 +170,44 @@ def _hf(arguments: dict[str, Any], in_channels: int) -> Inner:
     with refusals(arguments, 'Transformers refuses it', pretrained, pretrained):
         config = AutoConfig.for_model(kind, num_channels=in_channels, **arguments)
         if pretrained:
-            model = AutoModel.from_pretrained(pretrained, config=config, trust_remote_code=False)
+            stated = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
+            _check_stated(pretrained, stated, config)
+            model, info = AutoModel.from_pretrained(
+                pretrained,
+                config=config,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed below
+            )
+            _check_loaded(pretrained, info)
         else:
             model = AutoModel.from_config(config)
     model.is_init = True
     embed = getattr(getattr(model, 'embeddings', None), 'patch_embeddings', None)
     return Inner(model, _HFReader(model), getattr(config, 'image_size', 224), embed)
+
+
+def _check_stated(pretrained: Any, stated: Any, config: Any) -> None:
+    """Raise an error unless the config of downloaded weights agrees in what the weights do not tell."""
+    for key in NOT_IN_WEIGHTS:
+        theirs, ours = getattr(stated, key, None), getattr(config, key, None)
+        if theirs != ours:
+            raise WrongWeightsError(
+                f'model.pretrained={pretrained!r} has {key}={theirs!r}, and model {ours!r}: give model {key}={theirs!r}'
+            )
+
+
+def _check_loaded(pretrained: Any, info: Mapping[str, Iterable[Any]]) -> None:
+    """Raise an error if Transformers filled in weights at random, or left some out."""
+    strange, missing = (
+        sorted(name for name in info[f'{kind}_keys'] if not may_differ(name)) for kind in ('unexpected', 'missing')
+    )
+    shapes = sorted(key if isinstance(key, str) else key[0] for key in info['mismatched_keys'])
+    if text := described(strange, missing, shapes):
+        raise WrongWeightsError(
+            f'model.pretrained={pretrained!r} has the weights of another model; {text}. Give model the arguments of '
+            'its config.json (depth, widths, patch and image size)'
+        )
 
 
 class _HFReader:
@@ -215,6 +258,11 @@ def _openmmlab(config: Mapping[str, Any], in_channels: int) -> Inner:
     return Inner(model, _read_tuple, size or 224, getattr(model, 'patch_embed', None))
 
 
+def may_differ(name: str) -> bool:
+    """Whether a weight, by the name that its library gives it, is of a head, or a mask token."""
+    return name.split('.', maxsplit=1)[0] in TASKS or name.endswith('mask_token')
+
+
 def inside_of(model: Any) -> tuple[Any, str]:
     """The model inside MMPretrain's `TIMMBackbone`, and the prefix of its names; any other as it is."""
     return (model.timm_model, 'timm_model.') if hasattr(model, 'timm_model') else (model, '')
@@ -240,11 +288,11 @@ def refusals(config: Mapping[str, Any], what: str, name: Any = None, pretrained:
     """Turn whatever a library raises for a config, or a failed download, into one line."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, WrongWeightsError):
         raise
     except Exception as error:
-        reason = ': '.join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
-        if not pretrained or not isinstance(error, OSError | RuntimeError):
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        if not pretrained or not isinstance(error, OSError):
             raise ValueError(f'model={str(dict(config))[:300]}: {what} ({reason})') from error
         raise ValueError(
             f'model.pretrained={pretrained!r}: the weights of {name!r} cannot be downloaded here ({reason}); where '

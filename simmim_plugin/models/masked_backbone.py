@@ -139,8 +139,8 @@ class MaskedBackbone(BaseModule):
     def _hide_tokens(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the patch embedding: tokens (B, h*w, D), or a map (B, h, w, D) or (B, D, h, w)."""
         tokens = output[0] if isinstance(output, tuple) else output
-        size, width = args[0].shape[2:], self.mask_token.numel()
-        last = tokens.ndim == 3 or (tokens.shape[3] == width and not isinstance(module, nn.Conv2d))
+        size = args[0].shape[2:]
+        last = tokens.ndim == 3 or self._channels_are_last(module, tokens)
         grid = tokens.shape[1:3] if last else tokens.shape[2:]
         if tokens.ndim == 3:
             side = round((size[0] * size[1] / tokens.shape[1]) ** 0.5)  # of a token in pixels
@@ -157,6 +157,20 @@ class MaskedBackbone(BaseModule):
             mask = mask.flatten(2).transpose(1, 2) if tokens.ndim == 3 else mask.permute(0, 2, 3, 1) if last else mask
         hidden = self._hide(tokens, mask, self.mask_token if last else self.mask_token.view(1, -1, 1, 1))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _channels_are_last(self, module: nn.Module, tokens: Tensor) -> bool:
+        """Whether a map is (B, h, w, D), or (B, D, h, w)."""
+        if (layout := getattr(module, 'output_fmt', None)) is not None:  # of timm
+            return bool(layout == 'NHWC')
+        width = self.mask_token.numel()
+        if isinstance(module, nn.Conv2d) or tokens.shape[3] != width:
+            return False
+        if tokens.shape[1] == width and self._hidden is not None:
+            raise ValueError(
+                f"mask_at='tokens': the patch embedding gives {tuple(tokens.shape)}, of which dimension 1 or 3 may be "
+                f"the {width} channels; use another image size, or mask_at='image'"
+            )
+        return True
 
     def _hide(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Tensor:
         """Put the token where a mask is 1; their shapes fit that of `x`."""

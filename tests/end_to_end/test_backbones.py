@@ -25,7 +25,7 @@ from simmim_plugin.config import load_config
 from simmim_plugin.registry import DATASETS, build_part
 
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
-WITHOUT_LAYERS = ('hf-convnext', 'mmpretrain-resnet', 'mmpretrain-timm')
+WITHOUT_LAYERS = ('hf-convnext', 'hf-resnet', 'mmpretrain-resnet', 'mmpretrain-timm')
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
@@ -76,11 +76,14 @@ def test_features_and_probes(name, tmp_path):
     if not backbone.has_class_token:
         with pytest.raises(ValueError, match='this model has no class token'):
             FeatureExtractor(tmp_path / 'a.pth', kinds=('cls',))
-    if name not in FAST:
-        return
-    folder = make_labelled(tmp_path / 'data', dict(a=4, b=4), dict(a=2, b=2), side=64)
+    probe(tmp_path)
+
+
+def probe(folder: Any) -> None:
+    """k-NN and linear probe of the features of a.pth in the folder."""
+    images = make_labelled(folder / 'data', dict(a=4, b=4), dict(a=2, b=2), side=64)
     with torch.enable_grad():
-        scores = run_probes(FeatureExtractor(tmp_path / 'a.pth'), LabelledFolder(folder), k=3)
+        scores = run_probes(FeatureExtractor(folder / 'a.pth'), LabelledFolder(images), k=3)
     assert set(scores) == {'knn', 'linear'}
 
 
@@ -105,6 +108,7 @@ def test_features_of_the_published_swin(tmp_path):
     expected = model.backbone(normalised(IMAGES), None)[-1]
     found = FeatureExtractor(tmp_path / 'a.pth', kinds='patches')(IMAGES)['patches']
     assert_close(torch.from_numpy(found), expected.permute(0, 2, 3, 1).numpy())
+    probe(tmp_path)
 
 
 @pytest.mark.parametrize('name', EACH)

@@ -50,6 +50,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
         model=dict(type='transformers', model_type='convnext', hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
         img_size=64,
     ),
+    'hf-resnet': dict(
+        model=dict(
+            type='transformers', model_type='resnet', embedding_size=8, hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1], layer_type='basic',
+        ),
+        img_size=64,
+    ),
     'mmpretrain-convnext': dict(
         model=dict(
             type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.checkpoints import pretrained
 from helpers.commands import run_streams
 from helpers.models import TINY, assert_close
 from helpers.other_projects import CLS, WIDE, assert_same, mmpretrain_model, plugin_state
@@ -158,3 +159,21 @@ def test_channels_are_adapted_on_request(tmp_path):
     assert code == 0, errors
     assert 'in_chans=1' in output
     torch.testing.assert_close(load_file(tmp_path / 'c.pth')[name[9:]], weight.sum(1, keepdim=True))
+
+
+def test_a_note_that_contradicts_the_weights_is_not_kept(tmp_path):
+    model = pretrained(tmp_path / 'a.pth')
+    content = torch.load(tmp_path / 'a.pth')
+    content['simmim_plugin']['model']['backbone']['arch'] = {**TINY['arch'], 'embed_dims': 64}
+    torch.save(content, tmp_path / 'a.pth')
+    assert model.backbone.embed_dims == 48
+    with pytest.raises(ValueError, match=r"a.pth': the checkpoint is of another .* instead of \(1, 1, 64\)"):
+        convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth', 'plugin')
+    assert not (tmp_path / 'b.pth').exists()
+
+
+def test_nothing_is_written_where_mean_and_std_do_not_fit(tmp_path):
+    pretrained(tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'^--mean \[1, 2\] and --std None: 3 values of each are needed'):
+        convert_file(tmp_path / 'a.pth', tmp_path / 'hf', 'hf', mean=[1, 2])
+    assert not (tmp_path / 'hf').exists()

@@ -96,3 +96,18 @@ def test_quick_gelu_is_refused(cache, monkeypatch):
     monkeypatch.setattr(timm, 'create_model', create)
     with pytest.raises(ValueError, match='have QuickGELU, those of SimMIMViT have GELU'):
         read(f'timm:{VIT}')
+
+
+BLOCKS = {
+    'vit_base_patch16_rpn_224.sw_in1k': "_224.sw_in1k' are ResPostBlock of timm, those of SimMIMViT",
+    'vit_pwee_patch16_reg1_gap_256.sbb_in1k': 'it has attention and MLP in parallel; docs/backbones.md',
+}
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_other_blocks_are_named(cache, monkeypatch, name):
+    theirs = timm.create_model(name, depth=2, embed_dim=48, num_heads=3)
+    snapshot(cache, timm.get_pretrained_cfg(name).hf_hub_id).joinpath('model.safetensors').touch()
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **kwargs: theirs)
+    with pytest.raises(ValueError, match=BLOCKS[name]):
+        convert_file(f'timm:{name}', cache / 'ours.pth', 'plugin')

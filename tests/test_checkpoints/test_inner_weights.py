@@ -7,19 +7,26 @@ from typing import Any
 import pytest
 import timm
 import torch
+from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 from torch import nn
 
-from helpers.backbones import BACKBONES, FAST, randomise
+from helpers.backbones import BACKBONES, FAST, library_model, randomise
 from helpers.checkpoints import MEAN, PIPELINE, STD
-from helpers.other_projects import photos
+from helpers.other_projects import mmpretrain_model, photos
 from simmim_plugin import MaskedBackbone, SimMIM, load_pretrained
+from simmim_plugin.checkpoints.convert import convert_file
+from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.checkpoints.loading import build_backbone, fit_checkpoint
 from simmim_plugin.checkpoints.saved import read
 from simmim_plugin.registry import build_part
 
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 VIT = BACKBONES['timm-vit']
+ORDINARY = dict(
+    type='SimMIMViT', arch=dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=192), img_size=64,
+    use_shared_rel_pos_bias=False, use_abs_pos_embed=True, layer_scale_init_value=0.0,
+)  # fmt: skip
 
 
 def backbone_of(name):
@@ -102,6 +109,20 @@ def test_a_classifier_of_timm_and_a_folder_of_transformers(tmp_path):
         assert torch.equal(model.eval()(images)[0], expected)
 
 
+def test_the_classifier_of_a_library_is_not_taken_for_one_of_ours():
+    """It has the name and the shape of MMPretrain's, but timm's head has a norm in front."""
+    config = dict(BACKBONES['timm-convnext']['model'])
+    theirs: Any = randomise(timm.create_model(config['name'], num_classes=5, depths=(1, 1, 1, 1), dims=config['dims']))
+    backbone = dict(type='simmim_plugin.MaskedBackbone', **BACKBONES['timm-convnext'])
+    head = dict(type='LinearClsHead', num_classes=5, in_channels=32)
+    ours: Any = mmpretrain_model(dict(type='ImageClassifier', backbone=backbone, head=head))
+    assert ours.head.fc.weight.shape == theirs.head.fc.weight.shape
+    fitted: Any = fit_checkpoint(ours, {'state_dict': theirs.state_dict()})
+    heads = ['head.fc.weight', 'head.fc.bias']
+    assert fitted.skipped == heads and 'head.fc.weight' in fitted.kept
+    assert not set(heads) & set(fitted.state)
+
+
 def test_an_auxiliary_head_of_timm(tmp_path):
     theirs: Any = timm.create_model('volo_d1_224', num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / 'a.pth')
@@ -117,7 +138,7 @@ def test_an_auxiliary_head_of_timm(tmp_path):
     [
         (
             lambda s: s.pop('blocks.1.mlp.fc1.bias'),
-            r'not those of this VisionTransformer; not in the file: blocks.1.mlp',
+            r'not those of this VisionTransformer; not in the checkpoint: blocks.1.mlp',
         ),
         (lambda s: s.update({'blocks.2.norm1.bias': torch.ones(3)}), r'; not in the model: blocks.2.norm1.bias'),
         (
@@ -137,6 +158,76 @@ def test_nothing_half_loaded(change, message, tmp_path):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'none of the names of VisionTransformer .*cls_token.*, but weight, bias'):
+        model.init_weights()
+
+
+UNTOLD: dict[str, Any] = {
+    'timm-vit': (dict(num_heads=2), dict(num_heads=4), r'its model has blocks.0.attn.num_heads=2, not 4, .*\(num_h'),
+    'hf-vit': (dict(hidden_act='relu'), {}, r"its model has \S+intermediate_act_fn='ReLU', not 'GELUActivation', enco"),
+    'hf-dinov2': (
+        dict(layer_norm_eps=1e-3), dict(layer_norm_eps=1e-4), r'layer.0.norm1.eps=0.001, not 0.0001, .*, layer_norm_eps'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', UNTOLD)
+def test_what_weights_do_not_tell_is_compared(name, tmp_path):
+    theirs, ours, message = UNTOLD[name]
+    backbone = backbone_of(name)
+    write(tmp_path / 'a.pth', {**backbone, 'model': {**backbone['model'], **theirs}})
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    with pytest.raises(ValueError, match=message):
+        build_part({**backbone, 'model': {**backbone['model'], **ours}, 'init_cfg': init_cfg}).init_weights()
+    build_part({**backbone, 'model': {**backbone['model'], **theirs}, 'init_cfg': init_cfg}).init_weights()
+
+
+@pytest.mark.parametrize('name', ['hf-vit', 'hf-dinov2', 'hf-dinov3', 'hf-convnext'])
+def test_what_the_config_of_a_folder_says_is_compared(name, tmp_path):
+    theirs: Any = library_model(name)
+    theirs.save_pretrained(tmp_path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path))
+    build_part(dict(**backbone_of(name), init_cfg=init_cfg)).init_weights()
+    for change, message in (
+        (dict(num_attention_heads=4), r'its model has num_heads=2, not 4: .* \(num_attention_heads, '),
+        (dict(layer_norm_eps=0.1), r'its model has norm_eps=1e-\d+, not 0.1: .*, layer_norm_eps'),
+        (dict(hidden_act='relu'), r"its model has hidden_act='gelu', not 'relu'"),
+    ):
+        if name == 'hf-convnext' and 'num_attention_heads' in change:
+            continue
+        model = {**BACKBONES[name]['model'], **change}
+        with pytest.raises(ValueError, match=message):
+            build_part({**backbone_of(name), 'model': model, 'init_cfg': init_cfg}).init_weights()
+
+
+def test_a_config_that_is_not_built_from_a_file_is_not_compared_and_says_so(tmp_path, capsys):
+    write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=dict(type='os.system'))
+    MMLogger.get_instance('not compared')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    build_part(dict(**backbone_of('timm-vit'), init_cfg=init_cfg)).init_weights()
+    assert "are not compared with those of the checkpoint: checkpoint '" in capsys.readouterr().out
+
+
+def test_one_of_several_copies_in_a_file_is_chosen_by_its_prefix(tmp_path, capsys):
+    """As of a teacher and a student: none is taken by chance."""
+    config = dict(num_classes=0, img_size=64, depth=2, embed_dim=48)
+    copies = {
+        prefix: randomise(timm.create_model('vit_tiny_patch16_224', **config), seed).state_dict()
+        for seed, prefix in enumerate(('teacher.', 'student.'))
+    }
+    torch.save({prefix + k: v for prefix, state in copies.items() for k, v in state.items()}, tmp_path / 'a.pth')
+    for prefix, state in copies.items():
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix=prefix)
+        for config in (backbone_of('timm-vit'), ORDINARY):
+            MMLogger.get_instance(f'{prefix}{config["type"]}')
+            model: Any = build_part(dict(**config, init_cfg=init_cfg))
+            model.init_weights()
+            found = getattr(model, 'model', model).state_dict()
+            assert torch.equal(found['blocks.1.mlp.fc1.weight'], state['blocks.1.mlp.fc1.weight']), prefix
+            other = 'student' if prefix == 'teacher.' else 'teacher'
+            assert f'Skipped, not in the model: {other}.cls_token' in capsys.readouterr().out
+    model = MaskedBackbone(**VIT, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth')))
+    match = r"VisionTransformer 2 times, with the prefixes 'teacher.', 'student.'; choose one: .*prefix='teacher.'\)"
+    with pytest.raises(ValueError, match=match):
         model.init_weights()
 
 
@@ -220,3 +311,20 @@ def test_nothing_is_downloaded_for_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr('timm.models._builder.load_pretrained', lambda *args, **kwargs: pytest.fail('a download'))
     write(tmp_path / 'a.pth', backbone_of('timm-vit'), model=dict(VIT['model'], pretrained=True))
     load_pretrained(tmp_path / 'a.pth')
+
+
+def test_conversion_checks_the_weights_and_lists_what_is_left_out(tmp_path):
+    state = write(tmp_path / 'a.pth', backbone_of('timm-vit')).state_dict()
+    report = convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth', 'backbone')
+    own = timm.create_model('vit_tiny_patch16_224', num_classes=0, img_size=64, depth=2, embed_dim=48).state_dict()
+    assert load_file(tmp_path / 'b.pth')['state_dict'].keys() == own.keys()
+    assert report.left_out == ['backbone.mask_token', 'head.decoder.weight', 'head.decoder.bias']
+    content = torch.load(tmp_path / 'a.pth')
+    for changed, message in (
+        ({k: v for k, v in state.items() if '.blocks.1.' not in k}, 'backbone.model.blocks.1.norm1.weight'),
+        ({'x.weight': torch.ones(2)}, 'backbone.model.cls_token'),
+    ):
+        torch.save({**content, 'state_dict': changed}, tmp_path / 'odd.pth')
+        with pytest.raises(ValueError, match=f"odd.pth': the checkpoint is of another architecture: .*{message}"):
+            convert_file(tmp_path / 'odd.pth', tmp_path / 'c.pth', 'backbone')
+    assert not (tmp_path / 'c.pth').exists()

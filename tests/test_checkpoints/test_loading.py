@@ -72,7 +72,7 @@ def test_a_backbone_is_rebuilt_with_changes_and_nothing_left_out(tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     note['model']['backbone']['layer_scale_init_value'] = 0.0  # the weights have LayerScale
     torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r"a.pth': .* blocks.0.gamma_1 is not in the model \(and 5 more\)"):
+    with pytest.raises(ValueError, match=r"a.pth': .* not in the model: blocks.0.gamma_1, .*; use"):
         build_backbone(read(tmp_path / 'a.pth'))
 
 
@@ -92,11 +92,11 @@ def test_another_epsilon_is_logged_also_where_the_file_has_our_default(tmp_path,
 def test_differences_are_in_words():
     model = {'a.weight': torch.zeros(2, 3), 'b': torch.zeros(1)}
     check_fits(model, dict(model))
-    with pytest.raises(ValueError, match=r'another architecture: a.weight is \(4, 3\) in the checkpoint and \(2, 3\)'):
+    with pytest.raises(ValueError, match=r'another architecture: .* shape: a.weight \(4, 3\) instead of \(2, 3\)'):
         check_fits(model, {'a.weight': torch.zeros(4, 3), 'b': torch.zeros(1)})
-    with pytest.raises(ValueError, match='b is not in the checkpoint'):
+    with pytest.raises(ValueError, match='not in the checkpoint: b;'):
         check_fits(model, {'a.weight': torch.zeros(2, 3)})
-    with pytest.raises(ValueError, match=r'other is not in the model'):
+    with pytest.raises(ValueError, match='not in the model: other;'):
         check_fits(model, {**model, 'other': torch.zeros(1)})
 
 
@@ -169,3 +169,10 @@ def test_the_best_checkpoint_and_the_one_rewritten_after_it_say_where_they_are(k
     assert {name: (meta['epoch'], meta['iter']) for name, meta in found.items()} == {
         'epoch_3': (3, 6), 'best_score_epoch_4': (4, 8), 'epoch_4': (4, 8), 'epoch_5': (5, 10),
     }  # fmt: skip
+
+
+def test_the_file_is_named_once(tmp_path):
+    note: dict[str, Any] = dict(model=dict(type='SimMIM', backbone=dict(TINY, patch_size='x')), pipeline=[])
+    torch.save({'state_dict': SimMIM(backbone=TINY).state_dict(), 'simmim_plugin': note}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=rf"^checkpoint '{tmp_path}/a.pth': patch_size='x' must be a whole number"):
+        loading.PretrainedViT(tmp_path / 'a.pth')(SimMIM(backbone=TINY).backbone)

@@ -185,10 +185,10 @@ def test_load_from_takes_timms_and_names_what_does_not_fit():
     assert fitted is not None and len(fitted.resized) == 6 and not fitted.kept and not fitted.skipped
     model.load_state_dict(checkpoint['state_dict'])  # strict
     deeper = mmpretrain_model({**config, 'window_size': 3, 'arch': {**ARCH, 'depths': [2, 4, 2]}})
-    with pytest.raises(ValueError, match=r'another Swin: stages.1.blocks.2.\S+ is not in the checkpoint \(and 25 more'):
+    with pytest.raises(ValueError, match=r'Swin: not in the checkpoint: stages.1.blocks.2.\S+, .* and 21 more; set'):
         fit_checkpoint(deeper, {'state_dict': source.state_dict()})
     wider = mmpretrain_model({**config, 'window_size': 3, 'arch': {**ARCH, 'embed_dims': 8}})
-    with pytest.raises(ValueError, match=r'another Swin: .* in the checkpoint and .* in the model'):
+    with pytest.raises(ValueError, match=r'another Swin: of another shape: .*\) instead of \(.* and \d+ more; set'):
         fit_checkpoint(wider, {'state_dict': source.state_dict()})
     with pytest.raises(ValueError, match=r'has a Swin Transformer, the checkpoint a\.weight: another model'):
         fit_checkpoint(model, {'state_dict': {'a.weight': torch.zeros(1)}})
@@ -226,6 +226,14 @@ def test_what_is_left_over_or_missing_is_named(kind):
     extra = lost.replace('bias', 'logit_scale')
     with pytest.raises(ValueError, match=r'but it has .*logit_scale: another model, such as Swin V2'):
         to_ours({**state, extra: torch.zeros(1)})
+
+
+@pytest.mark.parametrize('kind', ['official', 'timm', 'hf', 'plugin'])
+def test_none_of_several_copies_is_taken_by_chance(kind):
+    state, _ = from_ours(weights(pretrained()), kind)
+    both = {f'{prefix}.{name}': value for prefix in ('teacher', 'student') for name, value in state.items()}
+    with pytest.raises(ValueError, match=r"weights of a Swin Transformer 2 times, with the prefixes 'teacher\."):
+        to_ours(both)
 
 
 def test_swin_v2_is_refused():

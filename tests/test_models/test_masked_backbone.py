@@ -13,6 +13,7 @@ from helpers.backbones import BACKBONES, FAST, library_map, library_model, rando
 from helpers.models import assert_close
 from helpers.other_projects import photos
 from simmim_plugin import MaskedBackbone, SimMIM
+from simmim_plugin.models.libraries import refusals
 from simmim_plugin.registry import build_part
 
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
@@ -72,6 +73,41 @@ def test_transformers_with_images_that_are_no_squares(kind, size):
             ours(other)
 
 
+SQUARE = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+OTHERS: dict[str, dict[str, Any]] = {
+    'beit': dict(**SQUARE, intermediate_size=96, use_relative_position_bias=True),
+    'beit with positions': dict(
+        **SQUARE, intermediate_size=96, use_mean_pooling=False, use_absolute_position_embeddings=True
+    ),
+    'data2vec-vision': dict(**SQUARE, intermediate_size=96),
+    'dinov2_with_registers': dict(**SQUARE, mlp_ratio=2),
+    'convnextv2': dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+@torch.no_grad()
+def test_maps_of_the_other_types_of_transformers(name):
+    from transformers import AutoConfig, AutoModel
+
+    kind, config = name.split()[0], OTHERS[name]
+    size, place = (32, 'tokens') if 'image_size' in config else (64, 'image')
+    ours: Any = MaskedBackbone(dict(type='transformers', model_type=kind, **config), mask_at=place, img_size=size)
+    theirs = AutoModel.from_config(AutoConfig.for_model(kind, **config)).eval()
+    theirs.load_state_dict(randomise(ours).model.state_dict())
+    images, stride = photos('any')[..., :size, :size], ours.patch_size
+    expected = theirs(images).last_hidden_state
+    side = size // stride
+    if expected.ndim == 3:
+        expected = expected[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    assert_close(ours(images)[0], expected.numpy(), 1e-6)
+    mask = torch.zeros(2, side, side)
+    mask[:, 0] = 1
+    other = torch.cat((torch.randn_like(images[:, :, :stride]), images[:, :, stride:]), 2)
+    assert torch.equal(ours(images, mask)[0], ours(other, mask)[0])  # hidden pixels do not reach the map
+    assert not torch.equal(ours(images)[0], ours(other)[0])
+
+
 @pytest.mark.parametrize('name', ['timm-convnext', 'timm-vit'])
 @torch.no_grad()
 def test_a_learned_pixel_in_units_of_any_size(name):
@@ -126,6 +162,52 @@ def test_hidden_pixels_do_not_reach_the_tokens(name):
     clone.mask_token += 1
     assert not torch.equal(clone(images, mask)[0], model(images, mask)[0])
     assert torch.equal(clone(images)[0], model(images)[0])
+
+
+TINY_VIT = dict(depths=(1,) * 4, embed_dims=(16, 32, 32, 32), num_heads=(1,) * 4, window_sizes=(4,) * 4)
+
+
+@pytest.mark.parametrize(
+    ('config', 'size'),
+    [
+        (dict(name='tiny_vit_5m_224', **TINY_VIT), 128),  # (B, 16, 32, 32)
+        (dict(name='vit_tiny_patch16_224', img_size=64, patch_size=4, embed_dim=16, num_heads=2, depth=1), 64),
+        (dict(BACKBONES['timm-swin']['model']), 64),  # (B, 16, 16, 16), the last are channels
+        (
+            dict(
+                name='vit_tiny_patch16_224', img_size=64, patch_size=4, embed_dim=16, num_heads=2, depth=1,
+                dynamic_img_size=True,
+            ),
+            64,
+        ),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_tokens_are_replaced_in_any_layout(config, size):
+    model: Any = randomise(MaskedBackbone({**config, 'type': 'timm'}, mask_at='tokens', img_size=size))
+    images = torch.nn.functional.interpolate(photos('any'), size)
+    mask = torch.zeros(2, 2, 2)
+    mask[:, 0, 0] = 1
+    seen: list[Tensor] = []
+    model.model.patch_embed.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(images, mask)
+    model(images)
+    hidden, visible = seen
+    if hidden.ndim == 3:
+        hidden, visible = (each.unflatten(1, (16, 16)) for each in seen)
+    elif config['name'].startswith('tiny'):
+        hidden, visible = (each.permute(0, 2, 3, 1) for each in seen)
+    half = hidden.shape[1] // 2
+    assert (hidden[:, :half, :half] == model.mask_token.flatten()).all()
+    assert torch.equal(hidden[:, half:], visible[:, half:]) and torch.equal(hidden[:, :, half:], visible[:, :, half:])
+
+
+def test_a_map_whose_channels_cannot_be_told():
+    model = MaskedBackbone(dict(type='timm', name='tiny_vit_5m_224', **TINY_VIT), mask_at='tokens', img_size=64)
+    images = photos('any')[..., :64, :64]
+    model(images)
+    with pytest.raises(ValueError, match=r'gives \(2, 16, 16, 16\), of which dimension 1 or 3 may be the 16 channels'):
+        model(images, torch.zeros(2, 2, 2))
 
 
 def test_a_mask_of_another_grid_than_the_tokens():
@@ -259,3 +341,63 @@ def test_weights_without_a_network(config, monkeypatch):
         ValueError, match=r'cannot be downloaded here \(.*; where there is no network, leave it out and'
     ):
         build_part(dict(type='MaskedBackbone', model=config))
+
+
+SMALL: dict[str, Any] = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+)
+
+
+@torch.no_grad()
+def test_pretrained_weights_of_transformers_are_all_loaded(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
+
+    config = dict(type='transformers', model_type='vit', **SMALL, layer_norm_eps=1e-3, pretrained=str(tmp_path))
+    images = photos('any')[..., :32, :32]
+    for theirs in (
+        ViTForImageClassification(ViTConfig(**SMALL, layer_norm_eps=1e-3)),
+        ViTMAEForPreTraining(ViTMAEConfig(**SMALL, layer_norm_eps=1e-3, mask_ratio=0.0)),
+    ):
+        randomise(theirs).save_pretrained(tmp_path)
+        whole = ViTModel(ViTConfig(**SMALL, layer_norm_eps=1e-3)).eval()
+        whole.load_state_dict(theirs.vit.state_dict(), strict=False)  # the same encoder
+        expected = whole(images).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+        assert_close(MaskedBackbone(config).eval()(images)[0], expected.numpy(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            dict(num_hidden_layers=4),
+            r'has the weights of another model; not in the checkpoint: encoder.layer.2.\S+, .* \d+ more. Give',
+        ),
+        (
+            dict(num_hidden_layers=1),
+            r'has the weights of another model; not in the model: encoder.layer.1.\S+, .* and \d+ more. Give',
+        ),
+        (
+            dict(intermediate_size=128),
+            r'has the weights of another model; of another shape: encoder.layer.0.intermediate.dense.bias',
+        ),
+        (dict(num_attention_heads=2), 'has num_attention_heads=4, and model 2: give model num_attention_heads=4'),
+        (dict(hidden_act='relu'), "has hidden_act='gelu', and model 'relu': give model hidden_act='gelu'"),
+        (dict(layer_norm_eps=1e-6), 'has layer_norm_eps=0.001, and model 1e-06: give model layer_norm_eps=0.001'),
+        (dict(model_type='deit'), 'has the weights of another model; not in the checkpoint: embeddings.distillation_'),
+    ],
+)
+def test_pretrained_weights_of_another_model_of_transformers(changes, message, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    ViTModel(ViTConfig(**SMALL, layer_norm_eps=1e-3)).save_pretrained(tmp_path)
+    config = dict(type='transformers', model_type='vit', **SMALL, layer_norm_eps=1e-3, pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=f"^model.pretrained='{tmp_path}' {message}"):
+        MaskedBackbone({**config, **changes})
+
+
+def test_weights_that_do_not_fit_are_no_failed_download():
+    with (
+        pytest.raises(ValueError, match=r'^model={}: timm refuses it \(RuntimeError: .* size mismatch for weight: '),
+        refusals({}, 'timm refuses it', 'resnet18', True),
+    ):
+        torch.nn.Linear(2, 2).load_state_dict(torch.nn.Linear(3, 2).state_dict())
