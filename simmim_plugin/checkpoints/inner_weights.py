@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from simmim_plugin.models.fit import Fitted, check_fits, names_of
+from simmim_plugin.models.fit import NOTHING, Asked, Fitted, check_fits, names_of
 from simmim_plugin.models.libraries import build_inner, inside_of
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
@@ -30,16 +30,14 @@ DERIVED = ('attn_mask', 'num_batches_tracked', 'relative_coords_table', 'relativ
 SPARE = 1000  # weights
 
 
-def fit_inner(
-    backbone: Any, state: Mapping[str, Tensor], channels: str | None = None
-) -> tuple[Fitted, dict[str, Tensor]]:
+def fit_inner(backbone: Any, state: Mapping[str, Tensor], asked: Asked = NOTHING) -> tuple[Fitted, dict[str, Tensor]]:
     """The weights of a file that go into a `MaskedBackbone`, each of them unchanged.
 
     Args:
         backbone: The `MaskedBackbone`.
         state: Weights of a checkpoint of a `MaskedBackbone` of this package, or of its `model` with the names of its
             library, alone or inside a classifier; any prefix.
-        channels: Must be None: such weights are not adapted to other channels.
+        asked: Must be nothing: such weights are not adapted to other channels or blocks.
 
     Returns:
         What is loaded, and what of the file is not the model's.
@@ -48,8 +46,11 @@ def fit_inner(
         ValueError: The file is of another model: a weight is left over or missing, or of another shape. Heads and what
             the maps do not depend on may be.
     """
-    if channels:
-        raise ValueError(f'adapt_channels={channels!r}: weights of a MaskedBackbone are not adapted to other channels')
+    asked.refuse_new_blocks('MaskedBackbone')
+    if asked.channels:
+        raise ValueError(
+            f'adapt_channels={asked.channels!r}: weights of a MaskedBackbone are not adapted to other channels'
+        )
     inner, path = inside_of(backbone.model)
     own = inner.state_dict()
     found = Counter(prefix for name in state for prefix in _prefixes(name, own))
