@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from simmim_plugin.models.fit import NOTHING, Asked, Fitted, check_fits, names_of
+from simmim_plugin.models.fit import NOTHING, Asked, Fitted, check_fits, names_of, without_prefix
 from simmim_plugin.models.libraries import build_inner, inside_of
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
@@ -59,7 +59,7 @@ def fit_inner(backbone: Any, state: Mapping[str, Tensor], asked: Asked = NOTHING
             f'it has none of the names of {type(inner).__name__} ({names_of(list(own))}), but {names_of(list(state))}'
         )
     prefix = max(found, key=lambda each: (found[each], -len(each)))
-    theirs = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    theirs = without_prefix(state, prefix)
     unused = {name.removeprefix(f'model.{path}') for name in backbone.unused}
     strange = [name for name in theirs if name not in own and not _may_differ(name)]
     missing = [name for name in own if name not in theirs and name not in unused and not _may_differ(name)]

@@ -19,7 +19,7 @@ from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
-from simmim_plugin.models.fit import NOTHING, Asked, Fitted, asked_for, check_fits, fit_state, names_of
+from simmim_plugin.models.fit import NOTHING, Asked, Fitted, asked_for, check_fits, fit_state, names_of, without_prefix
 from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
@@ -47,13 +47,13 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
     """
     config = saved.backbone | changes
     if type_name(config) != 'SimMIMViT':
-        state = _without_prefix(saved.state, 'backbone.')
+        state = without_prefix(saved.state, 'backbone.')
         state = swin.masked_state(state) if saved.part('backbone').get('type') in SWINS else state
         return _built(config, state, saved.path).eval()
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY} | changes
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
-    state = _without_prefix(saved.state, 'backbone.')
+    state = without_prefix(saved.state, 'backbone.')
     if not state:
         raise ValueError(f"checkpoint {saved.path!r} has no weights whose names start with 'backbone.'")
     norm, others = ('fc_norm', 'featmap, cls_token or raw')
@@ -167,7 +167,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], asked: Asked = 
     if found:
         fitted = _fit(found[0][1], saved, asked, prefix, prefix, outside)
     else:
-        fitted = _fit_swin(_without_prefix(present, prefix), saved, asked, prefix, outside, swin.kind_of(present))
+        fitted = _fit_swin(without_prefix(present, prefix), saved, asked, prefix, outside, swin.kind_of(present))
     print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
     rest = {name: x for name, x in present.items() if name not in fitted.state and not isinstance(x, DTensor)}
@@ -197,7 +197,7 @@ def _fit(
         ValueError: See `to_plugin` and `fit_state`.
     """
     outside = outside or {}
-    own = _without_prefix(saved.state, source)
+    own = without_prefix(saved.state, source)
     others: dict[str, Tensor] = {}
     left: list[str] = []
     assumed: list[str] = []
@@ -210,7 +210,7 @@ def _fit(
         else:  # names of another project, or another prefix
             state, left = to_plugin(saved.state, like=saved.grid or backbone.grid, assumed=assumed)
         others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
-        fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, asked)
+        fitted = fit_state(backbone, without_prefix(state, 'backbone.'), saved.grid, asked)
         _check_same(backbone, saved, fitted, asked)
         for line in assumed:
             print_log(line, 'current')
@@ -279,7 +279,7 @@ def _fit_swin(
     state, left = swin.to_ours(saved.state)
     heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
     others = swin.from_ours(heads, kind)[0] | {name: saved.state[name] for name in left if name in outside}
-    fitted = swin.fit_swin(own, _without_prefix(state, 'backbone.'), asked)
+    fitted = swin.fit_swin(own, without_prefix(state, 'backbone.'), asked)
     return _with_others(fitted, others, [name for name in left if name not in outside], target, outside)
 
 
@@ -317,14 +317,10 @@ class PretrainedViT:
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
         with named(path):
-            if self.prefix and not _without_prefix(saved.state, self.prefix):
+            if self.prefix and not without_prefix(saved.state, self.prefix):
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
             fitted = _fit(module, saved, self.asked, self.prefix or '')
         module.load_state_dict({**module.state_dict(), **fitted.state})
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):
             update_init_info(module, f'{type(module).__name__}: loaded from {path}')
-
-
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

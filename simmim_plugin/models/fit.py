@@ -306,3 +306,8 @@ def names_of(names: list[str]) -> str:
     if len(names) > NAMED:
         return f'{", ".join(names[: NAMED - 1])}, ... and {len(names) - NAMED + 1} more'
     return ', '.join(names) or 'none'
+
+
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
