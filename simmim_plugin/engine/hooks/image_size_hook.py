@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from simmim_plugin.datasets.sampling import number_samples
 from simmim_plugin.datasets.transforms.crop import RandomResizedCrop, SizeSteps
 from simmim_plugin.datasets.transforms.masking import SimMIMMaskGenerator
+from simmim_plugin.engine.hooks.compile_hook import CompileHook
 from simmim_plugin.engine.hooks.iteration_seed_hook import first_iteration
 from simmim_plugin.engine.runners.numbered_data import numbered_pipelines, transforms_of
 from simmim_plugin.models.simmim import SimMIM
@@ -19,6 +20,8 @@ from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import flag, grid_of, sides, whole
 from simmim_plugin.utils.distributed import saved_model
 from simmim_plugin.utils.runner_protocol import TrainingRunner
+
+MOST_COMPILED = 8  # shapes that PyTorch compiles a function for; one more ends the training
 
 
 @HOOKS.register_module()
@@ -62,6 +65,12 @@ class ImageSizeHook(Hook):
             raise ValueError(
                 f'ImageSizeHook.sizes={self.sizes} counts epochs, which {type(runner.train_loop).__name__} has not; '
                 'give iterations, and by_epoch=False'
+            )
+        different = len(set(self.sizes.values()))
+        if different > MOST_COMPILED and any(isinstance(hook, CompileHook) for hook in runner.hooks):
+            raise ValueError(
+                f'ImageSizeHook.sizes has {different} different sizes, of which --compile (CompileHook) takes '
+                f'{MOST_COMPILED}; give fewer, or leave --compile out'
             )
         length = len(runner.train_dataloader) if self.by_epoch else 1
         steps = SizeSteps(tuple((first * length, size) for first, size in self.sizes.items()))

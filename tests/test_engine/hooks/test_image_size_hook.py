@@ -191,6 +191,9 @@ def test_data_and_loops_without_sizes_are_named(image_folder):
         start(Subset(folder(image_folder), range(6)), hook)
     with pytest.raises(ValueError, match=r'counts epochs, which IterBasedTrainLoop has not; give iterations, and by_e'):
         start(folder(image_folder), hook, loop=IterBasedTrainLoop, max_iters=9)
+    many = {epoch: 32 + 8 * epoch for epoch in range(9)}
+    with pytest.raises(ValueError, match=r'ImageSizeHook.sizes has 9 different sizes, of which --compile .* takes 8; '):
+        start(folder(image_folder), CompileHook(backend='eager'), ImageSizeHook(many))
     # A ratio that a ramp reaches later is checked at the sizes of its time: 0.8 of 4 units are all.
     with pytest.raises(ValueError, match=r'ImageSizeHook.sizes\[0\] of 32 x 32 px does not fit: mask_ratio=0.8 masks'):
         start(folder(image_folder), MaskRatioHook(0.8, 0.1), ImageSizeHook(SIZES))
