@@ -25,6 +25,7 @@ _MODULE_OF = {
     'ForeachEMA': 'models.ema',
     'HeldOutLoss': 'evaluation.metrics',
     'ImageFolder': 'datasets.image_folder',
+    'ImageSizeHook': 'engine.hooks.image_size_hook',
     'InterruptHook': 'engine.hooks.interrupt_hook',
     'IterationSeedHook': 'engine.hooks.iteration_seed_hook',
     'Labelled': 'evaluation.probes',

@@ -40,8 +40,8 @@ HOOKS = _child(
     'hook',
     root.HOOKS,
     {
-        'engine.hooks': 'checkpoint_hook compile_hook fault_hook interrupt_hook iteration_seed_hook mask_ratio_hook '
-        'progress_hook reconstruction_hook runtime_info_hook seg_label_hook',
+        'engine.hooks': 'checkpoint_hook compile_hook fault_hook image_size_hook interrupt_hook iteration_seed_hook '
+        'mask_ratio_hook progress_hook reconstruction_hook runtime_info_hook seg_label_hook',
         'evaluation': 'probe_hook',
     },
 )

@@ -10,7 +10,7 @@ from torch.nn.modules import module as torch_module
 
 from simmim_plugin.checkpoints.swin_names import BUFFERS
 from simmim_plugin.models.differences import differences, names_of
-from simmim_plugin.models.fit import Fitted, check_fits
+from simmim_plugin.models.fit import NOTHING, Asked, Fitted, check_fits, without_prefix
 from simmim_plugin.models.libraries import build_inner, inside_of, may_differ
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
@@ -20,7 +20,7 @@ SPARE = 1000  # weights
 
 
 def fit_inner(
-    backbone: Any, state: Mapping[str, Tensor], channels: str | None = None
+    backbone: Any, state: Mapping[str, Tensor], asked: Asked = NOTHING
 ) -> tuple[Fitted, dict[str, Tensor], list[str]]:
     """The weights of a file that go into a `MaskedBackbone`, each of them unchanged.
 
@@ -28,7 +28,7 @@ def fit_inner(
         backbone: The `MaskedBackbone`.
         state: Weights of a checkpoint of a `MaskedBackbone` of this package, or of its `model` with the names of its
             library, alone or inside a classifier; any prefix.
-        channels: Must be None: such weights are not adapted to other channels.
+        asked: Must be nothing: such weights are not adapted to other channels or blocks.
 
     Returns:
         What is loaded; what of the file is of other parts; and the names of what no other part may take: a library's
@@ -38,8 +38,11 @@ def fit_inner(
         ValueError: The file is of another model: a weight is left over or missing, or of another shape. Heads and what
             the maps do not depend on may be. Or it has several copies.
     """
-    if channels:
-        raise ValueError(f'adapt_channels={channels!r}: weights of a MaskedBackbone are not adapted to other channels')
+    asked.refuse_new_blocks('MaskedBackbone')
+    if asked.channels:
+        raise ValueError(
+            f'adapt_channels={asked.channels!r}: weights of a MaskedBackbone are not adapted to other channels'
+        )
     inner, path = inside_of(backbone.model)
     own = inner.state_dict()
     found = Counter(prefix for name in state for prefix in _prefixes(name, own))
@@ -48,7 +51,7 @@ def fit_inner(
             f'it has none of the names of {type(inner).__name__} ({names_of(list(own))}), but {names_of(list(state))}'
         )
     prefix = max(found, key=lambda each: (found[each], -len(each)))
-    theirs = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    theirs = without_prefix(state, prefix)
     unused = {name.removeprefix(f'model.{path}') for name in backbone.unused}
     if text := differences(own, theirs, lambda name: name in unused or _may_differ(name)):
         raise ValueError(

@@ -20,11 +20,11 @@ from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.differences import names_of
-from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state
+from simmim_plugin.models.fit import NOTHING, Asked, Fitted, asked_for, check_fits, fit_state, without_prefix
 from simmim_plugin.models.masked_backbone import MaskedBackbone
 from simmim_plugin.models.vit import SimMIMViT
 from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
-from simmim_plugin.utils.arguments import choice, text
+from simmim_plugin.utils.arguments import text
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
@@ -49,13 +49,13 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
     """
     config = saved.backbone | changes
     if type_name(config) != 'SimMIMViT':
-        state = _without_prefix(saved.state, 'backbone.')
+        state = without_prefix(saved.state, 'backbone.')
         state = swin.masked_state(state) if saved.part('backbone').get('type') in SWINS else state
         return _built(config, state, saved.path).eval()
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY} | changes
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
-    state = _without_prefix(saved.state, 'backbone.')
+    state = without_prefix(saved.state, 'backbone.')
     if not state:
         raise ValueError(f"checkpoint {saved.path!r} has no weights whose names start with 'backbone.'")
     norm, others = ('fc_norm', 'featmap, cls_token or raw')
@@ -144,14 +144,14 @@ def _built(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn
     return model
 
 
-def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str | None = None) -> Fitted | None:
+def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], asked: Asked = NOTHING) -> Fitted | None:
     """Reduce a checkpoint to what a model can load, with the backbone's weights fitted (`fit_state`), and log it.
 
     Args:
         model: A model with a SimMIMViT, a MaskedBackbone, or a Swin of MMPretrain or MMDetection in it; other models
             and their checkpoints are left unchanged.
         checkpoint: Content of a file of any kind that `simmim convert` knows; its `state_dict` is replaced.
-        channels: See `fit_state`.
+        asked: See `fit_state`.
 
     Returns:
         What was loaded, left and kept; None for other models.
@@ -167,9 +167,9 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
     saved = saved_of('load_from', checkpoint)
     outside = {name: value for name, value in present.items() if not name.startswith(prefix)}
     if found:
-        fitted = _fit(found[0][1], saved, channels, prefix, outside)
+        fitted = _fit(found[0][1], saved, asked, prefix, outside)
     else:
-        fitted = _fit_swin(_without_prefix(present, prefix), saved, channels, prefix, outside, swin.kind_of(present))
+        fitted = _fit_swin(without_prefix(present, prefix), saved, asked, prefix, outside, swin.kind_of(present))
     print_log(fitted.report('load_from'), 'current')
     # The rest comes from the model, so that MMEngine does not warn about it. A sharded model loads full tensors only.
     rest = {name: x for name, x in present.items() if name not in fitted.state and not isinstance(x, DTensor)}
@@ -180,7 +180,7 @@ def fit_checkpoint(model: nn.Module, checkpoint: dict[str, Any], channels: str |
 def _fit(
     backbone: SimMIMViT | MaskedBackbone,
     saved: Saved,
-    channels: str | None,
+    asked: Asked,
     prefix: str = '',
     outside: Mapping[str, Tensor] | None = None,
 ) -> Fitted:
@@ -189,7 +189,7 @@ def _fit(
     Args:
         backbone: The model's backbone.
         saved: A checkpoint of any kind that `simmim convert` knows.
-        channels: See `fit_state`.
+        asked: See `fit_state`.
         prefix: Of the backbone's weights in the model, and in the file, if they have our names (else: converted).
         outside: The model's state dict without the backbone. It takes what has the same name and shape.
 
@@ -197,11 +197,11 @@ def _fit(
         ValueError: See `to_plugin` and `fit_state`.
     """
     outside = outside or {}
-    own = _without_prefix(saved.state, prefix)
+    own = without_prefix(saved.state, prefix)
     others: dict[str, Tensor] = {}
     assumed: list[str] = []
     if isinstance(backbone, MaskedBackbone):
-        fitted, others, left = fit_inner(backbone, saved.state, channels)
+        fitted, others, left = fit_inner(backbone, saved.state, asked)
         check_untold(backbone, saved)
     else:
         if FIRST_BLOCK in own:
@@ -210,8 +210,8 @@ def _fit(
         else:  # names of another project
             state, left = to_plugin(saved.state, like=saved.grid or backbone.grid, assumed=assumed)
         others |= {name: value for name, value in state.items() if not name.startswith('backbone.')}
-        fitted = fit_state(backbone, _without_prefix(state, 'backbone.'), saved.grid, channels)
-        _check_same(backbone, saved, fitted)
+        fitted = fit_state(backbone, without_prefix(state, 'backbone.'), saved.grid, asked)
+        _check_same(backbone, saved, fitted, asked)
         for line in assumed:
             print_log(line, 'current')
     return _with_others(fitted, others, left, prefix, outside)
@@ -237,7 +237,7 @@ def _with_others(
     return Fitted(loaded, [*(target + name for name in fitted.skipped), *left], fitted.resized, kept)
 
 
-def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
+def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted, asked: Asked) -> None:
     """Raise ValueError if the model would compute something else with these weights than their own model.
 
     Bias tables, position embeddings and the norm behind the blocks may be new or left: they are what fine-tuning
@@ -249,7 +249,8 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
         raise ValueError(
             f'the checkpoint has {saved.num_heads} attention heads and the model {ours}; set num_heads of arch'
         )
-    for names, where, other in ((fitted.skipped, 'checkpoint', 'model'), (fitted.kept, 'model', 'checkpoint')):
+    kept = asked.without_new(fitted.kept, backbone.num_layers)
+    for names, where, other in ((fitted.skipped, 'checkpoint', 'model'), (kept, 'model', 'checkpoint')):
         if odd := [name for name in names if name == 'reg_token' or PART.fullmatch(name)]:
             scaled = any(name.endswith(('gamma_1', 'gamma_2')) for name in odd)
             wanted = ['layer_scale_init_value (0: none)'] * scaled + ['num_registers'] * ('reg_token' in odd)
@@ -264,7 +265,7 @@ def _check_same(backbone: SimMIMViT, saved: Saved, fitted: Fitted) -> None:
 def _fit_swin(
     own: Mapping[str, Tensor],
     saved: Saved,
-    channels: str | None,
+    asked: Asked,
     target: str,
     outside: Mapping[str, Tensor],
     kind: str,
@@ -278,7 +279,7 @@ def _fit_swin(
     state, left = swin.to_ours(saved.state)
     heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
     others = swin.from_ours(heads, kind)[0] | {name: saved.state[name] for name in left if name in outside}
-    fitted = swin.fit_swin(own, _without_prefix(state, 'backbone.'), channels)
+    fitted = swin.fit_swin(own, without_prefix(state, 'backbone.'), asked)
     return _with_others(fitted, others, [name for name in left if name not in outside], target, outside)
 
 
@@ -294,6 +295,7 @@ class PretrainedViT:
         prefix: Load only weights with this prefix, like MMEngine's `Pretrained`; None: the kind is detected.
         adapt_channels: 'repeat' or 'mean': adapt weights for images of other channels, see `adapt_channels` of
             `models/fit.py`; None: they are an error.
+        new_blocks: Number of the model's last blocks that the checkpoint has not, see `Asked` of `models/fit.py`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -301,13 +303,13 @@ class PretrainedViT:
     """
 
     def __init__(
-        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, adapt_channels: str | None = None
+        self, checkpoint: Any, prefix: str | None = None, adapt_channels: str | None = None, new_blocks: int = 0
     ) -> None:
         if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
             raise ValueError(f'init_cfg: checkpoint={checkpoint!r} must be the path of a checkpoint file')
         self.checkpoint = os.fspath(checkpoint)
         self.prefix = text('init_cfg: prefix', '' if prefix is None else prefix, "e.g. 'backbone.'")
-        self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
+        self.asked = asked_for('init_cfg: ', adapt_channels, new_blocks)
 
     def __call__(self, module: SimMIMViT | MaskedBackbone) -> None:
         """Load the weights, and log what was loaded."""
@@ -315,16 +317,12 @@ class PretrainedViT:
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
         with named(path):
-            chosen = _without_prefix(saved.state, self.prefix)
+            chosen = without_prefix(saved.state, self.prefix)
             if self.prefix and not chosen:
                 raise ValueError(f'nothing was loaded: no tensor has the prefix {self.prefix!r}; leave prefix out')
-            fitted = _fit(module, saved._replace(state=chosen), self.channels)
+            fitted = _fit(module, saved._replace(state=chosen), self.asked)
             fitted.skipped.extend(name for name in saved.state if not name.startswith(self.prefix))
-        module.load_state_dict(fitted.state, strict=False)
+        module.load_state_dict({**module.state_dict(), **fitted.state})
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):
             update_init_info(module, f'{type(module).__name__}: loaded from {path}')
-
-
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

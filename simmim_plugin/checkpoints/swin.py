@@ -32,7 +32,7 @@ from simmim_plugin.checkpoints.swin_names import (
     their_name,
 )
 from simmim_plugin.models.differences import differences, names_of
-from simmim_plugin.models.fit import Fitted, adapt_channels
+from simmim_plugin.models.fit import NOTHING, Asked, Fitted, adapt_channels
 from simmim_plugin.models.layers.relative_position import (
     CLS_ROWS,
     INDEX,
@@ -188,7 +188,7 @@ def side_of(positions: Tensor) -> int:
     return side
 
 
-def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: str | None = None) -> Fitted:
+def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], asked: Asked = NOTHING) -> Fitted:
     """Fit the weights of a Swin to another with other windows, outputs or size.
 
     Bias tables are resized geometrically, as in the reference implementation's fine-tuning (`resize_table`), a position
@@ -197,17 +197,18 @@ def fit_swin(own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: s
     Args:
         own: State dict of the model's backbone, of MMPretrain or MMDetection.
         state: Weights of a backbone with the same names, as `to_ours` returns them, without prefix.
-        channels: How to adapt weights for images of other channels, see `adapt_channels`; None: they are an error.
+        asked: Other channels of the weights; other blocks are an error.
 
     Raises:
         ValueError: A weight is missing, left over or of another shape.
     """
+    asked.refuse_new_blocks('Swin Transformers')
     fitted, resized = dict(state), []
     ours = {name: value for name, value in own.items() if not name.endswith(BUFFERS)}
-    if channels and PATCHES in ours and state[PATCHES].shape[1] != ours[PATCHES].shape[1]:
+    if asked.channels and PATCHES in ours and state[PATCHES].shape[1] != ours[PATCHES].shape[1]:
         old, new = state[PATCHES].shape[1], ours[PATCHES].shape[1]
-        fitted[PATCHES] = adapt_channels(state[PATCHES], new, channels)
-        resized.append(f'{PATCHES} {old} -> {new} channels ({channels})')
+        fitted[PATCHES] = adapt_channels(state[PATCHES], new, asked.channels)
+        resized.append(f'{PATCHES} {old} -> {new} channels ({asked.channels})')
     for name in state.keys() & ours.keys():
         theirs, wanted = state[name], ours[name]
         if theirs.shape == wanted.shape or theirs.shape[-1] != wanted.shape[-1]:

@@ -79,7 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--num-heads', type=int, help='with --init: attention heads of weights without bias tables (as published ones)'
     )
-    add_recipe(parser, f'100; tiny: 60; with --init: 50, below {SMALL} px 30; published: 800')
+    add_recipe(
+        parser,
+        f'100; tiny: 60; more of few images, for 5,000 iterations; with --init: 50, below {SMALL} px 30; published: '
+        '800',
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -112,7 +116,6 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'{option} is for --init; a ViT from scratch has the tables, and the heads of --arch')
     patch = patch if args.patch_size is None else args.patch_size
     size = size if args.img_size is None else args.img_size
-    epochs = args.epochs or epochs
     whole('--patch-size', patch, 1)
     multiple('--img-size', size, patch, 'whole patches of --patch-size')
     backbone |= dict(img_size=size, patch_size=patch)
@@ -121,22 +124,19 @@ def run(args: argparse.Namespace) -> None:
     values = dict(
         command=recipes.in_docstring(recipes.command_of(out)), base=str(CONFIGS / base), data=data, seed=args.seed,
         init=source, preprocessor=preprocessor, backbone=backbone, size=size, patch=patch, unit=2 * patch,
-        epochs=epochs, warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10),
     )  # fmt: skip
-    if epochs == values['warmup']:
-        values['then'] = ''
-    elif tiny or source:
-        values['then'] = "    dict(type='CosineAnnealingLR', begin=warmup, end=epochs, convert_to_iter_based=True),\n"
-    else:
-        values['then'] = "    dict(type='MultiStepLR', milestones=[max(1, epochs * 7 // 8)], gamma=0.1),\n"
     cfg = load_config(str(CONFIGS / base), {'data_root': data})
     fit = recipes.given_batch(args, out, images)
     if fit is None:
         cfg.merge_from_dict(copy.deepcopy(dict(model=dict(backbone=backbone))))  # it removes _delete_
         fit = recipes.fitting_batch(cfg, size, images, args.devices, cfg.auto_scale_lr.base_batch_size)
+    total, base_batch = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
+    usual = epochs if source else recipes.enough_epochs(epochs, images, total)
+    epochs = args.epochs or recipes.written_epochs(args, out) or usual
+    values |= dict(epochs=epochs, warmup=max(1, min(10, epochs // 10)), interval=max(1, epochs // 10))
+    values['then'] = _after_warmup(epochs > values['warmup'], bool(tiny or source))
     path = recipes.write_config(TEXT.format(batch=fit.batch, **values), out, args.resume)
     recipes.print_summary(cfg, images, fit, args.devices, epochs)
-    total, base_batch = fit.batch * args.devices, cfg.auto_scale_lr.base_batch_size
     if total * SMALL_BATCH < base_batch:
         hint = '' if torch.cuda.is_available() else '; without a GPU, use --arch tiny'
         note = f'a rate stated for batches of {base_batch} is very low for {total}, little may be learned'
@@ -144,6 +144,15 @@ def run(args: argparse.Namespace) -> None:
     if images < FEW_IMAGES:
         print(f'note:    {images} images are few to pretrain on')
     recipes.start(path, args)
+
+
+def _after_warmup(more: bool, cosine: bool) -> str:
+    """Lines of the schedule behind the warm-up, if there is more."""
+    if not more:
+        return ''
+    if cosine:
+        return "    dict(type='CosineAnnealingLR', begin=warmup, end=epochs, convert_to_iter_based=True),\n"
+    return "    dict(type='MultiStepLR', milestones=[max(1, epochs * 7 // 8)], gamma=0.1),\n"
 
 
 def out_of(args: argparse.Namespace) -> Path:

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -32,6 +33,7 @@ WRITTEN = '"""Written by `simmim'  # first words of every config that the comman
 SHARE_OF_MEMORY = 0.8  # of the free memory
 STATE_BYTES = 16  # per parameter: weight, gradient, two moments of AdamW
 LARGEST_ON_CPUS = 32  # images per process
+LEAST_ITERATIONS = 5000  # of a pretraining from scratch, see docs/results.md, 'What made the difference'
 
 
 @dataclass
@@ -43,12 +45,14 @@ class Fit:
         gigabytes: Estimated memory of a step, GB; None if the batch size was given.
         free: Free memory, GB.
         by_images: Whether the number of images limits the batch size, not the memory.
+        rate: Images per second of a process, of forward and backward pass alone; None if it was not measured.
     """
 
     batch: int
     gigabytes: float | None = None
     free: float | None = None
     by_images: bool = False
+    rate: float | None = None
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -128,7 +132,37 @@ def fitting_batch(cfg: Config, size: int, images: int, devices: int, largest: in
     by_images = images // devices // FEW_ITERATIONS
     batch = max(1, min(fits, largest // devices, by_images))
     batch = 1 << (batch.bit_length() - 1)
-    return Fit(batch, (state + batch * image_bytes) / 1e9, free / 1e9, by_images < min(fits, largest // devices))
+    rate = None if gpu else _measured_rate(model, inputs, mask.expand(2, -1, -1)) / devices
+    return Fit(batch, (state + batch * image_bytes) / 1e9, free / 1e9, by_images < min(fits, largest // devices), rate)
+
+
+def _measured_rate(model: nn.Module, inputs: Tensor, mask: Tensor) -> float:
+    """Images per second of the second of two passes, forward and backward, in float32."""
+    for _ in range(2):
+        begin = time.perf_counter()
+        model(inputs, mask).backward()
+        seconds = time.perf_counter() - begin
+    return len(inputs) / seconds
+
+
+def enough_epochs(epochs: int, images: int, total: int) -> int:
+    """Epochs of a training from scratch: `epochs`, or more of a small folder, to reach `LEAST_ITERATIONS`.
+
+    Args:
+        epochs: Those of a large folder.
+        images: Images per epoch.
+        total: Images per iteration, of all processes.
+    """
+    return max(epochs, math.ceil(LEAST_ITERATIONS / max(1, images // total)))
+
+
+def written_epochs(args: argparse.Namespace, out: Path) -> int | None:
+    """Epochs of the training to resume; None if there is none."""
+    path = out / 'config.py'
+    if not args.resume or not path.is_file():
+        return None
+    with as_written():
+        return int(Config.fromfile(path).train_cfg.max_epochs)
 
 
 def given_batch(args: argparse.Namespace, out: Path, images: int) -> Fit | None:
@@ -217,11 +251,25 @@ def print_summary(cfg: Config, images: int, fit: Fit, devices: int, epochs: int)
     why = f' (few images: {FEW_ITERATIONS} iterations per epoch at least)' if limited else ''
     print(f'batch:   {devices} x {fit.batch} = {total} images{why}{memory}')
     print(f'rate:    {rate * total / base_batch:.3g} = {rate:g} x {total} / {base_batch}')
-    workers = default_workers(devices)
+    workers, iterations = default_workers(devices), images // total
     print(
-        f'length:  {epochs} epochs of {images // total} iterations over {images:,} images, {workers} worker'
-        f'{"s" if workers > 1 else ""} per process'
+        f'length:  {epochs} epochs of {iterations} iterations over {images:,} images, {epochs * iterations:,} in all, '
+        f'{workers} worker{"s" if workers > 1 else ""} per process'
     )
+    if fit.rate is not None:
+        seconds = epochs * iterations * total / (fit.rate * devices)
+        print(
+            f'time:    about {_duration(seconds)}, at {fit.rate * devices:.3g} images/s measured here in one step, '
+            'without reading the images'
+        )
+
+
+def _duration(seconds: float) -> str:
+    """In whole minutes, up to two hours; in hours, up to three days; in days."""
+    units = (('minute', 60, 120), ('hour', 3600, 72), ('day', 86400, math.inf))
+    counts = [(max(1, round(seconds / length)), unit, most) for unit, length, most in units]
+    count, unit = next((count, unit) for count, unit, most in counts if count <= most)
+    return f'{count} {unit}{"s" if count > 1 else ""}'
 
 
 def start(path: Path, args: argparse.Namespace) -> None:

@@ -9,12 +9,47 @@ from torch import Tensor
 
 from simmim_plugin.models.differences import described, differences, names_of, other_shapes
 from simmim_plugin.models.layers.relative_position import TABLE, Grid, resize_table, table_rows
-from simmim_plugin.utils.arguments import choice
+from simmim_plugin.utils.arguments import choice, whole
 
 SHARED = f'rel_pos_bias.{TABLE}'
 ON_GRID = (TABLE, 'pos_embed')  # name endings of parameters whose shape depends on the grid
 PATCHES = 'patch_embed.proj.weight'
 ADAPTATIONS = ('repeat', 'mean')  # of weights to other channels, see `adapt_channels`
+
+
+class Asked(NamedTuple):
+    """Differences between checkpoint and model that a user has asked for; none is accepted otherwise.
+
+    Args:
+        channels: How to adapt weights for images of other channels, see `adapt_channels`; None: they are an error.
+        new_blocks: Number of the model's last blocks that the checkpoint must lack, as after a pretraining with fewer
+            blocks (FastMIM, arXiv 2212.06593). They stay as initialised, with their bias tables; so does the final
+            norm, since the checkpoint's is that of an earlier block.
+    """
+
+    channels: str | None = None
+    new_blocks: int = 0
+
+    def refuse_new_blocks(self, kind: str) -> None:
+        """Raise ValueError for models other than SimMIMViT."""
+        if self.new_blocks:
+            raise ValueError(f'new_blocks={self.new_blocks} is for SimMIMViT, not for {kind}; leave new_blocks out')
+
+    def without_new(self, names: Sequence[str], blocks: int) -> list[str]:
+        """The names of a model of so many blocks, without those of the new blocks."""
+        new = tuple(f'blocks.{i}.' for i in range(blocks - self.new_blocks, blocks))
+        return [name for name in names if not name.startswith(new)]
+
+
+NOTHING = Asked()
+
+
+def asked_for(where: str, adapt_channels: Any, new_blocks: Any) -> Asked:
+    """Check what a user asks for; `where` begins the names in messages."""
+    choice(f'{where}adapt_channels', adapt_channels, (None, *ADAPTATIONS))
+    return Asked(
+        adapt_channels, whole(f'{where}new_blocks', new_blocks, 0, hint='the number of last blocks that are new')
+    )
 
 
 class Fitted(NamedTuple):
@@ -35,8 +70,8 @@ class Fitted(NamedTuple):
         )
 
 
-def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None, channels: str | None = None) -> Fitted:
-    """Fit the weights of one backbone to another of the same width and depth.
+def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None, asked: Asked = NOTHING) -> Fitted:
+    """Fit the weights of one backbone to another of the same width and, if nothing else is asked for, depth.
 
     A shared bias table is copied to every block if the model has one table per block. Bias tables and position
     embeddings are interpolated to the model's grid (see `resize_table`; embeddings bicubic).
@@ -45,23 +80,35 @@ def fit_state(model: Any, state: Mapping[str, Tensor], grid: Grid | None = None,
         model: A `SimMIMViT`.
         state: A state dict with the model's names, with or without a shared table.
         grid: Height and width in patches of the model that `state` is from. None: inferred, see `grid_of_table`.
-        channels: How to adapt weights for images of other channels, see `adapt_channels`; None: they are an error.
+        asked: Other channels or blocks of `state`.
 
     Raises:
-        ValueError: Nothing fits, or a shape does not.
+        ValueError: Nothing fits, or a shape or the number of blocks does not.
     """
     own = dict(model.state_dict())
-    spread = _spread(state, own)
+    target = _old_part(state, own, asked)
+    spread = _spread(state, target)
     adapted = []
-    theirs, ours = (tensors[PATCHES].shape[1] if PATCHES in tensors else 0 for tensors in (spread, own))
-    if theirs and channels and theirs != ours:
-        spread[PATCHES] = adapt_channels(spread[PATCHES], ours, channels)
-        adapted = [f'{PATCHES} {theirs} -> {ours} channels ({channels})']
-    _refuse(spread, own, _blocks(state))
-    loaded = {name: value for name, value in spread.items() if name in own}
-    skipped = [name for name in spread if name not in own]
+    theirs, ours = (tensors[PATCHES].shape[1] if PATCHES in tensors else 0 for tensors in (spread, target))
+    if theirs and asked.channels and theirs != ours:
+        spread[PATCHES] = adapt_channels(spread[PATCHES], ours, asked.channels)
+        adapted = [f'{PATCHES} {theirs} -> {ours} channels ({asked.channels})']
+    _refuse(spread, target, _blocks(state))
+    loaded = {name: value for name, value in spread.items() if name in target}
+    skipped = [name for name in spread if name not in target]
     fitted, resized = resize_to_grid(loaded, model.grid, grid, model.table_interpolation)
     return Fitted(fitted, skipped, adapted + resized, [name for name in own if name not in fitted])
+
+
+def _old_part(state: Mapping[str, Tensor], own: dict[str, Tensor], asked: Asked) -> dict[str, Tensor]:
+    """What of a model is not new, and so must be in a checkpoint."""
+    theirs, ours, new = len(_blocks(state)), len(_blocks(own)), asked.new_blocks
+    if not new:
+        return own
+    if theirs + new != ours or not theirs:
+        right = f'give new_blocks={ours - theirs}' if 0 < theirs < ours else 'leave new_blocks out'
+        raise ValueError(f'new_blocks={new}: the checkpoint has {theirs} blocks and the model {ours}; {right}')
+    return {name: own[name] for name in asked.without_new(list(own), ours) if not name.startswith('norm.')}
 
 
 def adapt_channels(weight: Tensor, channels: int, how: str) -> Tensor:
@@ -215,7 +262,14 @@ def _refuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], blocks: set[
     fixed = {name: value for name, value in own.items() if not (name in state and _fits_grid(name, value, state[name]))}
     text = described([], [], other_shapes(fixed, state))
     if not text and blocks != _blocks(own):
+        fewer = len(_blocks(own)) - len(blocks)
         text = f'the checkpoint has {len(blocks)} blocks and the model {len(_blocks(own))}'
+        if blocks and fewer > 0:
+            raise ValueError(
+                f'{text}; set num_layers of arch to that of the checkpoint, or, where the pretraining left out the '
+                f"last blocks, let them be new: new_blocks={fewer} in init_cfg=dict(type='Pretrained', ...), for "
+                f'load_from default_hooks.checkpoint.new_blocks={fewer}'
+            )
     _raise(text, 'set arch, patch_size and in_channels of SimMIMViT to those that it was trained with')
 
 
@@ -235,3 +289,8 @@ def _sides(shape: Sequence[int]) -> str:
 
 def _blocks(state: Mapping[str, Tensor]) -> set[str]:
     return {name.split('.')[1] for name in state if name.startswith('blocks.')}
+
+
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -209,6 +209,33 @@ def test_batch_that_fits(monkeypatch):
         recipes.fitting_batch(cfg, 224, images=10**6, devices=1, largest=2048)
 
 
+@pytest.mark.parametrize(
+    ('images', 'total', 'usual', 'epochs'),
+    [
+        # By hand: 300 // 16 = 18 iterations per epoch, 5000 / 18 = 277.8; 3000 // 32 = 93 and 3000 // 256 = 11, 454.5.
+        (300, 16, 60, 278), (3_000, 32, 60, 60), (3_000, 256, 100, 455), (300_000, 32, 60, 60),
+        (300_000, 2048, 100, 100), (50_000, 2048, 100, 209), (12, 1, 60, 417), (2, 4, 60, 5_000),
+    ],
+)  # fmt: skip
+def test_epochs_of_small_folders(images, total, usual, epochs):
+    assert recipes.enough_epochs(usual, images, total) == epochs
+
+
+def test_length_and_time_are_printed_and_a_resumed_training_keeps_its_length(image_folder, tmp_path, capsys):
+    """12 images in batches of 4: 3 iterations per epoch, 5000 / 3 = 1666.7."""
+    words = ['pretrain', str(image_folder), '--arch', 'tiny', '--dry-run', '--out', str(tmp_path / 'a')]
+    cli.main([*words, '--batch-size', '4'])
+    assert 'length:  1667 epochs of 3 iterations over 12 images, 5,001 in all, ' in capsys.readouterr().out
+    path = tmp_path / 'a/config.py'
+    path.write_text(path.read_text().replace('epochs, warmup = 1667, 10', 'epochs, warmup = 60, 6'))
+    cli.main([*words, '--resume'])  # of a version that had 60 epochs for any folder
+    assert 'length:  60 epochs of 3 iterations' in capsys.readouterr().out
+    cli.main([*words[:-1], str(tmp_path / 'b')])
+    assert re.search(r'time:    about \d+ \w+, at [\d.e+]+ images/s measured here', capsys.readouterr().out)
+    durations = {30: '1 minute', 7200: '120 minutes', 7300: '2 hours', 72 * 3600: '72 hours', 864_000: '10 days'}
+    assert {seconds: recipes._duration(seconds) for seconds in durations} == durations
+
+
 def test_a_config_of_the_user_is_not_overwritten(image_folder, tmp_path):
     (tmp_path / 'config.py').write_text('mine = 1')
     with pytest.raises(SystemExit, match='was not written by simmim, so it is not overwritten'):

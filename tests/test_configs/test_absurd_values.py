@@ -67,7 +67,7 @@ OTHERS = {
     'default_hooks.faults.interval': {'None'}, 'default_hooks.faults.max_in_a_row': set(),
     'default_hooks.faults.spike': {'1.5', '512.'}, 'default_hooks.faults.window': set(),
     'default_hooks.interrupt.signals': set(), 'default_hooks.checkpoint.interval': {'-1', '0'},
-    'default_hooks.checkpoint.max_keep_ckpts': {'-1', '0'},
+    'default_hooks.checkpoint.max_keep_ckpts': {'-1', '0'}, 'default_hooks.checkpoint.new_blocks': {'0'},
 }  # fmt: skip
 # Settings of MMEngine that users set through our configs.
 SETTINGS = {
@@ -85,6 +85,7 @@ PARTS: dict[str, dict[str, Any]] = {
     'FewLabels': dict(fraction=0.5, dataset=dict(type='ClassFolders', data_root='{images}')),
     'TarShards': dict(data_root='{images}'),
     'MaskRatioHook': dict(start=0.5),
+    'ImageSizeHook': dict(sizes={0: 32}),
     'ProbeHook': dict(data_root='{images}'),
     'WarmupCosineLR': dict(warmup=1, end=6, convert_to_iter_based=True),
     'CompileHook': {},
@@ -94,6 +95,7 @@ PARTS: dict[str, dict[str, Any]] = {
 PARTS_GRID = {
     'FewLabels.fraction': set(), 'FewLabels.seed': {'0'}, 'FewLabels.rest': {'True'}, 'FewLabels.dataset': set(),
     'TarShards.max_bad_ratio': {'0'}, 'TarShards.suffixes': set(), 'TarShards.data_root': set(),
+    'ImageSizeHook.sizes': set(), 'ImageSizeHook.by_epoch': {'True'},
     'MaskRatioHook.start': {'0'}, 'MaskRatioHook.end': {'0', 'None'}, 'MaskRatioHook.argument': set(),
     'MaskRatioHook.begin': {'0'}, 'MaskRatioHook.until': {'None'}, 'MaskRatioHook.schedule': set(),
     'ProbeHook.interval': set(), 'ProbeHook.blocks': {'None', '(16,16)'}, 'ProbeHook.linear': {'True'},

@@ -16,7 +16,7 @@ from helpers.models import TINY
 from simmim_plugin import SimMIM, SimMIMViT
 from simmim_plugin.checkpoints.loading import PretrainedViT, fit_checkpoint
 from simmim_plugin.checkpoints.state_dicts import from_plugin
-from simmim_plugin.models.fit import fit_state, grid_of_table
+from simmim_plugin.models.fit import Asked, fit_state, grid_of_table
 from simmim_plugin.models.layers.relative_position import TABLE, resize_table
 
 pytestmark = pytest.mark.core
@@ -377,7 +377,7 @@ def test_weights_of_other_channels_are_adapted_as_timm_does_on_request(tmp_path,
             assert other == name or torch.equal(ours.state_dict()[other], value), other
         checkpoint = dict(state_dict=torch.load(tmp_path / 'a.pth')['state_dict'])
         model = SimMIM(backbone={**TINY, 'in_channels': new})
-        fitted = fit_checkpoint(model, checkpoint, how)
+        fitted = fit_checkpoint(model, checkpoint, Asked(how))
         assert sorted(fitted.kept) == sorted(DECODER)  # it predicts pixels of other channels
         model.load_state_dict(checkpoint['state_dict'])
         assert torch.equal(model.backbone.state_dict()[name], ours.state_dict()[name])

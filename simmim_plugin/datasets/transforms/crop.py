@@ -8,6 +8,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -24,6 +25,17 @@ from simmim_plugin.utils.files import printable
 
 TRIES = 10  # torchvision's
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest')
+
+
+@dataclass(frozen=True)
+class SizeSteps:
+    """An image size that changes during training: pairs of a first iteration and (height, width), from iteration 0."""
+
+    steps: tuple[tuple[int, tuple[int, int]], ...]
+
+    def __call__(self, iteration: int) -> tuple[int, int]:
+        """Size at an iteration, counted from 0."""
+        return [size for first, size in self.steps if first <= iteration][-1]
 
 
 @TRANSFORMS.register_module()
@@ -58,30 +70,33 @@ class RandomResizedCrop:
         self.scale = _range('scale', scale, 1, 'two shares of the area in (0, 1], such as (0.67, 1)')
         self.ratio = _range('ratio', ratio, sys.float_info.max, 'two positive numbers, such as (0.75, 1.33)')
         self.interpolation = choice('interpolation', interpolation, INTERPOLATIONS)
+        self.steps: SizeSteps | None = None  # set by ImageSizeHook, for samples that carry their iteration
         self._log_ratio = torch.tensor(self.ratio).log().tolist()  # in float32, like torchvision
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Crop and resize `img`."""
-        image = _as_tensor(results['img'])
+        image, target = _as_tensor(results['img']), self.size
+        if self.steps is not None and 'iteration' in results:
+            target = self.steps(results['iteration'])
         size = image.size if isinstance(image, PendingJPEG) else (image.shape[-2], image.shape[-1])
         top, left, height, width = self._region(*size)
         if isinstance(image, PendingJPEG):
-            image = self._decode(image, least_size(size, (height, width), self.size))
+            image = self._decode(image, least_size(size, (height, width), target))
             if (image.shape[-2], image.shape[-1]) != size:
-                top, height = _scaled(top, height, image.shape[-2] / size[0], self.size[0])
-                left, width = _scaled(left, width, image.shape[-1] / size[1], self.size[1])
-        resized = self._resized(image, slice(top, top + height), slice(left, left + width))
+                top, height = _scaled(top, height, image.shape[-2] / size[0], target[0])
+                left, width = _scaled(left, width, image.shape[-1] / size[1], target[1])
+        resized = self._resized(image, slice(top, top + height), slice(left, left + width), target)
         results['img'] = _like(results['img'], resized)
         return results
 
-    def _resized(self, image: Tensor, down: slice, across: slice) -> Tensor:
+    def _resized(self, image: Tensor, down: slice, across: slice, size: tuple[int, int]) -> Tensor:
         if image.stride(0) == 1:  # channels last, as decoded; torch would convert it to channels first, slowly
             rows = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)[down, across])
             batch = torch.from_numpy(rows.reshape(1, *rows.shape).transpose(0, 3, 1, 2))
         else:
             batch = image[None, :, down, across]
         antialias = self.interpolation != 'nearest'
-        return F.interpolate(batch, self.size, mode=self.interpolation, antialias=antialias)[0]
+        return F.interpolate(batch, size, mode=self.interpolation, antialias=antialias)[0]
 
     def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Sample top, left, height and width of a crop, like torchvision's `get_params`."""

@@ -21,9 +21,9 @@ from simmim_plugin.engine.runners.longer_run import continue_schedules
 from simmim_plugin.engine.runners.mmengine_internals import is_resuming
 from simmim_plugin.engine.runners.resume import LISTED, check_same_training, training_note
 from simmim_plugin.engine.runners.work_dir import LAST, RUN_ID, has_own_name, run_of
-from simmim_plugin.models.fit import ADAPTATIONS, check_fits
+from simmim_plugin.models.fit import asked_for, check_fits
 from simmim_plugin.registry import HOOKS
-from simmim_plugin.utils.arguments import choice, whole
+from simmim_plugin.utils.arguments import whole
 from simmim_plugin.utils.configs import innermost
 from simmim_plugin.utils.distributed import bare_model
 from simmim_plugin.utils.files import PART_SUFFIX, lock_folder, unlock_folder, whole_file
@@ -81,6 +81,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         args: See `mmengine.hooks.CheckpointHook`.
         adapt_channels: How `load_from` adapts weights for images of other channels, see `adapt_channels` of
             `models/fit.py`; None: they are an error.
+        new_blocks: Number of the model's last blocks that the checkpoint of `load_from` has not, see `Asked` there.
         kwargs: See `mmengine.hooks.CheckpointHook`. Backends other than the local one are used unchanged.
 
     Raises:
@@ -93,11 +94,11 @@ class SimMIMCheckpointHook(CheckpointHook):
     best_ckpt_path: str | None  # MMEngine sets it for one metric,
     best_ckpt_path_dict: dict[str, str | None]  # and this for several
 
-    def __init__(self, *args: Any, adapt_channels: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, adapt_channels: str | None = None, new_blocks: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args:  # MMEngine would raise at the first checkpoint
             raise TypeError(f'SimMIMCheckpointHook has no argument {next(iter(self.args))!r}')
-        self.channels = choice('SimMIMCheckpointHook.adapt_channels', adapt_channels, (None, *ADAPTATIONS))
+        self.asked = asked_for('SimMIMCheckpointHook.', adapt_channels, new_blocks)
         whole('SimMIMCheckpointHook.interval', self.interval, -1, hint='-1 writes none but the last')
         whole('SimMIMCheckpointHook.max_keep_ckpts', self.max_keep_ckpts, -1, hint='-1 keeps all')
         local = '://' not in str(self.out_dir or '')
@@ -226,7 +227,7 @@ class SimMIMCheckpointHook(CheckpointHook):
         """On `resume` reject checkpoints of a different run; on `load_from` adapt the weights."""
         model = bare_model(runner)
         if not is_resuming(runner):
-            fit_checkpoint(model, checkpoint, self.channels)
+            fit_checkpoint(model, checkpoint, self.asked)
             return
         check_fits(model.state_dict(), tensors_of(checkpoint))
         check_same_training(runner, checkpoint)

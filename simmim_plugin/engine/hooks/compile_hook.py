@@ -16,7 +16,8 @@ class CompileHook(Hook):
 
     The state dict keeps its names: checkpoints of compiled and other runs are the same. (MMEngine's `compile = True`
     compiles the whole step instead, which breaks into six graphs.) The first iteration takes a minute or more; on CPUs
-    a C++ compiler is required. The validation of `SimMIM` is not compiled.
+    a C++ compiler is required. The validation of `SimMIM` is not compiled. A batch of another shape, such as after a
+    change by `ImageSizeHook`, is compiled once more.
 
     Args:
         mode: See `torch.compile`: None, 'reduce-overhead', 'max-autotune' ...
@@ -42,7 +43,9 @@ class CompileHook(Hook):
         if self.backend == 'inductor':
             choice('CompileHook.mode', self.mode, (None, 'default', *torch._inductor.list_mode_options()))
         fullgraph = isinstance(model, SimMIM) if self.fullgraph is None else self.fullgraph
-        model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph)
+        # A graph for each image size (ImageSizeHook): one for any size is slower, and takes longer to compile.
+        dynamic = False if isinstance(model, SimMIM) else None
+        model.compile(mode=self.mode, backend=self.backend, fullgraph=fullgraph, dynamic=dynamic)
 
     def before_val(self, runner: TrainingRunner) -> None:
         """The losses of single images would be a graph as long as the batch."""

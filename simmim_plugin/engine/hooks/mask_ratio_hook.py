@@ -3,15 +3,13 @@
 import logging
 from typing import Any
 
-from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
-from simmim_plugin.datasets.image_folder import ImageFolder
 from simmim_plugin.datasets.sampling import number_samples
 from simmim_plugin.datasets.transforms.masking import RATIOS, SCHEDULES, Ramp, SimMIMMaskGenerator
 from simmim_plugin.engine.hooks.iteration_seed_hook import first_iteration
-from simmim_plugin.engine.runners.mmengine_internals import has_started_workers
+from simmim_plugin.engine.runners.numbered_data import numbered_pipelines, transforms_of
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import choice, number, whole
 from simmim_plugin.utils.distributed import bare_model
@@ -70,13 +68,7 @@ class MaskRatioHook(Hook):
                 'current',
                 logging.WARNING,
             )
-        loader = runner.train_dataloader
-        if loader.num_workers > 0 and has_started_workers(runner.train_loop):
-            raise ValueError(
-                f'MaskRatioHook: this MMEngine starts the {loader.num_workers} workers of IterBasedTrainLoop before '
-                'its hooks; use onedl-mmengine >= 0.10.12, EpochBasedTrainLoop, or train_dataloader.num_workers=0'
-            )
-        generators = [generator for dataset in _datasets(loader.dataset) for generator in _generators(dataset)]
+        generators = transforms_of(numbered_pipelines(runner, type(self).__name__), SimMIMMaskGenerator)
         parts = {part.name: part for generator in generators for part in generator.parts}
         if self.argument not in parts:
             there = ', '.join(map(repr, parts)) or 'none: add SimMIMMaskGenerator to the pipeline'
@@ -91,7 +83,6 @@ class MaskRatioHook(Hook):
             if hasattr(model, 'backbone') and hasattr(model.backbone, 'grid'):
                 for iteration in (self.begin, until):  # fail now for a ratio that would mask everything at the end
                     generator.ratios(model.backbone.grid, iteration)
-        number_samples(loader)
 
     def before_train_epoch(self, runner: TrainingRunner) -> None:
         """Set the first iteration of the epoch."""
@@ -101,22 +92,3 @@ class MaskRatioHook(Hook):
         """Log the ratio."""
         name = 'mask_ratio' if self.argument == 'mask_ratio' else self.argument.replace('.', '_').replace('__', '_')
         runner.message_hub.update_scalar(f'train/{name}', self.ramp(runner.iter))
-
-
-def _datasets(dataset: Any) -> list[BaseDataset]:
-    """Base datasets inside MMEngine's RepeatDataset, ClassBalancedDataset and ConcatDataset."""
-    if isinstance(dataset, ImageFolder):
-        return [dataset]
-    kind = type(dataset).__name__
-    if kind in ('RepeatDataset', 'ClassBalancedDataset'):
-        return _datasets(dataset.dataset)
-    if kind == 'ConcatDataset':
-        return [base for part in dataset.datasets for base in _datasets(part)]
-    raise ValueError(
-        f'MaskRatioHook needs ImageFolder (also inside RepeatDataset, ConcatDataset ...) as training data, got {kind}, '
-        'which does not pass the iteration to the masks'
-    )
-
-
-def _generators(dataset: BaseDataset) -> list[SimMIMMaskGenerator]:
-    return [transform for transform in dataset.pipeline.transforms if isinstance(transform, SimMIMMaskGenerator)]
