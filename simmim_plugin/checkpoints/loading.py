@@ -18,6 +18,7 @@ from simmim_plugin.checkpoints.inner_weights import check_inner, fit_inner
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
+from simmim_plugin.checkpoints.teachers import with_teacher
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.fit import ADAPTATIONS, Fitted, check_fits, fit_state, names_of
 from simmim_plugin.models.masked_backbone import MaskedBackbone
@@ -115,7 +116,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
-    return _built(saved.built, saved.state, saved.path).to(device).eval(), saved.pipeline
+    return _built(with_teacher(saved), saved.state, saved.path).to(device).eval(), saved.pipeline
 
 
 def _built(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn.Module:
