@@ -48,14 +48,13 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
         ValueError: It is not a checkpoint of this package, or an argument does not fit it.
     """
     config = saved.backbone | changes
+    state = _without_prefix(saved.state, 'backbone.')
     if type_name(config) != 'SimMIMViT':
-        state = _without_prefix(saved.state, 'backbone.')
         state = swin.masked_state(state) if saved.part('backbone').get('type') in SWINS else state
         return _built(config, state, saved.path).eval()
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY} | changes
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
-    state = _without_prefix(saved.state, 'backbone.')
     if not state:
         raise ValueError(f"checkpoint {saved.path!r} has no weights whose names start with 'backbone.'")
     norm, others = ('fc_norm', 'featmap, cls_token or raw')
@@ -311,8 +310,8 @@ class PretrainedViT:
         self.prefix = prefix
         self.channels = choice('init_cfg: adapt_channels', adapt_channels, (None, *ADAPTATIONS))
 
-    def __call__(self, module: SimMIMViT | MaskedBackbone) -> None:
-        """Load the weights, and log what was loaded."""
+    def __call__(self, module: SimMIMViT | MaskedBackbone) -> Fitted:
+        """Load the weights; log what was loaded, and return it."""
         path = self.checkpoint
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
@@ -324,6 +323,7 @@ class PretrainedViT:
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):
             update_init_info(module, f'{type(module).__name__}: loaded from {path}')
+        return fitted
 
 
 def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

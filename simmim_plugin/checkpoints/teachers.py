@@ -3,16 +3,18 @@
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simmim_plugin.checkpoints.saved import Saved, named
-from simmim_plugin.models.interface import with_our_loader
-from simmim_plugin.registry import WEIGHT_INITIALIZERS, build_part
+from simmim_plugin.models.interface import load_frozen
+from simmim_plugin.registry import build_part
 from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.meta import on_meta
 
+if TYPE_CHECKING:
+    from simmim_plugin.checkpoints.saved import Saved
 
-def with_teacher(saved: Saved) -> dict[str, Any]:
+
+def with_teacher(saved: 'Saved') -> dict[str, Any]:
     """`Saved.built`, with the teacher, if there is one, built and loaded from the file that its config names.
 
     Raises:
@@ -23,21 +25,18 @@ def with_teacher(saved: Saved) -> dict[str, Any]:
         return config
     teacher, target = noted.get('teacher'), config['head']['target']
     given = teacher.get('init_cfg') if isinstance(teacher, Mapping) else None
-    init = with_our_loader(given)[-1] if isinstance(given, Mapping) and 'type' in given else {}
-    path = init.get('checkpoint')
+    path = given.get('checkpoint') if isinstance(given, Mapping) else None
     if not isinstance(path, str) or not os.path.exists(path):
         raise ValueError(
             f'checkpoint {saved.path!r} is of a model that predicts features of a teacher, whose weights it does not '
             f'hold, and init_cfg.checkpoint={path!r} of the teacher is no file here; put the file there'
         )
-    with named(saved.path):
-        load = WEIGHT_INITIALIZERS.build({**init, 'type': 'simmim_plugin.PretrainedViT'})
-        if type_name(target['teacher']) == 'SimMIMViT':
-            with on_meta():  # numbers in a file may be absurd: compared with the weights before memory is taken
-                shapes = build_part(target['teacher'])
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', UserWarning)  # that nothing is copied
-                load(shapes)
-        built = build_part(target['teacher'])
-        load(built)
+    if type_name(target['teacher']) == 'SimMIMViT':
+        with on_meta():  # numbers in a file may be absurd: compared with the weights before memory is taken
+            shapes = build_part(target['teacher'])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)  # that nothing is copied
+            load_frozen(shapes, given)
+    built = build_part(target['teacher'])
+    load_frozen(built, given)
     return {**config, 'head': {**config['head'], 'target': {**target, 'teacher': built}}}

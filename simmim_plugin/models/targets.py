@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simmim_plugin.models.interface import checked
+from simmim_plugin.models.interface import checked, load_frozen
 from simmim_plugin.models.losses import normalize_patches, wide
 from simmim_plugin.registry import MODELS, build_part
 from simmim_plugin.utils.arguments import choice, number, whole
@@ -236,23 +236,18 @@ class Features(Pixels):
             checkpoint=...)`, or `model=dict(..., pretrained=True)`; or a built one. Its stride is `patch_size`.
 
     Raises:
-        ValueError: The teacher has no weights, another stride or other channels.
+        ValueError: The teacher has no weights, is only in part in its file, or has another stride or other channels.
     """
 
     unit, no_colours = 'token', 'features of a teacher, which have no colours'
 
     def __init__(self, patch_size: int, in_channels: int, teacher: dict[str, Any] | nn.Module) -> None:
         super().__init__(patch_size, in_channels)
-        if isinstance(teacher, Mapping) and not (
-            teacher.get('init_cfg') or (isinstance(model := teacher.get('model'), Mapping) and model.get('pretrained'))
-        ):
-            raise ValueError(
-                "SimMIMHead.target: the teacher has no weights; give teacher=dict(..., init_cfg=dict(type='Pretrained',"
-                ' checkpoint=...))'
-            )
         self.teacher = checked(build_part(teacher, 'SimMIMHead.target.teacher'), 'SimMIMHead.target.teacher')
-        if isinstance(teacher, Mapping) and teacher.get('init_cfg'):
-            self.teacher.init_weights()
+        if isinstance(teacher, Mapping):
+            init, model = teacher.get('init_cfg'), teacher.get('model')
+            if init or not (isinstance(model, Mapping) and model.get('pretrained')):
+                load_frozen(self.teacher, init)
         self.teacher.requires_grad_(False).eval()  # and stays so: `train()` of the model does not reach it
         for name, ours in (('patch_size', patch_size), ('in_channels', in_channels)):
             if getattr(self.teacher, name) != ours:
