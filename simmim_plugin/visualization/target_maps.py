@@ -54,9 +54,9 @@ def strokes(histograms: Tensor, bins: int, side: int) -> Tensor:
         angles.sin()[:, None, None],
         angles.cos()[:, None, None],
     )  # gradient: down, across
-    beside, along = line[:, None] * cosine + line * sine, line * cosine - line[:, None] * sine
-    templates = (1.2 - beside.abs()).clamp(0, 1) * (along.abs() <= side / 2)  # (bins, side, side), soft edges
-    cells = torch.einsum('bnhw,nyx->bhywx', weights, templates)
+    across, along = line[:, None] * cosine + line * sine, line * cosine - line[:, None] * sine
+    templates = (1.2 - across.abs()).clamp(0, 1) * (along.abs() <= side / 2)  # (bins, side, side), soft edges
+    cells = (weights[:, :, :, None, :, None] * templates[:, None, :, None]).amax(dim=1)  # (B, h, side, w, side)
     return cells.flatten(3, 4).flatten(1, 2).clamp(0, 1)[:, None].expand(-1, 3, -1, -1)
 
 
