@@ -13,6 +13,9 @@ from simmim_plugin.utils.meta import on_meta
 if TYPE_CHECKING:
     from simmim_plugin.checkpoints.saved import Saved
 
+BACKBONES = ('SimMIMViT', 'MaskedBackbone')
+LOADING = ('type', 'checkpoint', 'prefix', 'adapt_channels')  # of its `init_cfg`
+
 
 def with_teacher(saved: 'Saved') -> dict[str, Any]:
     """`Saved.built`, with the teacher, if there is one, built and loaded from the file that its config names.
@@ -25,12 +28,16 @@ def with_teacher(saved: 'Saved') -> dict[str, Any]:
         return config
     teacher, target = noted.get('teacher'), config['head']['target']
     given = teacher.get('init_cfg') if isinstance(teacher, Mapping) else None
-    path = given.get('checkpoint') if isinstance(given, Mapping) else None
+    given = {key: given[key] for key in LOADING if key in given} if isinstance(given, Mapping) else {}
+    path = given.get('checkpoint')
     if not isinstance(path, str) or not os.path.exists(path):
         raise ValueError(
             f'checkpoint {saved.path!r} is of a model that predicts features of a teacher, whose weights it does not '
             f'hold, and init_cfg.checkpoint={path!r} of the teacher is no file here; put the file there'
         )
+    if type_name(target['teacher']) not in BACKBONES:
+        kind = target['teacher'].get('type')
+        raise ValueError(f'checkpoint {saved.path!r}: its teacher is a {kind!r}, not a {" or ".join(BACKBONES)}')
     if type_name(target['teacher']) == 'SimMIMViT':
         with on_meta():  # numbers in a file may be absurd: compared with the weights before memory is taken
             shapes = build_part(target['teacher'])

@@ -94,6 +94,27 @@ def test_the_teachers_file_must_be_there_and_whole(tmp_path):
         load_pretrained(path)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(init_cfg=dict(type='Pretrained', checkpoint='https://example.org/x.pth')), 'is no file here'),
+        (dict(init_cfg=dict(type='Pretrained', checkpoint=['x'])), 'is no file here'),
+        (dict(init_cfg=[]), 'checkpoint=None of the teacher is no file here'),
+        (dict(type='SimMIM'), r"its teacher is a 'SimMIM', not a SimMIMViT or MaskedBackbone"),
+        (dict(type='os.system'), r"teacher\.type='os\.system', which is not built from a file"),
+        (dict(arch=dict(embed_dims=2**16, num_layers=2, num_heads=2, feedforward_channels=2**16)), 'teacher'),
+        (dict(patch_size=8), 'teacher'),
+    ],
+)
+def test_the_teacher_that_a_strangers_file_states(changes, message, tmp_path):
+    path, _ = write(tmp_path, 'features')
+    content = torch.load(path)
+    content['simmim_plugin']['model']['head']['target']['teacher'].update(changes)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(path)
+
+
 def test_a_table_of_the_file_that_the_teacher_lacks_is_named(tmp_path):
     random = random_weights(SimMIM(TINY))
     torch.save(random.state_dict(), tmp_path / 'own.pth')
