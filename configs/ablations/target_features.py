@@ -11,12 +11,6 @@ Expected: not measured yet.
 
 _base_ = '../simmim_vit-b.py'
 
-teacher = dict(
-    type='SimMIMViT',
-    arch='base',
-    use_abs_pos_embed=True,
-    use_shared_rel_pos_bias=False,
-    layer_scale_init_value=0.0,
-    init_cfg=dict(type='Pretrained', checkpoint='work_dirs/teacher.pth'),
-)
+ordinary = dict(use_abs_pos_embed=True, use_shared_rel_pos_bias=False, layer_scale_init_value=0.0)
+teacher = dict(type='SimMIMViT', **ordinary, init_cfg=dict(type='Pretrained', checkpoint='work_dirs/teacher.pth'))
 model = dict(head=dict(target=dict(type='features', teacher=teacher), loss=dict(criterion='smooth_l1')))

@@ -17,7 +17,9 @@ from scipy.ndimage import sobel
 
 from helpers.checkpoints import random_weights
 from helpers.models import TINY
+from helpers.paths import ROOT
 from simmim_plugin import ForeachEMA, MaskedBackbone, ReconstructionLoss, SimMIM, SimMIMHead, reconstruction_loss
+from simmim_plugin.config import load_config
 from simmim_plugin.models.losses import masked_loss, normalize_patches, visible_mean
 from simmim_plugin.models.targets import build_target, hog, low_pass
 
@@ -344,3 +346,20 @@ def test_compiled_as_one_graph(teacher, photos):
         loss.backward()
         assert loss.item() == pytest.approx(plain, rel=1e-5)
         torch._dynamo.reset()
+
+
+def test_the_leaf_config_takes_timms_dino(tmp_path, monkeypatch):
+    """The teacher of configs/ablations/target_features.py is timm's ordinary ViT, here with fewer blocks."""
+    cfg = load_config(str(ROOT / 'configs/ablations/target_features.py'))
+    theirs = random_weights(timm.create_model('vit_base_patch16_224.dino', depth=1)).eval()
+    (tmp_path / 'work_dirs').mkdir()
+    torch.save(theirs.state_dict(), tmp_path / 'work_dirs/teacher.pth')
+    monkeypatch.chdir(tmp_path)
+    config = cfg.model.head.target.to_dict()
+    config['teacher']['arch'] = dict(embed_dims=768, num_layers=1, num_heads=12, feedforward_channels=3072)
+    images = torch.randn(1, 3, 224, 224)
+    found = build_target(config, 16, 3)(images).flatten(2).mT
+    with torch.no_grad():
+        tokens = theirs.forward_features(images)[:, 1:]
+    expected = (tokens - tokens.mean(-1, keepdim=True)) / tokens.std(-1, correction=0, keepdim=True)
+    assert (found - expected).abs().max() < 1e-3
