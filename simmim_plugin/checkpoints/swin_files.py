@@ -125,7 +125,10 @@ def convert(
         check_sizes(**{'--in-channels': weight[:, 0].numel() * in_channels})
         state[f'backbone.{PATCHES}'] = adapt_channels(weight, in_channels, channels)
         left_out += take_decoder(state)  # predicts pixels of the old channels
-    other = saved.head.get('target') not in (None, 'pixels', 'normalized_pixels')
+    target_of_head = saved.head.get('target')
+    if isinstance(target_of_head, Mapping):
+        target_of_head = target_of_head.get('type')
+    other = target_of_head in ('hog', 'features')
     if other and to != 'plugin':
         left_out += take_decoder(state)  # of a target that the other kinds do not have
     facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size), other)

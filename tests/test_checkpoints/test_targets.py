@@ -1,5 +1,6 @@
 """Checkpoints of models with another target than pixels: rebuilt, drawn, converted."""
 
+import copy
 import re
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from helpers.checkpoints import random_weights
 from helpers.models import TINY
+from helpers.other_projects import randomise
+from helpers.swin import HEAD, PRETRAIN
 from simmim_plugin import SimMIM, load_pretrained
 from simmim_plugin.apis.explorer import Explorer
 from simmim_plugin.apis.reconstruct import reconstruct_files
@@ -132,6 +135,22 @@ def test_a_table_of_the_file_that_the_teacher_lacks_is_named(tmp_path):
     config = write_teacher(tmp_path) | dict(use_abs_pos_embed=False)
     with pytest.raises(ValueError, match='pos_embed'):
         SimMIM(TINY, head=dict(target=dict(type='features', teacher=config)))
+
+
+def test_conversions_of_a_swin(tmp_path):
+    parts = dict(
+        backbone=PRETRAIN, head=dict(HEAD, target=dict(type='hog', bins=6), loss=dict(type='ReconstructionLoss'))
+    )
+    model = randomise(SimMIM(copy.deepcopy(PRETRAIN), dict(parts['head'])))
+    note = dict(model=dict(type='simmim_plugin.SimMIM', **parts), pipeline=[dict(type='simmim_plugin.LoadImage')])
+    torch.save({'state_dict': model.state_dict(), 'simmim_plugin': note}, tmp_path / 'ours.pth')
+    for side in (48, 96):
+        convert_file(tmp_path / 'ours.pth', tmp_path / 'b.pth', 'plugin', img_size=(side, side))
+        back, _ = load_pretrained(tmp_path / 'b.pth')
+        assert back.head.target.bins == 6 and torch.equal(back.head.decoder.weight, model.head.decoder.weight)
+    for to in ('official', 'timm', 'hf', 'mmpretrain'):
+        report = convert_file(tmp_path / 'ours.pth', tmp_path / (to if to == 'hf' else f'{to}.pth'), to)
+        assert {'head.decoder.weight', 'head.decoder.bias'} <= set(report.left_out)
 
 
 @pytest.mark.parametrize('name', NAMES)
