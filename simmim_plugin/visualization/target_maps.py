@@ -50,10 +50,7 @@ def strokes(histograms: Tensor, bins: int, side: int) -> Tensor:
     weights = histograms.unflatten(1, (-1, bins)).mean(dim=1).clamp_min(0)  # (B, bins, h, w)
     line = torch.arange(side, device=weights.device, dtype=weights.dtype) - (side - 1) / 2
     angles = (torch.arange(bins, device=weights.device, dtype=weights.dtype) + 0.5) * math.pi / bins
-    sine, cosine = (
-        angles.sin()[:, None, None],
-        angles.cos()[:, None, None],
-    )  # gradient: down, across
+    sine, cosine = angles.sin()[:, None, None], angles.cos()[:, None, None]  # the gradient points cosine down
     across, along = line[:, None] * cosine + line * sine, line * cosine - line[:, None] * sine
     templates = (1.2 - across.abs()).clamp(0, 1) * (along.abs() <= side / 2)  # (bins, side, side), soft edges
     cells = (weights[:, :, :, None, :, None] * templates[:, None, :, None]).amax(dim=1)  # (B, h, side, w, side)
