@@ -28,7 +28,7 @@ def _child(name: str, parent: root.Registry, packages: Mapping[str, str] | None 
 
 # Modules rather than packages: registries that share a package need not import all of it.
 MODELS = _child(
-    'model', root.MODELS, {'models': 'data_preprocessor ema head losses masked_backbone pyramid simmim vit'}
+    'model', root.MODELS, {'models': 'data_preprocessor ema head losses masked_backbone pyramid simmim targets vit'}
 )
 TRANSFORMS = _child('transform', root.TRANSFORMS, {'datasets.transforms': 'crop loading masking'})
 DATASETS = _child(

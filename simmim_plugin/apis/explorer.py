@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from simmim_plugin.apis.reconstruct import check_fills_holes, fit_image, reconstruct_image
@@ -26,7 +27,7 @@ SHOWN_PX = 320  # minimum side of pictures; small images are enlarged by an inte
 
 
 class Reconstruction(NamedTuple):
-    """Pictures, (H', W', 3) uint8, with the masked-pixel loss."""
+    """Pictures, (H', W', 3) uint8, with the loss of what is masked."""
 
     masked: np.ndarray
     predicted: np.ndarray
@@ -136,16 +137,22 @@ class Explorer:
         return {'mask': torch.tensor([int(cell) for cell in cells], dtype=torch.uint8).reshape(1, rows, columns)}
 
     def reconstruct(self, image: Tensor, masks: Mapping[str, Tensor]) -> Reconstruction:
-        """Mask an image from `read` and reconstruct it."""
+        """Mask an image from `read` and reconstruct it, or the map that the model predicts."""
         with self._in_use:
             row, loss = reconstruct_image(self.model, image, masks)
-        original, predicted = (to_display(row[name], row['inputs']) for name in ('inputs', 'predicted'))
+        original = truth = to_display(row['inputs'], row['inputs'])
+        predicted, scale = row['predicted'], self.scale
+        if 'truth' in row:  # pictures, larger than the image
+            truth, scale = row['truth'], 1
+        else:
+            predicted = to_display(predicted, row['inputs'])
         parts = (row['mask_local'], row['mask_global']) if 'mask_local' in row else None
         hidden = row['filled'].to(original.dtype)
+        weight = F.interpolate(hidden, truth.shape[2:])
         return Reconstruction(
             self._enlarged(masked_images(original, row['mask'], parts)[0]),
-            self._enlarged(predicted[0]),
-            self._enlarged((original * (1 - hidden) + predicted * hidden)[0]),
+            enlarge(predicted[0].movedim(0, -1), scale),
+            enlarge((truth * (1 - weight) + predicted * weight)[0].movedim(0, -1), scale),
             loss,
             float(hidden.mean()),
         )

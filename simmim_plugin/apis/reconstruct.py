@@ -21,6 +21,7 @@ from simmim_plugin.utils.arguments import grid_of, sides
 from simmim_plugin.utils.configs import reading_arguments, transform_arguments, type_name
 from simmim_plugin.utils.random_state import fixed_seed
 from simmim_plugin.visualization.sheets import check_picture_name, reconstruction_sheet
+from simmim_plugin.visualization.target_maps import drawn
 
 LONGEST = 32  # largest ratio of an image's proportions to the crop's
 WHITE = 127  # of 255; brighter pixels of a mask are hidden
@@ -39,7 +40,8 @@ def reconstruct_files(
 ) -> list[float]:
     """Draw one row per image: original | masked | reconstruction | composite.
 
-    Images are resized (bilinear) and centre-cropped. The checkpoint defines how they are read and masked.
+    Of a target that is not an image, the last two are the true and the predicted map. Images are resized (bilinear) and
+    centre-cropped. The checkpoint defines how they are read and masked.
 
     Args:
         checkpoint: Checkpoint of a pretraining.
@@ -53,7 +55,7 @@ def reconstruct_files(
             Patches that contain one are hidden from the model; the composite fills exactly the white pixels.
 
     Returns:
-        The masked-pixel loss of each image.
+        The loss of what is masked of each image.
 
     Raises:
         ValueError: A file is not an image or checkpoint of this kind, or an argument is out of range.
@@ -82,11 +84,13 @@ def reconstruct_files(
             row, loss = reconstruct_image(model, fit_image(image, size), masks, None if mask is None else holes)
             rows.append(row)
             losses.append(loss)
-    captions = [f'{os.path.basename(path)}  masked-pixel loss {loss:.3f}' for path, loss in zip(images, losses)]
+    words = f'masked-{model.head.target.unit} loss'
+    captions = [f'{os.path.basename(path)}  {words} {loss:.3f}' for path, loss in zip(images, losses)]
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     parts = (joined['mask_local'], joined['mask_global']) if 'mask_local' in joined else None
+    maps = (joined['truth'], joined['predicted']) if 'truth' in joined else None
     sheet = reconstruction_sheet(
-        joined['inputs'], joined['predicted'], joined['mask'], captions, parts, filled=joined['filled']
+        joined['inputs'], joined['predicted'], joined['mask'], captions, parts, joined['filled'], maps
     )
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     Image.fromarray(sheet).save(out)
@@ -107,15 +111,21 @@ def reconstruct_image(
 
     Returns:
         `inputs` and `predicted`, (1, C, H, W) in the units of the image; the masks and `filled`, (1, 1, H, W) over the
-        pixels; and the masked-pixel loss.
+        pixels; and the loss of what is masked. Of a target that is not an image, `predicted` and `truth` are pictures
+        of the maps, (1, 3, k*H, k*W) in [0, 1].
     """
     data = model.data_preprocessor(dict(inputs=image[None], **masks))
     predicted = model.reconstruct(data['inputs'], data['mask'])
+    inputs, target = data['inputs'], model.head.target
+    truth = target(inputs)
     pixels = {name: pixel_mask(data[name], data['inputs'].shape[2:]) for name in masks}
-    loss = masked_loss(model, predicted, data['inputs'], pixels['mask'])
+    loss = masked_loss(model, predicted, inputs, pixels['mask'], truth)
     pixels['filled'] = pixels['mask'] if filled is None else filled.to(predicted)
     denormalize = model.data_preprocessor.denormalize
-    return {'inputs': denormalize(data['inputs']), 'predicted': denormalize(predicted), **pixels}, loss
+    row = {'inputs': denormalize(inputs), **pixels}
+    maps = drawn(target, truth, predicted, inputs.shape[2:])
+    shown = {'predicted': denormalize(predicted)} if maps is None else dict(zip(('truth', 'predicted'), maps))
+    return row | shown, loss
 
 
 def masked_sizes(model: Any, pipeline: Sequence[dict[str, Any]]) -> tuple[Any, int]:
@@ -131,11 +141,8 @@ def masked_sizes(model: Any, pipeline: Sequence[dict[str, Any]]) -> tuple[Any, i
 
 def check_fills_holes(model: Any, name: str) -> None:
     """Raise a ValueError that starts with `name` if the model cannot predict the colours of a hidden patch."""
-    if model.head.normalize_target:
-        raise ValueError(
-            f'{name}: this model predicts patches normalised by their own mean and std (normalize_target), which '
-            'are unknown for a hidden patch; use a model without it'
-        )
+    if words := model.head.target.no_colours:
+        raise ValueError(f'{name}: this model predicts {words}; use a model that predicts pixels')
 
 
 def _generator(

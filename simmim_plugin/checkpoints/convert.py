@@ -19,9 +19,17 @@ from simmim_plugin.checkpoints.other_projects import (
     facts_of,
     note_of,
 )
-from simmim_plugin.checkpoints.resizing import change, source_size
+from simmim_plugin.checkpoints.resizing import change, source_size, take_decoder
 from simmim_plugin.checkpoints.saved import Saved, named, read
-from simmim_plugin.checkpoints.state_dicts import BACKBONE, TARGETS, family_of, from_plugin, recognise, to_plugin
+from simmim_plugin.checkpoints.state_dicts import (
+    BACKBONE,
+    TARGETS,
+    decodes_pixels,
+    family_of,
+    from_plugin,
+    recognise,
+    to_plugin,
+)
 from simmim_plugin.checkpoints.swin import kind_of
 from simmim_plugin.checkpoints.swin_files import MASK_TOKEN
 from simmim_plugin.checkpoints.their_configs import hf_class, hf_config, mmpretrain_config, timm_line, write_hf
@@ -103,6 +111,8 @@ def convert_file(
     _check_built(state, backbone_config(before))
     notes += assumptions(before, kind, stated)
     interpolation = stated.get('table_interpolation', 'geometric')
+    if to != 'plugin' and not decodes_pixels(state):  # the other kinds have no decoder of another target
+        left_out, before = left_out + take_decoder(state), before._replace(decoder_layers=0)
     facts, lines, removed = change(state, before, img_size, patch_size, in_channels, channels, interpolation)
     left_out, notes = left_out + removed, notes + lines
     noted = saved.part('data_preprocessor') if facts.in_channels == before.in_channels else {}
@@ -120,7 +130,7 @@ def convert_file(
     same = (
         kind == 'plugin' and facts == before and saved.img_size in (None, facts.img_size)
     )  # else the pipeline of SRC reads other images
-    notes += _write(target, to, converted.state, facts, family, saved if same else None, given)
+    notes += _write(target, to, converted.state, facts, family, saved if same else None, given, saved.head)
     return Report(kind, len(converted.state), left_out + converted.left_out, notes)
 
 
@@ -132,6 +142,7 @@ def _write(
     family: str,
     like: Saved | None,
     given: tuple[Any, Any],
+    head: dict[str, Any],
 ) -> list[str]:
     """Write a converted state dict with the configs that belong to it; lines that say how to build the model.
 
@@ -143,6 +154,7 @@ def _write(
         family: See `family_of`.
         like: The source, if it is one of this package and for the same images.
         given: Mean and standard deviation, or None.
+        head: See `note_of`.
     """
     if to == 'hf':
         masked = any(name.endswith('embeddings.mask_token') for name in state)
@@ -152,7 +164,7 @@ def _write(
         return [f'model: transformers.{model}.from_pretrained({os.fspath(target)!r}{more})']
     wrapped: dict[str, Any] = {'model' if to == 'official' else 'state_dict': state}
     if to == 'plugin':
-        wrapped[NOTE] = _note(state, facts, like, given)
+        wrapped[NOTE] = _note(state, facts, like, given, head)
     save_file(state if to == 'timm' else wrapped, target)
     if to == 'timm':
         patches_only = facts.absolute and state['pos_embed'].shape[1] == facts.grid[0] * facts.grid[1]
@@ -222,10 +234,12 @@ def _check_given(saved: Saved, to: str, num_heads: int | None, normalisation: tu
         )
 
 
-def _note(state: dict[str, torch.Tensor], facts: Facts, like: Saved | None, given: tuple[Any, Any]) -> dict[str, Any]:
+def _note(
+    state: dict[str, torch.Tensor], facts: Facts, like: Saved | None, given: tuple[Any, Any], head: dict[str, Any]
+) -> dict[str, Any]:
     """Config for a checkpoint of this package: that of the source, with another mean and std if they are given."""
     if like is None or 'pipeline' not in like.note or not like.built:  # raises, if not for tools
-        return note_of(facts, *check_mean_std(facts.in_channels, *given))
+        return note_of(facts, *check_mean_std(facts.in_channels, *given), head)
     with named(like.path):
         _check_built(state, like.backbone)
     noted = like.part('data_preprocessor')

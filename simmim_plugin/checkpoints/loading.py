@@ -18,6 +18,7 @@ from simmim_plugin.checkpoints.inner_weights import check_inner, check_untold, f
 from simmim_plugin.checkpoints.saved import Saved, named, read, saved_of
 from simmim_plugin.checkpoints.state_dicts import to_plugin
 from simmim_plugin.checkpoints.swin_names import SWINS
+from simmim_plugin.checkpoints.teachers import with_teacher
 from simmim_plugin.models.data_preprocessor import SimMIMDataPreprocessor
 from simmim_plugin.models.differences import names_of
 from simmim_plugin.models.fit import NOTHING, Asked, Fitted, asked_for, check_fits, fit_state, without_prefix
@@ -48,14 +49,13 @@ def build_backbone(saved: Saved, **changes: Any) -> Any:
         ValueError: It is not a checkpoint of this package, or an argument does not fit it.
     """
     config = saved.backbone | changes
+    state = without_prefix(saved.state, 'backbone.')
     if type_name(config) != 'SimMIMViT':
-        state = without_prefix(saved.state, 'backbone.')
         state = swin.masked_state(state) if saved.part('backbone').get('type') in SWINS else state
         return _built(config, state, saved.path).eval()
     config = {name: value for name, value in saved.backbone.items() if name not in TRAINING_ONLY} | changes
     with torch.device('meta'):  # numbers in a file may be absurd: compared with its weights before memory is taken
         backbone = build_part(config)
-    state = without_prefix(saved.state, 'backbone.')
     if not state:
         raise ValueError(f"checkpoint {saved.path!r} has no weights whose names start with 'backbone.'")
     norm, others = ('fc_norm', 'featmap, cls_token or raw')
@@ -116,7 +116,7 @@ def load_pretrained(path: str | os.PathLike[str], device: str = 'cpu') -> tuple[
             f'checkpoint {saved.path!r} holds a {kind}, which cannot reconstruct images; give a pretraining checkpoint '
             '(for features: `simmim features`, for accuracy: `simmim test`)'
         )
-    return _built(saved.built, saved.state, saved.path).to(device).eval(), saved.pipeline
+    return _built(with_teacher(saved), saved.state, saved.path).to(device).eval(), saved.pipeline
 
 
 def _built(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn.Module:
@@ -311,8 +311,8 @@ class PretrainedViT:
         self.prefix = text('init_cfg: prefix', '' if prefix is None else prefix, "e.g. 'backbone.'")
         self.asked = asked_for('init_cfg: ', adapt_channels, new_blocks)
 
-    def __call__(self, module: SimMIMViT | MaskedBackbone) -> None:
-        """Load the weights, and log what was loaded."""
+    def __call__(self, module: SimMIMViT | MaskedBackbone) -> Fitted:
+        """Load the weights; log what was loaded, and return it."""
         path = self.checkpoint
         with get_local_path(path) if '://' in path else nullcontext(path) as local:
             saved = read(local, objects='known')
@@ -326,3 +326,4 @@ class PretrainedViT:
         print_log(fitted.report(path), 'current')
         if hasattr(module, '_params_init_info'):
             update_init_info(module, f'{type(module).__name__}: loaded from {path}')
+        return fitted

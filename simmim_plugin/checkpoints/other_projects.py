@@ -176,15 +176,17 @@ def backbone_config(facts: Facts) -> dict[str, Any]:
     )
 
 
-def note_of(facts: Facts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Config of model and pipeline for `checkpoint['simmim_plugin']`.
+def note_of(
+    facts: Facts, mean: Sequence[float], std: Sequence[float], head: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Config of model and pipeline for `checkpoint['simmim_plugin']`; `head` are arguments of SimMIMHead.
 
     With a decoder, the model is SimMIM and the pipeline that of the published pretraining at this image size; else the
     model is MMPretrain's ImageClassifier, with the classifier if there is one.
     """
     patch = facts.patch_size
     if facts.decoder_layers:
-        head = dict(type='simmim_plugin.SimMIMHead', num_layers=facts.decoder_layers)
+        head = dict(type='simmim_plugin.SimMIMHead', num_layers=facts.decoder_layers, **(head or {}))
         model = dict(type='simmim_plugin.SimMIM', backbone=backbone_config(facts), head=head)
         return with_input(model, facts.img_size, facts.in_channels, mean, std, (2 * patch, patch))
     return with_input(classifier_config(backbone_config(facts), facts), facts.img_size, facts.in_channels, mean, std)

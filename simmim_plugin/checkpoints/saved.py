@@ -88,6 +88,12 @@ class Saved(NamedTuple):
         return part if isinstance(part, dict) else {}
 
     @property
+    def head(self) -> dict[str, Any]:
+        """What the head of a pretraining predicts, for a head of other sizes: its target and loss."""
+        kept = ('target', 'normalize_target', 'loss')
+        return {name: value for name, value in self.part('head').items() if name in kept}
+
+    @property
     def num_heads(self) -> int | None:
         """Number of attention heads of the backbone; None if the checkpoint does not say."""
         arch = self.part('backbone').get('arch')

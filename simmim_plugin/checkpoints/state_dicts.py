@@ -260,3 +260,9 @@ def _their_heads(state: Mapping[str, Tensor], to: str, family: str) -> dict[str,
         f'{ours}.{kind}': f'{theirs}.{kind}' for ours, theirs in owners.items() for kind in ('weight', 'bias') if theirs
     }
     return {ours: theirs for ours, theirs in names.items() if ours in state}
+
+
+def decodes_pixels(state: Mapping[str, Tensor]) -> bool:
+    """Whether a decoder, if there is one, has as many outputs as a patch has values; other targets have others."""
+    decoders = sorted(name for name in state if name.startswith('head.decoder.') and name.endswith('.weight'))
+    return not decoders or state[decoders[-1]].shape[0] == state[BACKBONE + PATCHES][0].numel()

@@ -52,13 +52,16 @@ class SwinFacts(NamedTuple):
         return int(self.arch['embed_dims']) << (len(self.windows) - 1)
 
 
-def facts_of(state: Mapping[str, Tensor], img_size: tuple[int, int] | None = None) -> SwinFacts:
+def facts_of(
+    state: Mapping[str, Tensor], img_size: tuple[int, int] | None = None, any_target: bool = False
+) -> SwinFacts:
     """Infer the architecture from weights with our names.
 
     Args:
         state: As `swin.to_ours` returns it.
         img_size: Image height and width in pixels; None: square, from a position embedding; else such that the last
             stage is one window, as in the published models.
+        any_target: The decoder may predict something else than pixels.
 
     Raises:
         ValueError: Windows are not square, or the decoder is not that of the features' stride.
@@ -74,7 +77,7 @@ def facts_of(state: Mapping[str, Tensor], img_size: tuple[int, int] | None = Non
     if positions is not None and img_size is None:
         side = patch_size * side_of(positions)
     decoder = state.get('head.decoder.weight')
-    if decoder is not None and decoder.shape[0] != in_channels * stride**2:
+    if decoder is not None and not any_target and decoder.shape[0] != in_channels * stride**2:
         raise ValueError(
             f'the decoder predicts {decoder.shape[0]} values for each feature, not {in_channels} channels of {stride} '
             f'x {stride} px, the stride of the features'
@@ -126,7 +129,10 @@ def convert(
         check_sizes(**{'--in-channels': weight[:, 0].numel() * in_channels})
         state[f'backbone.{PATCHES}'] = adapt_channels(weight, in_channels, channels)
         left_out += take_decoder(state)  # predicts pixels of the old channels
-    facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size))
+    other = _has_other_target(saved)
+    if other and to != 'plugin':
+        left_out += take_decoder(state)  # of a target that the other kinds do not have
+    facts = facts_of(state, saved.img_size if img_size is None else sides('--img-size', img_size), other)
     _check_size(facts, state, img_size)
     _check_built(facts, state)
     _check_target(facts, to)
@@ -151,14 +157,26 @@ def convert(
         if to == 'plugin':
             same = not adapted and (img_size is None or facts.img_size == saved.img_size)
             keeps = same and kind == 'plugin' and 'pipeline' in saved.note and (mean, std) == (None, None)
-            if keeps and saved.built:  # raises, if it is not for tools
-                with named(saved.path):
-                    check_inner(saved.backbone, masked_state(_backbone(converted)), '')
-            wrapped[NOTE] = saved.note if keeps else note_of(facts, *check_mean_std(facts.in_channels, *given))
+            new = None if keeps else note_of(facts, *check_mean_std(facts.in_channels, *given), saved.head)
+            wrapped[NOTE] = new or _kept_note(saved, converted)
         save_file(wrapped, target)
     if to in ('mmpretrain', 'backbone'):
         notes.append(f'model = {mmpretrain_config(facts) if to == "mmpretrain" else backbone_config(facts, False)}')
     return kind, len(converted), left_out + not_held, notes
+
+
+def _has_other_target(saved: Saved) -> bool:
+    """Whether the decoder predicts something else than pixels."""
+    target = saved.head.get('target')
+    return (target.get('type') if isinstance(target, Mapping) else target) in ('hog', 'features')
+
+
+def _kept_note(saved: Saved, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config in a checkpoint of this package, if it is that of the weights."""
+    if saved.built:  # raises, if it is not for tools
+        with named(saved.path):
+            check_inner(saved.backbone, masked_state(_backbone(state)), '')
+    return saved.note
 
 
 def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,12 +246,14 @@ def backbone_config(facts: SwinFacts, masked: bool) -> dict[str, Any]:
     return config
 
 
-def note_of(facts: SwinFacts, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+def note_of(
+    facts: SwinFacts, mean: Sequence[float], std: Sequence[float], head: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Config of model and pipeline for `checkpoint['simmim_plugin']`: SimMIM with a decoder, else a classifier."""
     if not facts.decodes:
         return with_input(_classifier(facts), facts.img_size, facts.in_channels, mean, std)
     sizes = dict(in_channels=facts.width, patch_size=facts.stride, out_channels=facts.in_channels)
-    head = dict(type='simmim_plugin.SimMIMHead', **sizes)
+    head = dict(type='simmim_plugin.SimMIMHead', **sizes, **(head or {}))
     model = dict(type='simmim_plugin.SimMIM', backbone=backbone_config(facts, True), head=head)
     masks = (facts.stride, facts.patch_size)
     return with_input(model, facts.img_size, facts.in_channels, mean, std, masks)

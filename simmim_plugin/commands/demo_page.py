@@ -136,7 +136,7 @@ class Page:
         except ValueError as error:
             return {self.masked: None, self.predicted: None, self.composite: None, self.message: _warned(error)}
         made = self.explorer.reconstruct(image, masks)
-        message = f'{made.hidden:.0%} of the patches hidden, masked-pixel loss {made.loss:.3f}'
+        message = f'{made.hidden:.0%} of the patches hidden, masked loss {made.loss:.3f}'
         return {
             self.masked: made.masked, self.predicted: made.predicted, self.composite: made.composite,
             self.message: message,

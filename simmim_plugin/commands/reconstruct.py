@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> None:
         args.checkpoint, args.images, args.out, args.mask_ratio, size, args.seed, args.device, args.mask
     )
     for path, loss in zip(args.images, losses):
-        print(f'masked-pixel loss {loss:.4f}  {printable(path)}')
+        print(f'masked loss {loss:.4f}  {printable(path)}')
     print(f'picture: {args.out}')

@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from simmim_plugin.registry import SCOPE, WEIGHT_INITIALIZERS
+
+PRETRAINED = ('Pretrained', 'PretrainedViT')
 NEEDED = ('embed_dims', 'patch_size', 'in_channels', 'img_size')
 
 
@@ -107,3 +110,26 @@ def with_our_loader(init_cfg: Any) -> list[dict[str, Any]]:
         if cfg['type'] == 'Pretrained'
     ]
     return [cfg for cfg in given if cfg['type'] != 'Pretrained'] + ours
+
+
+def load_frozen(backbone: Any, init_cfg: Any) -> None:
+    """Load all weights of a backbone that is not trained, so that none may be as initialised.
+
+    Args:
+        backbone: A `SimMIMViT` or `MaskedBackbone`.
+        init_cfg: `dict(type='Pretrained', checkpoint=...)`, see `PretrainedViT`.
+
+    Raises:
+        ValueError: There is no such config, or the file is of another model or of a part of one.
+    """
+    if not isinstance(init_cfg, Mapping) or str(init_cfg.get('type')).removeprefix(f'{SCOPE}.') not in PRETRAINED:
+        raise ValueError(
+            "the teacher has no weights; give teacher=dict(..., init_cfg=dict(type='Pretrained', checkpoint=...))"
+        )
+    fitted = WEIGHT_INITIALIZERS.build(with_our_loader({**init_cfg, 'type': 'Pretrained'})[-1])(backbone)
+    # The mask token has no use without a mask; names of a MaskedBackbone's `model` are checked in loading.
+    missing = [name for name in fitted.kept if name != 'mask_token' and not name.startswith('model.')]
+    if missing:
+        raise ValueError(
+            f'{init_cfg["checkpoint"]} is of another model than the teacher: it has no {", ".join(missing)}'
+        )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simmim_plugin.models.masks import cell_mask
 from simmim_plugin.registry import MODELS
 from simmim_plugin.utils.arguments import choice, number
 
@@ -14,10 +15,17 @@ from simmim_plugin.utils.arguments import choice, number
 EPS = 1e-5
 SCOPES = ('masked', 'all')
 
+
+def _cosine_loss(prediction: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """1 - cosine of the angle between the vectors of channels: (B, C, ...) -> (B, 1, ...)."""
+    return 1 - F.cosine_similarity(prediction, target, dim=1).unsqueeze(1)
+
+
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     'l1': F.l1_loss,
     'l2': F.mse_loss,
     'smooth_l1': F.smooth_l1_loss,
+    'cosine': _cosine_loss,
 }
 
 
@@ -32,8 +40,10 @@ def reconstruction_loss(
     Args:
         prediction: (B, C, ...), any number of pixel dimensions.
         target: Same shape, same (normalised) units.
-        mask: (B, 1, ...) over the pixels, 1 = masked = counted. None counts every pixel.
-        criterion: 'l1', 'l2' (squared error) or 'smooth_l1' (beta 1).
+        mask: (B, 1, ...) over the pixels, 1 = masked = counted; the share of a cell that is masked in part. None counts
+            every pixel.
+        criterion: 'l1', 'l2' (squared error), 'smooth_l1' (beta 1), or 'cosine': 1 - cosine similarity over the
+            channels, a value per pixel.
 
     Returns:
         A scalar in float32 or wider. An empty mask gives 0.
@@ -46,9 +56,9 @@ def reconstruction_loss(
             f'prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}'
         )
     choice('criterion', criterion, CRITERIA)
-    target = _wide(target)
-    channels = target.shape[1]
+    target = wide(target)
     error = CRITERIA[criterion](prediction.to(target.dtype), target, reduction='none')
+    channels = error.shape[1]
     if mask is None:
         return error.sum() / (error.numel() / channels + EPS) / channels
     if mask.shape != (target.shape[0], 1, *target.shape[2:]):
@@ -58,8 +68,8 @@ def reconstruction_loss(
     return (error * mask).sum() / (mask.sum(dtype=error.dtype) + EPS) / channels
 
 
-def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
     return x if torch.is_floating_point(x) and torch.finfo(x.dtype).bits >= 32 else x.float()
 
 
@@ -103,7 +113,7 @@ class ReconstructionLoss(nn.Module):
     """`reconstruction_loss` as a module, optionally over the whole image, optionally with a frequency term.
 
     Args:
-        criterion: 'l1' (the published one), 'l2' (squared error) or 'smooth_l1'.
+        criterion: 'l1' (the published one), 'l2' (squared error), 'smooth_l1' or 'cosine' (for features).
         scope: 'masked', the published one, counts masked pixels; 'all' every pixel. The squared error of all pixels is
             1 / (H W C) * sum of (x - p)^2, the formula of simultaneous masking (docs/masking.md).
         frequency_weight: Factor of `focal_frequency_loss` over the whole image, with the error of pixels that do not
@@ -132,9 +142,9 @@ class ReconstructionLoss(nn.Module):
         """Loss of a batch.
 
         Args:
-            prediction: (B, C, H, W).
+            prediction: (B, C, H, W), a map of any target.
             target: Same shape.
-            mask: (B, 1, H, W) over the pixels, 1 = masked. None: all pixels are masked.
+            mask: (B, 1, H, W) over the cells of the map, 1 = masked. None: all are masked.
 
         Returns:
             A scalar.
@@ -142,39 +152,41 @@ class ReconstructionLoss(nn.Module):
         counted = None if self.scope == 'all' else mask
         loss = reconstruction_loss(prediction, target, counted, self.criterion)
         if self.frequency_weight > 0:
-            error = prediction.to(_wide(target).dtype) - _wide(target)
+            error = prediction.to(wide(target).dtype) - wide(target)
             loss = loss + self.frequency_weight * focal_frequency_loss(error if counted is None else error * counted)
         return self.loss_weight * loss
 
 
-def visible_mean(images: Tensor, mask: Tensor) -> Tensor:
-    """Baseline prediction: the mean of an image over its visible pixels, per channel.
+def visible_mean(maps: Tensor, mask: Tensor) -> Tensor:
+    """Baseline prediction: the mean of an image over its visible pixels, per channel; or of another map over its cells.
 
     Args:
-        images: (B, C, H, W).
-        mask: (B, 1, H, W) over the pixels, 1 = masked. An image without a visible pixel is predicted as 0.
+        maps: (B, C, H, W).
+        mask: (B, 1, H, W), 1 = masked, shares in between. An image without a visible pixel is predicted as 0.
 
     Returns:
         (B, C, H, W).
     """
-    visible = 1 - mask.to(images.dtype)
-    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
-    return mean.expand_as(images)
+    visible = 1 - mask.to(maps.dtype)
+    mean = (maps * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(EPS)
+    return mean.expand_as(maps)
 
 
-def masked_loss(model: Any, prediction: Tensor, target: Tensor, mask: Tensor) -> float:
-    """Mean of the head's criterion over masked pixels, comparable between losses of different scope or terms.
-
-    With the head's `normalize_target`, both images are first normalised by the patches of the target.
+def masked_loss(model: Any, prediction: Tensor, images: Tensor, mask: Tensor, truth: Tensor | None = None) -> float:
+    """Mean of the head's criterion over what is masked, comparable between losses of different scope or terms.
 
     Args:
         model: A `SimMIM`. A loss module other than `ReconstructionLoss` is called as it is.
-        prediction: (B, C, H, W), normalised.
-        target: (B, C, H, W), normalised.
+        prediction: What `SimMIM.reconstruct` returns; an image is normalised by the true patches first, if the head's
+            target is.
+        images: (B, C, H, W), the true ones, normalised.
         mask: (B, 1, H, W) over the pixels, 1 = masked.
+        truth: The head's target of the images, where it is at hand.
     """
-    module = model.head.loss_module
-    prediction, target = model.head.normalized(prediction, target), model.head.normalized(target, target)
+    module, target = model.head.loss_module, model.head.target
+    truth = target(images) if truth is None else truth
+    mask = cell_mask(mask, truth.shape[2:])
+    prediction, truth = (target.normalized(each, images) for each in (prediction, truth))
     if isinstance(module, ReconstructionLoss):
-        return float(reconstruction_loss(prediction, target, mask, module.criterion))
-    return float(module(prediction, target, mask))
+        return float(reconstruction_loss(prediction, truth, mask, module.criterion))
+    return float(module(prediction, truth, mask))

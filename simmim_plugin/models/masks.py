@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Keys of a sample: the mask that the model sees; of two simultaneous masks, both, whose union is `mask`.
@@ -95,6 +96,17 @@ def pixel_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     """Mask -> mask over the pixels of images of a size: (B, h, w) -> (B, 1, H, W), same dtype; see `mask_side`."""
     side = mask_side(mask.shape[1:], size)
     return mask.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)
+
+
+def cell_mask(pixels: Tensor, grid: Sequence[int]) -> Tensor:
+    """Masked share of each cell of a map: (B, 1, H, W) over the pixels -> (B, 1, *grid); the same for cells of a pixel.
+
+    Args:
+        pixels: See `pixel_mask`.
+        grid: Height and width of the map, whose cells are squares of pixels.
+    """
+    side = pixels.shape[2] // grid[0]
+    return pixels if side == 1 else F.avg_pool2d(pixels.float(), side)
 
 
 def masks_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

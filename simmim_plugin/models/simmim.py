@@ -1,4 +1,4 @@
-"""SimMIM: a backbone that sees a masked image and a head that predicts the masked pixels."""
+"""SimMIM: a backbone that sees a masked image and a head that predicts what is masked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -111,8 +111,9 @@ class SimMIM(BaseModel):
         return [self.head.loss(*image, local=local, global_=global_) for image, local, global_ in zip(images, *parts)]
 
     def reconstruct(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Predict every pixel, visible ones included: (B, C, H, W), (B, h, w) -> (B, C, H, W), normalised.
+        """Predict every patch, visible ones included: (B, C, H, W), (B, h, w) -> a map of the head's target.
 
-        With the head's `normalize_target`, each patch gets its true mean and std, which the model does not know.
+        Of pixels it is (B, C, H, W), normalised as the inputs; with 'normalized_pixels', each patch gets its true mean
+        and std, which the model does not know.
         """
         return self.head(self.backbone(inputs, mask)[-1], inputs)

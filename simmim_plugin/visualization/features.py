@@ -15,7 +15,7 @@ COLUMNS = ('image and patch', 'PCA of features', 'similarity', 'attention, root 
 LEAST_SIMILAR = 0.99  # upper limit of the colour scale's low end, so that a uniform map looks uniform
 
 
-def pca_rgb(features: Tensor) -> Tensor:
+def pca_rgb(features: Tensor, reference: Tensor | None = None) -> Tensor:
     """Map the first three principal components of the features to red, green and blue.
 
     Each is scaled from its 1st to its 99th percentile, with the sign that makes its largest weight positive. A
@@ -23,6 +23,7 @@ def pca_rgb(features: Tensor) -> Tensor:
 
     Args:
         features: (h, w, D) with D >= 3.
+        reference: Same shape: the components and their range are those of this map; None: of `features`.
 
     Returns:
         (h, w, 3) in [0, 1], float32.
@@ -32,13 +33,16 @@ def pca_rgb(features: Tensor) -> Tensor:
     """
     if features.ndim != 3 or features.shape[2] < 3:
         raise ValueError(f'features of shape {tuple(features.shape)}: expected (h, w, D) with D of 3 or more')
-    values = features.flatten(0, 1).double()  # (h*w, D)
-    centred = values - values.mean(dim=0)
+    values = (features if reference is None else reference).flatten(0, 1).double()  # (h*w, D)
+    mean = values.mean(dim=0)
+    centred = values - mean
     weights = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)  # (D, 3), largest variance first
     largest = weights.gather(0, weights.abs().argmax(dim=0, keepdim=True))
     components = centred @ (weights * largest.sign())  # (h*w, 3)
     low, high = torch.quantile(components, torch.tensor([0.01, 0.99]).to(components), dim=0)
     flat = high - low <= 1e-5 * values.abs().max()  # do not amplify rounding errors of float32
+    if reference is not None:
+        components = (features.flatten(0, 1).double() - mean) @ (weights * largest.sign())
     stretched = ((components - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1)
     return stretched.masked_fill(flat, 0.5).float().reshape(*features.shape[:2], 3)
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 COLUMNS = ('original', 'masked', 'reconstruction', 'composite')
+MAP_COLUMNS = ('original', 'masked', 'target', 'prediction')
 PANEL_PX = 192
 GAP_PX = 4
 HEADER_PX = 24
@@ -82,31 +83,38 @@ def reconstruction_sheet(
     captions: Sequence[str] | None = None,
     parts: tuple[Tensor, Tensor] | None = None,
     filled: Tensor | None = None,
+    maps: tuple[Tensor, Tensor] | None = None,
 ) -> np.ndarray:
     """One row per image: original | masked | reconstruction | composite.
 
     The composite shows the prediction where the image was masked and the image elsewhere. The reconstruction includes
-    predictions of visible patches, which the loss does not train.
+    predictions of visible patches, which the loss does not train. Of a target that is not an image, the last two are
+    the true and the predicted map.
 
     Args:
         originals: (B, C, H, W) in the units of the stored values.
-        reconstructions: Same shape and units.
+        reconstructions: Same shape and units; unused with `maps`.
         mask: (B, 1, H, W) over the pixels, 1 = masked.
         captions: One line per image, drawn below its row.
         parts: Local and global mask, (B, 1, H, W) each, drawn in different colours.
         filled: (B, 1, H, W), 1 = pixel that the composite takes from the prediction. None: the masked ones.
+        maps: Pictures of the true and the predicted map, (B, 3, k*H, k*W) each in [0, 1], see `target_maps.drawn`.
 
     Returns:
         (height, width, 3) uint8.
     """
     original = to_display(originals, originals)
+    columns: list[Heading] = [*(COLUMNS if maps is None else MAP_COLUMNS)]
+    if parts is not None:
+        columns[1] = PARTS_HEADING
+    if maps is not None:
+        images = torch.stack((original, masked_images(original, mask, parts)), dim=1).movedim(2, -1)
+        pair = enlarge(images, maps[0].shape[-1] // original.shape[-1]), enlarge(torch.stack(maps, 1).movedim(2, -1), 1)
+        return draw_table(np.concatenate(pair, axis=1), columns, captions)
     predicted = to_display(reconstructions, originals)
     weight = (mask if filled is None else filled).to(original.dtype)
     composite = original * (1 - weight) + predicted * weight
     panels = torch.stack((original, masked_images(original, mask, parts), predicted, composite), dim=1)
-    columns: list[Heading] = [*COLUMNS]
-    if parts is not None:
-        columns[1] = PARTS_HEADING
     return draw_table(panel_tiles(panels), columns, captions)
 
 

@@ -41,7 +41,7 @@ def test_pretrain_resume_reconstruct_and_finetune(image_folder, tmp_path):
     assert 'resumed epoch: 1, iter: 3' in log and [line['iter'] for line in scalars(work)] == [1, 2, 3, 4, 5, 6]
     picture = tmp_path / 'picture.png'
     reconstruct = [sys.executable, TOOLS / 'reconstruct.py', work / 'epoch_2.pth', *images, '--out', picture]
-    assert run(*reconstruct).count('masked-pixel loss') == 2
+    assert run(*reconstruct).count('masked loss') == 2
     sheet = np.asarray(Image.open(picture))
     assert sheet.shape[1] == 4 * (192 + 4) + 4 and sheet.std() > 10
     run(*reconstruct, '--size', 128, 96, '--mask-ratio', 0.3)  # multiples of the stride

@@ -10,6 +10,7 @@ from PIL import Image
 from helpers.checkpoints import write_checkpoint
 from simmim_plugin.apis.explorer import Explorer
 from simmim_plugin.apis.reconstruct import reconstruct_files
+from simmim_plugin.models.targets import build_target
 
 GRID = 4  # 64 px in patches of 16
 
@@ -120,6 +121,6 @@ def test_bad_input_is_named(tmp_path, checkpoint):
         explorer.painted_mask('010')
     with pytest.raises(ValueError, match='--device nowhere cannot be used'):
         Explorer(checkpoint, 'nowhere')
-    explorer.model.head.normalize_target = True
+    explorer.model.head.target = build_target('normalized_pixels', 16, 3)
     with pytest.raises(ValueError, match='a painted mask: this model predicts patches normalised'):
         explorer.painted_mask('1' * 16)

@@ -42,7 +42,7 @@ BACKBONE = {
     'norm_eps': {'1.5', '512.'}, 'table_interpolation': set(),
 }  # fmt: skip
 HEAD = {
-    'num_layers': set(), 'normalize_target': {'True'}, 'loss': {'None'}, 'init_cfg': {'None'},
+    'num_layers': set(), 'normalize_target': {'True'}, 'target': {'None'}, 'loss': {'None'}, 'init_cfg': {'None'},
     'in_channels': set(), 'patch_size': set(), 'out_channels': set(),
     'loss.criterion': set(), 'loss.scope': set(), 'loss.frequency_weight': NUMBERS,
     'loss.loss_weight': {*NUMBERS, '-1'},

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from simmim_plugin.models.losses import masked_loss, visible_mean
-from simmim_plugin.models.masks import masks_of, pixel_mask
+from simmim_plugin.models.masks import cell_mask, masks_of, pixel_mask
 from simmim_plugin.registry import HOOKS
 from simmim_plugin.utils.arguments import flag, parts, whole
 from simmim_plugin.utils.distributed import averaged, bare_model, saved_model
 from simmim_plugin.utils.random_state import LARGEST_SEED, fixed_seed
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 from simmim_plugin.visualization.sheets import reconstruction_sheet
+from simmim_plugin.visualization.target_maps import drawn
 
 FIRST_LOSS = 'fixed_loss_at_start'
 
@@ -29,8 +30,9 @@ class ReconstructionHook(Hook):
     """Draw the reconstruction of fixed images with fixed masks, and measure the loss on them.
 
     Before training, every `interval` epochs (or iterations) and at the end, it writes a picture to `out_dir` and the
-    visualiser's backends, and logs the masked-pixel loss together with that of predicting each image's visible mean.
-    The loss is the criterion's mean over the masked pixels, whatever scope and further terms the training's loss has.
+    visualiser's backends, and logs the masked-pixel loss together with that of predicting each image's visible mean;
+    of another target than pixels, those of its cells or tokens.
+    The loss is the criterion's mean over what is masked, whatever scope and further terms the training's loss has.
     A local and a global mask have separate losses, and separate colours in the picture.
     With `EMAHook` the averaged weights are shown, as checkpoints hold them. The run's random state is left unchanged.
 
@@ -112,7 +114,7 @@ class ReconstructionHook(Hook):
         checkpoint = runner.message_hub.get_info('last_ckpt', 'none written')
         first = runner.message_hub.get_info(FIRST_LOSS)
         runner.logger.info(
-            f'Done. Masked-pixel loss on {len(self.masks["mask"])} fixed images: {first:.4f} at the start -> '
+            f'Done. Masked-{self.unit} loss on {len(self.masks["mask"])} fixed images: {first:.4f} at the start -> '
             f'{self.last_loss:.4f} at the end\n'
             f"  predicting each image's visible mean: {self.mean_loss:.4f}\n"
             f'  checkpoint: {checkpoint}\n'
@@ -126,28 +128,33 @@ class ReconstructionHook(Hook):
         model = saved_model(runner)
         if not is_main_process():
             return
-        inputs, predicted = self._predict(model)
+        inputs, predicted, truth = self._predict(model)
+        target = model.head.target
+        self.unit = target.unit
         masks = {name: pixel_mask(mask, inputs.shape[2:]).to(inputs.device) for name, mask in self.masks.items()}
         pixels = masks['mask']
-        losses = {name: masked_loss(model, predicted, inputs, mask) for name, mask in masks.items()}
+        losses = {name: masked_loss(model, predicted, inputs, mask, truth) for name, mask in masks.items()}
         self.last_loss = losses['mask']
-        self.mean_loss = masked_loss(model, visible_mean(inputs, pixels), inputs, pixels)
+        mean = visible_mean(truth, cell_mask(pixels, truth.shape[2:]))
+        self.mean_loss = masked_loss(model, mean, inputs, pixels, truth)
         parts = (masks['mask_local'], masks['mask_global']) if 'mask_local' in masks else None
         split = f', local {losses["mask_local"]:.4f}, global {losses["mask_global"]:.4f}' if parts else ''
         hub = runner.message_hub  # saved in checkpoints: a resumed run still knows its initial loss
         if FIRST_LOSS not in hub.runtime_info:
             hub.update_info(FIRST_LOSS, self.last_loss)
         runner.logger.info(
-            f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}{averaged(runner)}: masked-pixel loss '
-            f'{self.last_loss:.4f} (predicting the visible mean: {self.mean_loss:.4f}){split}'
+            f'Fixed images, {"epoch" if self.by_epoch else "iteration"} {step}{averaged(runner)}: '
+            f'masked-{self.unit} loss {self.last_loss:.4f} (predicting the visible mean: {self.mean_loss:.4f}){split}'
         )
         shown = torch.arange(0, len(pixels), max(1, len(pixels) // self.num_images))[: self.num_images]
         denormalize = partial(_denormalized, model.data_preprocessor)
+        maps = drawn(target, truth[shown], predicted[shown], inputs.shape[2:])
         sheet = reconstruction_sheet(
             denormalize(inputs[shown]),
-            denormalize(predicted[shown]),
+            denormalize(predicted[shown]) if maps is None else inputs[shown],
             pixels[shown],
             parts=None if parts is None else (parts[0][shown], parts[1][shown]),
+            maps=maps,
         )
         folder = Path(self.out_dir or Path(runner.work_dir) / 'reconstructions')
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,17 +165,19 @@ class ReconstructionHook(Hook):
         runner.visualizer.add_scalars({**scalars, 'fixed/loss_visible_mean': self.mean_loss}, step)
 
     @torch.no_grad()
-    def _predict(self, model: Any) -> tuple[Tensor, Tensor]:
+    def _predict(self, model: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, predictions and truth of all images, a few at a time."""
         was_training = model.training
         model.eval()
         parts = []
         for start in range(0, len(self.masks['mask']), self.num_images):
             part = slice(start, start + self.num_images)
             inputs = model.data_preprocessor({key: values[part] for key, values in self.batch.items()})['inputs']
-            parts.append((inputs, model.reconstruct(inputs, self.masks['mask'][part].to(inputs.device))))
+            predicted = model.reconstruct(inputs, self.masks['mask'][part].to(inputs.device))
+            parts.append((inputs, predicted, model.head.target(inputs)))
         model.train(was_training)
-        inputs, predicted = (torch.cat(tensors) for tensors in zip(*parts))
-        return inputs, predicted
+        inputs, predicted, truth = (torch.cat(tensors) for tensors in zip(*parts))
+        return inputs, predicted, truth
 
 
 def _denormalized(preprocessor: Any, images: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from PIL import Image
 
 from helpers.models import TINY
 from helpers.paths import ROOT
-from simmim_plugin import ProbeHook, ReconstructionHook, SimMIM, SimMIMMaskGenerator
+from simmim_plugin import ProbeHook, ReconstructionHook, SimMIM, SimMIMMaskGenerator, SimMIMViT
 from simmim_plugin.apis import train
 from simmim_plugin.checkpoints.files import load_file
 from simmim_plugin.config import load_config
 from simmim_plugin.models.losses import visible_mean
 from simmim_plugin.utils.random_state import fixed_seed
+
+SMALL = {key: value for key, value in TINY.items() if key != 'type'}
 
 
 class Samples(torch.utils.data.Dataset):
@@ -31,10 +33,13 @@ class Samples(torch.utils.data.Dataset):
         return dict(inputs=image, mask=torch.from_numpy(SimMIMMaskGenerator()({'img': image})['mask']))
 
 
-def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
+@pytest.mark.parametrize('target', ['pixels', 'normalized_pixels', 'low_pass', 'hog', 'features'])
+def test_measures_the_models_own_loss_and_leaves_the_run_alone(target, tmp_path, caplog):
+    caplog.set_level(logging.INFO, 'test')
     torch.manual_seed(0)
     preprocessor = dict(type='SimMIMDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3)
-    model = SimMIM(backbone=dict(TINY, drop_path_rate=0.5), data_preprocessor=preprocessor).train()
+    head = dict(target=dict(type='features', teacher=SimMIMViT(**SMALL)) if target == 'features' else target)
+    model = SimMIM(backbone=dict(TINY, drop_path_rate=0.5), head=head, data_preprocessor=preprocessor).train()
     shown = []
     visualizer = SimpleNamespace(
         add_image=lambda name, image, step: shown.append((name, step, image.shape)),
@@ -60,8 +65,13 @@ def test_measures_the_models_own_loss_and_leaves_the_run_alone(tmp_path):
         expected = model(data['inputs'], mask=hook.masks['mask'], mode='loss')['loss'].item()
     assert len(hook.masks['mask']) == 5
     assert hook.last_loss == pytest.approx(expected, rel=1e-5)
+    unit = dict(hog='cell', features='token').get(target, 'pixel')
+    assert f'Fixed images, epoch 0: masked-{unit} loss {expected:.4f}' in caplog.text
     # Uniform noise of 0 ... 255 in units of 60: the mean absolute distance from its mean is 256 / 4 / 60.
-    assert hook.mean_loss == pytest.approx(256 / 4 / 60, rel=0.02)
+    if target == 'pixels':
+        assert hook.mean_loss == pytest.approx(256 / 4 / 60, rel=0.02)
+    else:
+        assert 0 < hook.mean_loss < 2
     assert np.asarray(Image.open(tmp_path / 'reconstructions/epoch_0.png')).shape == shown[0][2]
     assert shown[0][:2] == ('reconstruction', 0)
 
