@@ -53,7 +53,7 @@ test-tutorials: setup-test  ## The tutorials as printed; the slow tests run them
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals
 # Only the files that have the marker: others import what these environments lack.
-CORE = -m core $(shell grep -rl --include='test_*.py' 'mark\.core' tests)
+CORE = $(shell grep -rl --include='test_*.py' 'mark\.core' tests)
 PYTEST = '^(pytest|pytest-timeout|pytest-xdist|execnet|iniconfig|pluggy|hypothesis|sortedcontainers)=='
 $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
@@ -64,7 +64,7 @@ $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requiremen
 	@touch $@
 
 test-originals: $(ORIGINALS)/.setup  ## The core tests with the frozen originals of the OpenMMLab packages
-	$(call PARALLEL,$(ORIGINALS)) $(CORE)
+	$(call PARALLEL,$(ORIGINALS)) -m core $(CORE)
 
 # The oldest versions that pyproject.toml allows, and the newest at the time of `make lock`, each in an environment of
 # its own, without MMCV's operators (built apart from PyTorch, MMCV leaves them out).
@@ -78,10 +78,10 @@ $(OLDEST)/.setup $(NEWEST)/.setup: .venv-%/.setup: requirements/%.txt requiremen
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that pyproject.toml admits
-	$(call PARALLEL,$(OLDEST)) $(CORE)
+	$(call PARALLEL,$(OLDEST)) -m 'core and not slow' $(CORE)
 
 test-newest: $(NEWEST)/.setup  ## The core tests with the newest versions of everything
-	$(call PARALLEL,$(NEWEST)) $(CORE)
+	$(call PARALLEL,$(NEWEST)) -m 'core and not slow' $(CORE)
 
 lint: setup-test  ## ruff; codespell and words to avoid; import-linter: which room may import which
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from simmim_plugin.utils.runner_protocol import TrainingRunner
 LISTED = 5  # differences in a message
 # Config keys that may differ when resuming: how things are computed, and where the initial weights came from.
 IGNORED = ('with_cp', 'init_cfg', 'on_cpu', '_scope_')
-DEFINING = ('MaskRatioHook', 'EMAHook')  # hooks that define what is trained, or what comes out
+DEFINING = ('MaskRatioHook', 'ImageSizeHook', 'EMAHook')  # hooks that define what is trained, or what comes out
 
 
 def training_note(runner: TrainingRunner) -> dict[str, Any]:
