@@ -36,8 +36,8 @@ def flops(config: str) -> int:
 
 def test_cost_in_the_header():
     cheap, large = flops(CONFIG), flops(LARGE)
-    # By hand: per block 12 D^2 weights and two products of tokens with tokens; the embedding has 16 * 16 * 3 = D inputs,
-    # the decoder 4 cells of 9 bins of 3 channels. Backward is twice forward, without the gradient of the image.
+    # By hand: per block 12 D^2 weights and two products of tokens with tokens; the embedding has 16 * 16 * 3 = D
+    # inputs, the decoder 4 cells of 9 bins of 3 channels. Backward is twice forward, without the image's gradient.
     width, patches, outputs = 768, 64, 4 * 9 * 3
     forward = 9 * (24 * (patches + 1) * width**2 + 4 * (patches + 1) ** 2 * width)
     forward += 2 * patches * width * (width + outputs)
