@@ -1,6 +1,7 @@
 """A training that is killed many times ends bit for bit like one that was never interrupted.
 
-SURVIVAL_ENDS=1000 makes the long test out of the short one, for each number of processes.
+SURVIVAL_ENDS=1000 makes the long test out of the short one, for each number of processes; SURVIVAL_SEED draws other
+moments.
 """
 
 import json
@@ -126,7 +127,7 @@ def test_ends_at_random_moments(config, processes, tmp_path):
     """SIGKILL, SIGINT once and twice, SIGHUP, SIGTERM with a second one or SIGKILL while it saves."""
     straight = tmp_path / 'straight'
     survive(config, straight, 0, processes)
-    ended = chains = 0
+    ended, chains = 0, int(os.environ.get('SURVIVAL_SEED', '0'))
     while ended < ENDS:  # the training may finish before
         work_dir = tmp_path / f'chain{chains}'
         done = survive(config, work_dir, ENDS - ended, processes, chains)
