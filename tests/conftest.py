@@ -26,7 +26,7 @@ torch.zeros((), requires_grad=True).backward()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first, so that no worker starts one at the end."""
-    items.sort(key=lambda item: 'test_tutorials' not in item.nodeid)
+    items.sort(key=lambda item: ('test_tutorials' not in item.nodeid, 'slow' not in item.keywords))
 
 
 @pytest.fixture(autouse=True)
