@@ -50,6 +50,8 @@ test-all: test test-slow  ## All tests
 test-tutorials: setup-test  ## The tutorials as printed; the slow tests run them with fewer epochs
 	AS_PRINTED=1 $(call PARALLEL,$(VENV)) tests/end_to_end/test_tutorials.py
 
+# What is imported is compiled then; all of it would take half a minute for each environment.
+PIP_TESTS = bin/python -m pip install --disable-pip-version-check --no-deps --no-compile
 # The frozen originals (mmengine 0.10.7 ...) instead of the maintained forks, in an environment of their own.
 ORIGINALS := .venv-originals
 # Only the files that have the marker: others import what these environments lack.
@@ -58,8 +60,8 @@ PYTEST = '^(pytest|pytest-timeout|pytest-xdist|execnet|iniconfig|pluggy|hypothes
 $(ORIGINALS)/.setup: requirements/lock.txt requirements/lock-test.txt requirements/originals.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(ORIGINALS) || { rm -rf $(ORIGINALS); exit 1; }
 	(grep -v '^onedl-' requirements/lock.txt; grep -E $(PYTEST) requirements/lock-test.txt) > $(ORIGINALS)/lock.txt
-	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps -r $(ORIGINALS)/lock.txt
-	$(ORIGINALS)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
+	$(ORIGINALS)/$(PIP_TESTS) -r $(ORIGINALS)/lock.txt
+	$(ORIGINALS)/$(PIP_TESTS) --no-build-isolation \
 		-r requirements/originals.txt -e .
 	@touch $@
 
@@ -73,8 +75,8 @@ NEWEST := .venv-newest
 $(OLDEST)/.setup $(NEWEST)/.setup: .venv-%/.setup: requirements/%.txt requirements/lock-test.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(@D) || { rm -rf $(@D); exit 1; }
 	(cat $<; grep -E $(PYTEST) requirements/lock-test.txt) > $(@D)/lock.txt
-	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps --no-binary onedl-mmcv -r $(@D)/lock.txt
-	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(@D)/$(PIP_TESTS) --no-binary onedl-mmcv -r $(@D)/lock.txt
+	$(@D)/$(PIP_TESTS) --no-build-isolation -e .
 	@touch $@
 
 test-oldest: $(OLDEST)/.setup  ## The core tests with the oldest versions that pyproject.toml admits
