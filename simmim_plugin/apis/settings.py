@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from simmim_plugin.utils.arguments import number, whole
+from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.random_state import LARGEST_SEED
 
 Check = Callable[[str, Any], Any]
@@ -53,8 +54,8 @@ def check_settings(cfg: Config) -> None:
 
     Also for an EMAHook with sharded weights, which it cannot copy.
     """
-    hooks = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or () if isinstance(hook, Mapping)]
-    if str((cfg.get('strategy') or {}).get('type')).endswith('ShardedStrategy') and 'EMAHook' in hooks:
+    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or () if isinstance(hook, Mapping)]
+    if type_name(cfg.get('strategy') or {}) == 'ShardedStrategy' and 'EMAHook' in hooks:
         raise ValueError('EMAHook cannot be combined with ShardedStrategy; leave one of them out')
     for place, value in (found for part in PARTS for found in _nodes(cfg.get(part), part)):
         checks = [check for pattern, check in RULES.items() if fnmatchcase(place, pattern)]

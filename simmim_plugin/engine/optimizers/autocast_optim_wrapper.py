@@ -54,7 +54,8 @@ class AutocastOptimWrapper(OptimWrapper):
         self.parts = None if parts is None else names('AutocastOptimWrapper.parts', parts, "e.g. ['backbone', 'neck']")
         self.skip_nonfinite = flag('AutocastOptimWrapper.skip_nonfinite', skip_nonfinite)
         self.records: StepRecords | None = None  # SimMIMRuntimeInfoHook's
-        self._statistics: list[tuple[Tensor, Tensor]] = []  # running ones, and as they were before the step
+        self._moving: list[Tensor] | None = None  # running statistics of the model, found in its first step
+        self._before: list[Tensor] = []  # as they were before the step
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         """As in MMEngine, without its warning about lost gradients, which supposes steps counted over the run."""
@@ -78,7 +79,7 @@ class AutocastOptimWrapper(OptimWrapper):
         skipped = 1 - norm.isfinite().float()
         if self.records is not None:
             self.records.values[SKIPPED] = skipped
-        for now, before in self._statistics:
+        for now, before in zip(self._moving or (), self._before):
             now.copy_(torch.where(skipped.bool(), before, now))
         if skips_steps_itself(self.optimizer):
             self.optimizer.found_inf = skipped
@@ -110,7 +111,9 @@ class AutocastOptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Gradient accumulation as in MMEngine, and autocast."""
         if self.skip_nonfinite and self._inner_count % self._accumulative_counts == 0:
-            self._statistics = [(now, now.clone()) for now in moving_statistics(model).values()]
+            if self._moving is None:
+                self._moving = [*moving_statistics(model).values()]
+            self._before = [buffer.clone() for buffer in self._moving]
         device = next(model.parameters()).device.type
         enabled = device != 'cpu' or self.on_cpu
         with super().optim_context(model), autocast(model, self.parts) if enabled else nullcontext():

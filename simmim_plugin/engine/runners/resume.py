@@ -8,6 +8,7 @@ from typing import Any
 from simmim_plugin.checkpoints.files import NOTE
 from simmim_plugin.datasets.sampling import batch_size_of
 from simmim_plugin.engine.runners.longer_run import as_extended, restoring_options
+from simmim_plugin.utils.configs import type_name
 from simmim_plugin.utils.runner_protocol import TrainingRunner
 
 LISTED = 5  # differences in a message
@@ -24,7 +25,7 @@ def training_note(runner: TrainingRunner) -> dict[str, Any]:
     data = (cfg.get('train_dataloader') or {}).get('dataset')
     hooks = {}
     for hook in cfg.get('custom_hooks') or ():
-        if isinstance(hook, Mapping) and (kind := str(hook.get('type')).rpartition('.')[2]) in DEFINING:
+        if isinstance(hook, Mapping) and (kind := type_name(hook)) in DEFINING:
             settings = {name: value for name, value in hook.items() if name not in ('type', 'priority')}
             hooks[f'{kind} of {hook["argument"]}' if 'argument' in hook else kind] = settings
     return dict(batch_of_an_iteration=batch, **parts, data=_plain(data), custom_hooks=_plain(hooks))
